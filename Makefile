@@ -1,0 +1,43 @@
+# make        lists the targets
+# make train  sets up everything, trains on the embedded data, evaluates, prints a table and where the report is
+# make test   sets up everything, runs the tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test check bench bench-eval
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## install everything into .venv, exact versions of constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+ifneq ($(UV),)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+	$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[test,full]'
+else
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,full]'
+endif
+	@touch $@
+
+train: $(STAMP)  ## train on the embedded scenes, evaluate, report (ARGS="--name mine --seed 1" for options)
+	$(BIN)/python scripts/train_align.py $(ARGS)
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)  ## ruff, mypy, import contract
+	$(BIN)/ruff check .
+	$(BIN)/mypy mm encoders alignment kernels eval scripts
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## kernels beside their references, limits and peers (ARGS="--only grouped_mlp --json rows.json")
+	$(BIN)/python scripts/bench_kernels.py $(ARGS)
+
+bench-eval: $(STAMP)  ## the evaluator beside clip-benchmark and eccv_caption, where they are installed
+	$(BIN)/python scripts/bench_eval.py $(ARGS)

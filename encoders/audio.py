@@ -1,0 +1,177 @@
+"""Audio VQ-VAE: waveform -> log-mel -> trunk -> codes -> log-mel."""
+
+from dataclasses import dataclass, field
+
+import torch
+import torchaudio
+from torch import Tensor, nn
+
+from encoders.base import Encoder, EncoderOutput, Features, Trunk
+from encoders.trunks import TimmTrunk
+from encoders.vqvae import Bottleneck, BottleneckConfig, FeatureDecoder, feature_reconstruction
+
+
+@dataclass(frozen=True)
+class AudioConfig:
+    trunk: str = "scratch"
+    """scratch | timm/<name>, an image model that reads the log-mel picture."""
+    weights: str | None = None
+    """Local file for the trunk (safetensors)."""
+    encoder_weights: str | None = None
+    """model.safetensors of a `train_vqvae` run with the same settings, to start from."""
+    frozen: bool = False
+    learning_rate_factor: float = 1.0
+    """Multiplies the learning rate of the trunk."""
+    sample_rate: int = 16000
+    """Hertz. Sounds recorded at another rate are resampled."""
+    seconds: float = 1.76
+    """Clips are cut or padded to this length."""
+    mels: int = 64
+    window: int = 400
+    """Samples per analysis window."""
+    hop: int = 160
+    """Samples between frames."""
+    width: int = 128
+    """Width of the scratch trunk."""
+    depth: int = 2
+    """Blocks of the scratch trunk."""
+    reconstruct_sounds: int = 32
+    """Sounds per step that are decoded in training: a sample of the batch estimates the same loss."""
+    bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
+
+
+class LogMel(nn.Module):
+    """waveform (B, S) -> log-mel (B, mels, frames), about zero mean and unit variance."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.hop = config.hop
+        with torch.device("cpu"):  # constants, which torchaudio checks by value: they cannot be made on the meta device
+            self.spectrogram = torchaudio.transforms.MelSpectrogram(
+                config.sample_rate, n_fft=config.window, hop_length=config.hop, n_mels=config.mels
+            )
+
+    @torch.no_grad()
+    def forward(self, waveform: Tensor) -> Tensor:
+        # fp32 whatever the autocast: squared magnitudes span more decades than bf16's mantissa keeps apart.
+        with torch.autocast(waveform.device.type, enabled=False):
+            mel = self.spectrogram(waveform.float())
+            return ((mel + 1e-5).log()[..., :-1] + 4) / 4
+
+
+class MelTrunk(Trunk):
+    """From scratch: log-mel (B, mels, frames) -> tokens (B, frames / 8, F).
+
+    Three strided 1-D convolutions, then residual blocks.
+    """
+
+    stride = 8
+
+    def __init__(self, mels: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.width = width
+        self.stem = nn.Sequential(
+            nn.Conv1d(mels, width, 4, stride=2, padding=1), nn.GELU(),
+            nn.Conv1d(width, width, 4, stride=2, padding=1), nn.GELU(),
+            nn.Conv1d(width, width, 4, stride=2, padding=1),
+        )  # fmt: skip
+        self.blocks = nn.Sequential(*(MelBlock(width) for _ in range(depth)))
+
+    def forward(self, mel: Tensor) -> Tensor:
+        return self.blocks(self.stem(mel).transpose(1, 2))
+
+
+class MelBlock(nn.Module):
+    """(B, T, F) -> same: a width-3 convolution over time inside a residual MLP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.Conv1d(width, 2 * width, 3, padding=1)
+        self.project = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mix(self.norm(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.project(nn.functional.gelu(y))
+
+
+class AudioEncoder(Encoder):
+    """waveform (B, S) float32 in [-1, 1] -> EncoderOutput with tokens (B, T, D)."""
+
+    def __init__(self, config: AudioConfig, width: int) -> None:
+        super().__init__()
+        if config.trunk != "scratch" and not config.trunk.startswith("timm/"):
+            raise ValueError(f"audio.trunk={config.trunk!r}: use scratch or timm/<name>")
+        self.frozen_trunk, self.reconstruct_sounds = config.frozen, config.reconstruct_sounds
+        self.log_mel = LogMel(config)
+        frames = int(config.seconds * config.sample_rate) // config.hop
+        if config.trunk == "scratch":
+            frames -= frames % MelTrunk.stride
+            self.trunk: Trunk = MelTrunk(config.mels, config.width, config.depth)
+            tokens = frames // MelTrunk.stride
+        else:
+            self.trunk = TimmTrunk(
+                config.trunk.removeprefix("timm/"), (config.mels, frames), config.weights, channels=1
+            )
+            tokens = self.trunk.tokens
+        self.frames = frames
+        self.bottleneck = Bottleneck(config.bottleneck, self.trunk.width, width, tokens)
+        self.decoder: nn.Module | None = None
+        if config.bottleneck.mode != "continuous":
+            code_width = config.bottleneck.quantizer.width
+            scratch = isinstance(self.trunk, MelTrunk)
+            self.decoder = (
+                MelDecoder(code_width, config.mels) if scratch else FeatureDecoder(code_width, self.trunk.width)
+            )
+        self.freeze_trunk_if_asked()
+
+    def features(self, inputs: Tensor, mask: Tensor | None = None) -> Features:
+        """waveform (B, S), mask (B, S) -> Features (B, T, F); a token is real if any of its samples is."""
+        mel = self.log_mel(inputs)[..., : self.frames]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_trunk):
+            if isinstance(self.trunk, TimmTrunk):
+                return self.trunk(mel[:, None])
+            tokens = self.trunk(mel)
+        return Features(tokens, self.token_mask(tokens, mask))
+
+    def token_mask(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """tokens (B, T, F), mask (B, S) of samples -> (B, T) of tokens."""
+        if mask is None:
+            return tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
+        samples_per_token = self.log_mel.hop * MelTrunk.stride
+        real = mask.sum(1).add(samples_per_token - 1).div(samples_per_token, rounding_mode="floor")
+        return torch.arange(tokens.shape[1], device=tokens.device) < real[:, None]
+
+    def forward(
+        self, features: Features, target: Tensor | None = None, target_mask: Tensor | None = None
+    ) -> EncoderOutput:
+        output, vectors = self.bottleneck(features)
+        if isinstance(self.decoder, FeatureDecoder):
+            output.losses["reconstruction"] = feature_reconstruction(self.decoder(vectors), features)
+        elif self.decoder is not None and target is not None:
+            rows = slice(self.reconstruct_sounds if self.training else None)
+            mel = self.log_mel(target[rows])[..., : self.frames]
+            error = (self.decoder(vectors[rows]).float() - mel).square().mean(1)
+            real = features.mask[rows].repeat_interleave(MelTrunk.stride, 1)
+            output.losses["reconstruction"] = (error * real).sum() / real.sum().clamp(min=1)
+        return output
+
+    def reconstruct(self, codes: Tensor) -> Tensor:
+        """codes (B, T, Q) -> log-mel (B, mels, 8T), or trunk features (B, T, F) when the trunk is pretrained."""
+        if self.decoder is None:
+            raise ValueError("a continuous bottleneck has no decoder: audio.bottleneck.mode=both or vq has one")
+        return self.decoder(self.bottleneck.lookup(codes))
+
+
+class MelDecoder(nn.Module):
+    """Code vectors (B, T, C) -> log-mel (B, mels, 8T)."""
+
+    def __init__(self, code_width: int, mels: int, width: int = 256) -> None:
+        super().__init__()
+        self.mels = mels
+        self.mix = nn.Conv1d(code_width, width, 3, padding=1)
+        self.frames = nn.Linear(width, MelTrunk.stride * mels)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        x = nn.functional.gelu(self.mix(vectors.transpose(1, 2))).transpose(1, 2)
+        return self.frames(x).unflatten(2, (MelTrunk.stride, self.mels)).flatten(1, 2).transpose(1, 2)

@@ -1,0 +1,29 @@
+"""Vector quantizers behind one signature: (B, T, C) in; vectors, codes, named losses and metrics out.
+
+`ema`       the codebook follows its clusters by a moving average     van den Oord et al. 2017 (1711.00937), app. A.1
+`cosine`    the same on the unit sphere, l2-normalised codes          Yu et al. 2021, ViT-VQGAN (2110.04627)
+`residual`  each quantizer codes what the ones before left over       Zeghidour et al. 2021, SoundStream (2107.03312)
+`fsq`       rounding of a few bounded channels, no codebook           Mentzer et al. 2023 (2309.15505)
+`simvq`     a frozen random codebook seen through one learned linear  Zhu et al. 2024 (2411.02038)
+"""
+
+from encoders.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from encoders.quantizers.ema import CosineQuantizer, EMAQuantizer
+from encoders.quantizers.finite_scalar import FiniteScalarQuantizer
+from encoders.quantizers.residual import ResidualQuantizer
+from encoders.quantizers.simvq import SimQuantizer
+
+__all__ = ["QUANTIZERS", "Quantized", "Quantizer", "QuantizerConfig", "build_quantizer"]
+
+QUANTIZERS: dict[str, type[Quantizer]] = {
+    "ema": EMAQuantizer,
+    "cosine": CosineQuantizer,
+    "residual": ResidualQuantizer,
+    "fsq": FiniteScalarQuantizer,
+    "simvq": SimQuantizer,
+}
+
+
+def build_quantizer(config: QuantizerConfig) -> Quantizer:
+    """The quantizer that `config.kind` names."""
+    return QUANTIZERS[config.kind](config)

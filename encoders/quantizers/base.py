@@ -1,0 +1,119 @@
+"""What every quantizer shares: configuration, result, and the border where padding and precision are dealt with."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """A discrete bottleneck."""
+
+    kind: Literal["ema", "cosine", "residual", "fsq", "simvq"] = "ema"
+    """Which quantizer: see encoders/quantizer.py."""
+    codes: int = 512
+    """Codes per quantizer (fsq: the product of `levels` instead)."""
+    width: int = 32
+    """Channels of the vectors that are quantized."""
+    quantizers: int = 1
+    """Depth of the residual quantizer; 1 for every other kind."""
+    decay: float = 0.9
+    """Per-step decay of the moving averages (ema, cosine, residual); 0.99 is usual for runs of many thousand steps."""
+    commitment: float = 0.25
+    """Weight of the commitment loss."""
+    revive_below: float = 0.1
+    """A code whose average use is below this fraction of the mean code's is dead and replaced; 0 never replaces."""
+    levels: tuple[int, ...] = (8, 8, 8)
+    """fsq: values per channel."""
+
+    def __post_init__(self) -> None:
+        for name in ("codes", "width", "quantizers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: a quantizer needs at least 1")
+        if self.quantizers > 1 and self.kind != "residual":
+            raise ValueError(f"quantizers={self.quantizers} needs kind='residual', not {self.kind!r}")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay={self.decay}: must lie in [0, 1)")
+        if not 0 <= self.revive_below < 1:
+            raise ValueError(f"revive_below={self.revive_below}: a fraction of the mean code's use, in [0, 1)")
+        if self.kind == "fsq" and (not self.levels or min(self.levels) < 2):
+            raise ValueError(f"levels={self.levels}: fsq needs one or more channels of at least 2 values each")
+
+
+@dataclass
+class Quantized:
+    """vectors (B, T, C), straight-through · codes (B, T, Q) int64, -1 where padded.
+
+    losses: scalars already weighted, so that their sum is the loss. metrics: scalars of this batch, without gradient:
+    perplexity and used (fraction of the codes), both means over the Q quantizers, and revived (codes replaced).
+    """
+
+    vectors: Tensor
+    codes: Tensor
+    losses: dict[str, Tensor]
+    metrics: dict[str, Tensor]
+
+
+class Quantizer(nn.Module):
+    """Maps vectors to the nearest of finitely many. A kind states `quantize` and `vectors_of` on flat vectors."""
+
+    size: int
+    """Codes per quantizer."""
+    depth: int = 1
+    """Quantizers Q: codes per vector."""
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.size = config.codes
+
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> Quantized:
+        """z (B, T, C) of any float dtype, mask (B, T) bool, True where real (None: everywhere).
+
+        Quantizes in float32, also under autocast; the vectors come back in z's dtype. Padded positions give code -1 and
+        vector 0, and touch neither losses, metrics nor statistics.
+        """
+        if z.dim() != 3 or z.shape[-1] != self.config.width:
+            raise ValueError(f"z has shape {tuple(z.shape)}: a quantizer of width {self.config.width} "
+                             f"takes (B, T, {self.config.width})")
+        with torch.autocast(z.device.type, enabled=False):
+            flat = self.quantize((z.flatten(0, 1) if mask is None else z[mask]).float())
+        if mask is None:
+            vectors, codes = flat.vectors.view_as(z), flat.codes.view(*z.shape[:2], -1)
+        else:
+            vectors = flat.vectors.new_zeros(z.shape).index_put((mask,), flat.vectors)
+            codes = flat.codes.new_full((*z.shape[:2], self.depth), -1).index_put((mask,), flat.codes)
+        return replace(flat, vectors=vectors.to(z.dtype), codes=codes)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """codes (B, T, Q) int64 -> vectors (B, T, C) float32; 0 where a code is -1."""
+        with torch.autocast(codes.device.type, enabled=False):
+            vectors = self.vectors_of(codes.clamp(min=0))
+        return vectors.masked_fill((codes < 0).any(-1, keepdim=True), 0.0)
+
+    def quantize(self, z: Tensor) -> Quantized:
+        """z (N, C) float32, real vectors only -> vectors (N, C), codes (N, Q)."""
+        raise NotImplementedError
+
+    def vectors_of(self, codes: Tensor) -> Tensor:
+        """codes (..., Q), none negative -> (..., C) float32."""
+        raise NotImplementedError
+
+
+def straight_through(z: Tensor, vectors: Tensor) -> Tensor:
+    """The value of `vectors`, to the bit, with the gradient of z (Bengio et al. 2013). Both (N, C)."""
+    return vectors.detach() + (z - z.detach())
+
+
+def mean_square(a: Tensor, b: Tensor) -> Tensor:
+    """Mean of (a - b)² over (N, C) -> (); 0 when N is 0, as when a whole batch lacks the modality."""
+    return (a - b).square().sum() / max(a.numel(), 1)
+
+
+def usage(counts: Tensor) -> dict[str, Tensor]:
+    """counts (S,), how often each code was chosen -> perplexity in [1, S] (0 without any) and the used fraction."""
+    share = counts.float() / counts.sum().clamp(min=1)
+    perplexity = torch.special.entr(share).sum().exp() * (counts.sum() > 0)
+    return {"perplexity": perplexity, "used": (counts > 0).float().mean()}

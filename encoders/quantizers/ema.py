@@ -1,0 +1,130 @@
+"""Codebooks that follow the data by moving averages: in the plane and on the sphere.
+
+van den Oord et al. 2017, appendix A.1 (EMA updates); Yu et al. 2021, ViT-VQGAN (l2-normalised codes; here they follow
+the same moving averages and not a codebook loss, so that dead codes are handled in one place); revival of dead codes
+after Dhariwal et al. 2020, Jukebox, with the statistics reset too: otherwise the next update undoes the revival.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch import distributed as dist
+
+from encoders.quantizers.base import Quantized, Quantizer, QuantizerConfig, mean_square, straight_through, usage
+from kernels.nearest_code import assign, nearest_code
+
+KMEANS_STEPS = 10
+
+
+class EMAQuantizer(Quantizer):
+    """Nearest code by Euclidean distance; every training step moves each code towards the mean of what chose it.
+
+    All statistics are float32 buffers, summed over ranks. The choice of vectors for new codes is a pure function of the
+    joint batch and the `updates` buffer, so it is the same on every rank and after a resume.
+    """
+
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    codebook: Tensor
+    counts: Tensor
+    sums: Tensor
+    updates: Tensor
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("codebook", self.project(torch.randn(config.codes, config.width)))
+        self.register_buffer("counts", torch.zeros(config.codes))
+        self.register_buffer("sums", torch.zeros(config.codes, config.width))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """(..., C) -> (..., C): onto the space the codes live in."""
+        return vectors
+
+    def quantize(self, z: Tensor) -> Quantized:
+        z = self.project(z)
+        if not self.training:
+            codes = nearest_code(z.detach(), self.codebook, self.metric)
+            vectors, counts = self.codebook[codes], torch.bincount(codes, minlength=self.size)
+            revived = counts.new_zeros(())
+        else:
+            if self.updates == 0:
+                self._start_from(z.detach())
+            codes, counts, sums = assign(z.detach(), self.codebook, self.metric)
+            vectors, counts = self.codebook[codes], sum_over_ranks(counts)
+            revived = self._follow(z.detach(), counts, sum_over_ranks(sums))
+        losses = {"commitment": self.config.commitment * mean_square(z, vectors)}
+        return Quantized(straight_through(z, vectors), codes[:, None], losses, {**usage(counts), "revived": revived})
+
+    def vectors_of(self, codes: Tensor) -> Tensor:
+        return self.codebook[codes[..., 0]]
+
+    @torch.no_grad()
+    def _start_from(self, z: Tensor) -> None:
+        """Lloyd's k-means on the first joint batch of z (N, C). Codes left empty count 0 and are revived next step."""
+        z = gather_over_ranks(z)
+        if len(z) == 0:
+            return
+        self.codebook.copy_(self._pick(z, self.size))
+        for _ in range(KMEANS_STEPS):
+            _, self.counts[:], self.sums[:] = assign(z, self.codebook, self.metric)
+            self._move_codes()
+
+    @torch.no_grad()
+    def _follow(self, z: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
+        """One moving-average step from joint counts (S,) and sums (S, C); returns () int64, the codes revived."""
+        if counts.sum() == 0:
+            return counts.new_zeros((), dtype=torch.int64)
+        self.counts.lerp_(counts, 1 - self.config.decay)
+        self.sums.lerp_(sums, 1 - self.config.decay)
+        self._move_codes()
+        dead = (self.counts < self.config.revive_below * self.counts.mean()) & (self.updates > 0)
+        revived = dead.sum()
+        if revived > 0:
+            self.codebook[dead] = self._pick(gather_over_ranks(z), int(revived))
+            self.counts[dead] = self.counts.mean()
+            self.sums[dead] = self.codebook[dead] * self.counts[dead, None]
+        self.updates += 1
+        return revived
+
+    def _move_codes(self) -> None:
+        """Each code that ever was chosen to the mean of its vectors."""
+        known = self.counts > 1e-6
+        means = self.project(self.sums / self.counts.clamp(min=1e-6)[:, None])
+        self.codebook.copy_(torch.where(known[:, None], means, self.codebook))
+
+    def _pick(self, z: Tensor, number: int) -> Tensor:
+        """(number, C) rows of z (N, C) at random, none twice before all were taken."""
+        generator = torch.Generator().manual_seed(int(self.updates))
+        rounds = [torch.randperm(len(z), generator=generator) for _ in range(-(-number // len(z)))]
+        return z[torch.cat(rounds)[:number].to(z.device)]
+
+
+class CosineQuantizer(EMAQuantizer):
+    """Vectors and codes on the unit sphere, nearest by cosine: the length of a vector carries nothing."""
+
+    metric = "cosine"
+
+    def project(self, vectors: Tensor) -> Tensor:
+        return F.normalize(vectors, dim=-1)
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """x of any shape, summed in place over all ranks; itself in a single process."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(x)
+    return x
+
+
+def gather_over_ranks(z: Tensor) -> Tensor:
+    """z (N, C), N of its own on every rank -> (ΣN, C) in rank order, the same on every rank."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return z
+    lengths = [torch.zeros(1, dtype=torch.int64, device=z.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(lengths, torch.tensor([len(z)], device=z.device))
+    longest = int(torch.stack(lengths).max())
+    padded = torch.cat([z, z.new_zeros(longest - len(z), z.shape[1])])
+    shards = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(shards, padded)
+    return torch.cat([shard[:int(n)] for shard, n in zip(shards, lengths, strict=True)])

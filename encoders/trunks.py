@@ -1,0 +1,280 @@
+"""Trunks: from scratch, `timm/<name>`, `open_clip/<name>[:tag]`, `hf/<name or folder>`; weights from a local file
+where given.
+
+A trunk maps raw inputs to Features (B, T, F). Pretrained files are read as safetensors or with `weights_only=True`:
+nothing in them is executed.
+"""
+
+import hashlib
+import importlib.resources
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from encoders.base import Features, Trunk
+
+NO_WEIGHTS = "none"
+"""As `weights`: build the architecture and leave it random, because its tensors come from elsewhere."""
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """A state dict from `.safetensors`, or from a torch file with `weights_only=True`; tensors are cast to float32."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(
+            f"weights file {path} does not exist: name a .safetensors file, or none to let the library fetch its own"
+        )
+    try:
+        safe = path.suffix == ".safetensors"
+        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).split(". ")[0].splitlines()[0]
+        raise ValueError(
+            f"weights file {path} cannot be read ({reason}): it must hold tensors by name, and be whole"
+        ) from error
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def load_weights(module: nn.Module, path: str | Path) -> None:
+    """Read `path` into `module`. Raises ValueError, naming the first difference, where it is another model's."""
+    loaded, expected = read_weights(path), module.state_dict()
+    for name in sorted(loaded.keys() | expected.keys()):
+        there, here = (tuple(state[name].shape) if name in state else "absent" for state in (loaded, expected))
+        if there != here:
+            raise ValueError(
+                f"weights file {path} does not fit the model: {name} is {there} in the file and {here} here"
+            )
+    module.load_state_dict(loaded)
+
+
+class ConvTrunk(Trunk):
+    """From scratch: images (B, 3, H, W) -> tokens (B, H/s · W/s, F) at stride s.
+
+    A patch-4 stem at half width, then halvings to the stride, ConvNeXt blocks (Liu et al. 2022) on both sides.
+    """
+
+    def __init__(self, size: int, width: int, depth: int, stride: int) -> None:
+        super().__init__()
+        if stride not in (8, 16, 32) or size % stride:
+            raise ValueError(
+                f"image.stride={stride}: the scratch trunk has 8, 16 and 32, and image.size={size} must be a multiple"
+            )
+        self.width, self.grid, self.tokens = width, size // stride, (size // stride) ** 2
+        self.mean, self.std = (0.5,) * 3, (0.25,) * 3
+        self.stem = nn.Conv2d(3, width // 2, 4, stride=4)
+        self.early = nn.Sequential(*(ConvNeXtBlock(width // 2) for _ in range(depth // 2)))
+        halvings = (stride // 4).bit_length() - 1
+        widths = pairwise([width // 2] + [width] * halvings)
+        self.halve = nn.Sequential(*(nn.Conv2d(a, b, 2, stride=2) for a, b in widths))
+        self.late = nn.Sequential(*(ConvNeXtBlock(width) for _ in range(depth)))
+
+    def forward(self, image: Tensor) -> Features:
+        x = self.stem(image.contiguous(memory_format=torch.channels_last))
+        x = self.late(self.halve(self.early(x)))
+        x = x.flatten(2).transpose(1, 2)
+        return Features(x, x.new_ones(x.shape[:2], dtype=torch.bool))
+
+
+class ConvNeXtBlock(nn.Module):
+    """(B, C, H, W) -> same: depthwise 5×5, norm, pointwise expansion by 4."""
+
+    def __init__(self, width: int, kernel: int = 5) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.expand, self.project = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.mix(x).permute(0, 2, 3, 1))
+        y = self.project(nn.functional.gelu(self.expand(y)))
+        return x + y.permute(0, 3, 1, 2)
+
+
+class TimmTrunk(Trunk):
+    """A timm model's `forward_features` as tokens: images (B, 3, H, W) -> (B, P + T, F), P prefix tokens (CLS) first.
+
+    `pool` averages the patch grid in pool × pool windows: fewer tokens for the backbone, the prefix untouched.
+    """
+
+    model: Any
+
+    def __init__(self, name: str, size: tuple[int, int], weights: str | None, pool: int = 1, channels: int = 3) -> None:
+        super().__init__()
+        known = name.split(".")[0]
+        if not timm.is_model(known):
+            raise ValueError(f"timm has no model named {name!r}: see timm.list_models({known[:6]!r} + '*')")
+        with fetching(f"timm/{name}"):
+            self.model = timm.create_model(name, pretrained=weights is None, num_classes=0, in_chans=channels)
+        if weights not in (None, NO_WEIGHTS):
+            load_weights(self.model, weights)
+        if hasattr(self.model, "set_input_size"):
+            self.model.set_input_size(img_size=size)
+        self.pool, self.width = pool, self.model.num_features
+        self.mean, self.std = self.model.pretrained_cfg["mean"], self.model.pretrained_cfg["std"]
+        self.prefix = getattr(self.model, "num_prefix_tokens", 0)
+        with torch.no_grad():
+            self.tokens = self.eval()(torch.zeros(1, channels, *size)).tokens.shape[1]
+
+    def forward(self, image: Tensor) -> Features:
+        x = self.model.forward_features(image)
+        if x.ndim == 4:  # convolutional: (B, F, h, w), or (B, h, w, F) in the Swin family
+            x = x.flatten(2).transpose(1, 2) if x.shape[1] == self.width else x.flatten(1, 2)
+        prefix, patches = x[:, : self.prefix], x[:, self.prefix :]
+        x = torch.cat([prefix, pool_grid(patches, self.pool)], 1)
+        return Features(x, x.new_ones(x.shape[:2], dtype=torch.bool))
+
+
+def pool_grid(patches: Tensor, pool: int) -> Tensor:
+    """Average a square grid of tokens in windows: (B, g·g, F) -> (B, (g/pool)², F). The grid's remainder is dropped."""
+    if pool == 1:
+        return patches
+    batch, count, width = patches.shape
+    grid = round(count**0.5)
+    x = patches.transpose(1, 2).reshape(batch, width, grid, grid)
+    return nn.functional.avg_pool2d(x, pool).flatten(2).transpose(1, 2)
+
+
+class OpenClipImageTrunk(Trunk):
+    """The image tower of an open_clip model: images (B, 3, H, W) -> patch tokens
+    (B, T, F) and its pooled vector as token 0."""
+
+    model: Any
+
+    def __init__(self, name: str, weights: str | None) -> None:
+        super().__init__()
+        self.model = open_clip_model(name, weights).visual
+        self.model.output_tokens = True
+        self.mean, self.std = self.model.image_mean, self.model.image_std
+        with torch.no_grad():
+            size = self.model.image_size
+            probe = self.eval()(torch.zeros(1, 3, *(size if isinstance(size, tuple) else (size, size)))).tokens
+        self.tokens, self.width = probe.shape[1:]
+
+    def forward(self, image: Tensor) -> Features:
+        pooled, tokens = self.model(image)
+        if pooled.shape[-1] == tokens.shape[-1]:
+            tokens = torch.cat([pooled[:, None], tokens], 1)
+        return Features(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool))
+
+
+class OpenClipTextTrunk(Trunk):
+    """The text tower of an open_clip model: token ids (B, L), mask (B, L) -> (B, L, F)."""
+
+    model: Any
+
+    def __init__(self, name: str, weights: str | None) -> None:
+        super().__init__()
+        self.model = open_clip_model(name, weights, text=True).text
+        self.model.output_tokens = True
+        self.width, self.tokens = self.model.token_embedding.embedding_dim, self.model.context_length
+        self.vocabulary_size = self.model.token_embedding.num_embeddings
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Features:
+        padded = nn.functional.pad(ids, (0, self.tokens - ids.shape[1]))
+        return Features(self.model(padded)[1][:, : ids.shape[1]], mask)
+
+    def embedding(self) -> Tensor:
+        return self.model.token_embedding.weight
+
+
+class HuggingFaceTextTrunk(Trunk):
+    """A transformers encoder, from a hub or a local folder: token ids (B, L), mask (B, L) -> last hidden states
+    (B, L, F)."""
+
+    model: Any
+
+    def __init__(self, name: str, weights: str | None) -> None:
+        super().__init__()
+        transformers, folder = require_transformers(name), hugging_face_folder(name)
+        with fetching(f"hf/{name}"):
+            if weights == NO_WEIGHTS:
+                self.model = transformers.AutoModel.from_config(
+                    transformers.AutoConfig.from_pretrained(folder), add_pooling_layer=False
+                )
+            else:
+                self.model = transformers.AutoModel.from_pretrained(
+                    folder, use_safetensors=True, add_pooling_layer=False
+                )
+        self.width, self.tokens = self.model.config.hidden_size, self.model.config.max_position_embeddings
+        self.vocabulary_size = self.model.config.vocab_size
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Features:
+        return Features(self.model(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
+
+    def embedding(self) -> Tensor:
+        return self.model.get_input_embeddings().weight
+
+
+def open_clip_model(name: str, weights: str | None, text: bool = False) -> Any:
+    """`ViT-B-32` or `ViT-B-32:laion2b_s34b_b79k`.
+
+    A local `weights` file replaces the tag; with neither, weights are random and logged so.
+    """
+    model, _, tag = name.partition(":")
+    if model not in open_clip.list_models():
+        raise ValueError(f"open_clip has no model named {model!r}: see open_clip.list_models()")
+    source = None if weights == NO_WEIGHTS else weights or tag or None
+    with fetching(f"open_clip/{name}"):
+        # open_clip moves the model to a device of its own choice unless told: on the meta device that would fail.
+        return open_clip.create_model(
+            model, source, device=torch.get_default_device(), force_custom_text=text, weights_only=True
+        )
+
+
+@contextmanager
+def fetching(trunk: str) -> Iterator[None]:
+    """A library's failure to find or fetch weights, as one line that names the trunk."""
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"trunk {trunk} could not be loaded ({reason}): name a local file or folder, or connect to its hub"
+        ) from error
+
+
+def hugging_face_folder(name: str) -> str:
+    """A folder or hub name as it is; `package:NAME/FOLDER` is a folder inside an installed Python package."""
+    if not name.startswith("package:"):
+        return name
+    package, _, inner = name.removeprefix("package:").partition("/")
+    try:
+        folder = importlib.resources.files(package)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"text.trunk names the package {package!r}, which is not installed: pip install {package.replace('_', '-')}"
+        ) from error
+    return str(folder.joinpath(inner))
+
+
+def require_transformers(name: str):  # type: ignore[no-untyped-def]  # a module
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise ValueError(f"the trunk hf/{name} needs transformers: pip install 'mm-align[full]'") from error
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def weights_digest(module: nn.Module) -> str:
+    """A short sha256 over all parameters and buffers, by name:
+    the identity of a trunk in a cache key or a fingerprint."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            if tensor.ndim
+            else str(tensor.item()).encode()
+        )
+    return digest.hexdigest()[:16]

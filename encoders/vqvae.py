@@ -1,0 +1,99 @@
+"""The bottleneck between trunk and backbone: a quantizer with a gated continuous bypass.
+
+The VQ-VAE is van den Oord et al. 2017. The bypass is ours: what discretisation costs is then an ablation
+(`mode`: both | vq | continuous) and not a tax hidden in every number.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from encoders.base import EncoderOutput, Features
+from encoders.quantizer import Quantizer, QuantizerConfig, build_quantizer
+
+
+@dataclass(frozen=True)
+class BottleneckConfig:
+    mode: Literal["both", "vq", "continuous"] = "both"
+    """both: codes plus a gated bypass; vq: codes alone; continuous: no codes at all."""
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+
+
+class Bottleneck(nn.Module):
+    """Features (B, T, F) -> tokens (B, T, D) = up(quantize(down(x))) + sigmoid(gate) · bypass(x) + position.
+
+    `vectors` (B, T, C), the quantized code vectors alone, are what a decoder sees: nothing leaks around the codes.
+    """
+
+    def __init__(self, config: BottleneckConfig, features: int, width: int, max_tokens: int) -> None:
+        super().__init__()
+        self.mode = config.mode
+        self.norm = nn.LayerNorm(features)
+        self.position = nn.Parameter(torch.randn(max_tokens, width) * 0.02)
+        self.quantizer: Quantizer | None = None
+        self.down: Any = None
+        self.up: Any = None
+        self.bypass: Any = None
+        if config.mode != "continuous":
+            code_width = config.quantizer.width
+            self.down = nn.Linear(features, code_width)
+            self.quantizer = build_quantizer(config.quantizer)
+            self.up = nn.Linear(code_width, width)
+        if config.mode != "vq":
+            self.bypass = nn.Linear(features, width)
+            self.gate = nn.Parameter(torch.zeros(width))
+
+    def forward(self, features: Features) -> tuple[EncoderOutput, Tensor | None]:
+        """-> (EncoderOutput with tokens (B, T, D), code vectors (B, T, C) or None when the path is continuous)."""
+        x, mask = self.norm(features.tokens), features.mask
+        if x.shape[1] > len(self.position):
+            raise ValueError(
+                f"{x.shape[1]} tokens, but the encoder was built for at most {len(self.position)}: raise its max_tokens"
+            )
+        tokens = self.position[: x.shape[1]].expand(len(x), -1, -1)
+        codes = x.new_full((*x.shape[:2], 1), -1, dtype=torch.long)
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        vectors = None
+        if self.quantizer is not None:
+            quantized = self.quantizer(self.down(x), mask)
+            vectors, codes = quantized.vectors, quantized.codes
+            losses, metrics = dict(quantized.losses), dict(quantized.metrics)
+            tokens = tokens + self.up(vectors)
+        if self.bypass is not None:
+            gate = torch.sigmoid(self.gate)
+            tokens = tokens + gate * self.bypass(x)
+            metrics["bypass_gate"] = gate.detach().mean()
+        return EncoderOutput(tokens, codes, mask, losses, metrics), vectors
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """codes (B, T, Q) -> code vectors (B, T, C)."""
+        if self.quantizer is None:
+            raise ValueError(
+                "this bottleneck is continuous: it has no codes to look up (bottleneck.mode=both or vq has)"
+            )
+        return self.quantizer.lookup(codes)
+
+
+class FeatureDecoder(nn.Module):
+    """Code vectors (B, T, C) -> trunk features (B, T, F): the decoder where a pretrained trunk is the modality's
+    own language."""
+
+    def __init__(self, code_width: int, features: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(code_width, features), nn.GELU(), nn.Linear(features, features))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return self.net(vectors)
+
+
+def feature_reconstruction(decoded: Tensor, features: Features) -> Tensor:
+    """Mean squared error to layer-normed features over real tokens: (B, T, F), Features -> ().
+
+    Normalised, because a frozen trunk's few giant channels would otherwise be all that is reconstructed.
+    """
+    target = nn.functional.layer_norm(features.tokens.float(), features.tokens.shape[-1:])
+    error = (decoded.float() - target).square().mean(-1)
+    return (error * features.mask).sum() / features.mask.sum().clamp(min=1)

@@ -1,0 +1,110 @@
+"""Which protocol can a published number come from? R@k counts queries, and decimals tell counts apart.
+
+0.36584 is 9,146 / 25,000, and no count over 25,010 rounds to it. Text to image asks once per caption, image to text
+once per image. Few decimals fit everything and say nothing; each verdict states the chance that a wrong size fits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Literal
+
+import numpy as np
+
+Direction = Literal["i2t", "t2i"]
+FLOAT32 = 1.2e-7
+"""Figures with more than seven decimals were printed from float32 means and are only that exact."""
+
+QUERIES: dict[str, dict[int, str]] = {
+    "t2i": {25_010: "5K, all captions of the Karpathy test split", 25_000: "5K, five captions an image (or 1K folds)",
+            25_014: "val2017, all captions", 5_000: "5K with one caption per image, or a single 1K sample with five",
+            1_000: "1K with one caption per image"},
+    "i2t": {5_000: "5K (or the mean of five 1K folds)", 1_000: "a single 1K sample"},
+}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Can the figure be a count over `queries`? `count` is the nearest; `chance` that a random figure of so many
+    decimals would fit as well."""
+
+    queries: int
+    meaning: str
+    fits: bool
+    count: int
+    chance: float
+
+    @property
+    def verdict(self) -> str:
+        if not self.fits:
+            return "ruled out"
+        return "fits" if self.chance < 0.5 else "fits, as nearly everything would"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure as printed, and where."""
+
+    value: str
+    direction: Direction
+    what: str
+    source: str
+
+
+PUBLISHED = (
+    Published("0.36584", "t2i", "COCO 5K text to image R@1, the example of this project's brief", "project brief"),
+    Published("0.5411835312843323", "t2i", "InternVL-C, mscoco_captions image_retrieval_recall@1",
+              "OpenGVLab/InternVL, clip_benchmark/README.md"),
+    Published("0.7059999704360962", "i2t", "InternVL-C, mscoco_captions text_retrieval_recall@1",
+              "OpenGVLab/InternVL, clip_benchmark/README.md"),
+    Published("0.6885090470314026", "t2i", "InternVL-C, COCO-CN image_retrieval_recall@1",
+              "OpenGVLab/InternVL, clip_benchmark/README.md"),
+    Published("0.8575999736785889", "t2i", "ViT-B-16 laion400m_e32, Flickr8k image_retrieval_recall@5",
+              "LAION-AI/CLIP_benchmark issue 48"),
+    Published("0.9419999718666077", "i2t", "ViT-B-16 laion400m_e32, Flickr8k text_retrieval_recall@5",
+              "LAION-AI/CLIP_benchmark issue 48"),
+    Published("28.42%", "t2i", "CLIP ViT-B/32, COCO with the first caption only, R@1", "openai/CLIP issue 115"),
+    Published("0.3044", "t2i", "ViT-B-32 openai, MSCOCO image retrieval R@1",
+              "mlfoundations/open_clip docs/openclip_retrieval_results.csv"),
+    Published("37.8%", "t2i", "CLIP ViT-L/14@336px, COCO R@1", "Radford et al. 2021, table 13"),
+    Published("92.3%", "t2i", "the claim this project checks: matching accuracy on MS-COCO", "project brief"),
+)
+
+
+def audit(value: str, direction: Direction, queries: Sequence[int] = ()) -> list[Fit]:
+    """Judge one figure against the known numbers of queries of a direction and any further ones.
+
+    value is text, as printed, because its decimals count: `0.36584`, `36.584%` or `36.584` (above 1 is percent).
+    Raises ValueError on anything else.
+    """
+    if direction not in QUERIES:
+        raise ValueError(f"direction is i2t (one query per image) or t2i (one per caption), not {direction!r}")
+    share, half = parse(value)
+    sizes = QUERIES[direction] | {n: "asked for" for n in queries if n not in QUERIES[direction]}
+    fits = []
+    for n, meaning in sizes.items():
+        count = round(share * n)
+        ok = abs(count / n - share) <= half * (1 + 1e-9)
+        fits.append(Fit(n, meaning, ok, count, min(1.0, 2 * half * n)))
+    return fits
+
+
+def smallest_sizes(value: str, limit: int = 40_000, show: int = 5) -> list[int]:
+    """The smallest numbers of queries that the figure fits at all."""
+    share, half = parse(value)
+    n = np.arange(1, limit + 1)
+    return n[np.abs(np.round(share * n) / n - share) <= half * (1 + 1e-9)][:show].tolist()
+
+
+def parse(value: str) -> tuple[float, float]:
+    """(share in 0 .. 1, half of its last decimal place)."""
+    text = value.strip()
+    try:
+        number = Decimal(text.removesuffix("%"))
+    except InvalidOperation:
+        raise ValueError(f"{value!r} is not a number such as 0.36584 or 36.58%") from None
+    percent = text.endswith("%") or number > 1
+    share, places = number / (100 if percent else 1), -int(number.as_tuple().exponent) + (2 if percent else 0)
+    if not 0 <= share <= 1:
+        raise ValueError(f"{value!r} is not a share between 0 and 1 or a percentage")
+    return float(share), max(0.5 * 10.0**-places, FLOAT32)

@@ -1,0 +1,144 @@
+"""Embeddings that anybody made, in one .npz file, and every measure they allow.
+
+Arrays: `image (N, D)`, `text (M, D)`, `image_ids (N,)`, `caption_image_ids (M,)`; optional `caption_ids (M,)`,
+`audio (A, D)` and `audio_image_ids (A,)`. Vectors are made unit length here: similarity is the cosine.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from eval.coco import GroundTruth, judge
+from eval.matching import (
+    HARD_FROM,
+    MatchingResult,
+    PairSet,
+    calibrate,
+    hard_pairs,
+    matching,
+    pair_scores,
+    random_pairs,
+)
+from eval.protocols import Figures, Protocol, retrieval_figures
+from eval.ranks import as_vectors
+from eval.retrieval import ids_of, retrieval_both, top_k
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+REQUIRED = ("image", "text", "image_ids", "caption_image_ids")
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Unit vectors and ids; see the module's first lines. What is optional may be None."""
+
+    image: np.ndarray
+    text: np.ndarray
+    image_ids: np.ndarray
+    caption_image_ids: np.ndarray
+    caption_ids: np.ndarray | None = None
+    audio: np.ndarray | None = None
+    audio_image_ids: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, ArrayLike]) -> "Embeddings":
+        """From named arrays. Raises ValueError on a missing array, other shapes, ids that are not integers, NaN."""
+        if missing := [name for name in REQUIRED if name not in arrays]:
+            raise ValueError(f"embeddings lack {', '.join(missing)}; they hold {', '.join(arrays)}")
+        found: dict[str, Any] = {}
+        for name, ids in (("image", ("image_ids",)), ("text", ("caption_image_ids", "caption_ids")),
+                          ("audio", ("audio_image_ids",))):
+            if name not in arrays:
+                continue
+            found[name] = _unit(np.asarray(arrays[name]), name)
+            found |= {i: ids_of(arrays[i], found[name], i) for i in ids if i in arrays}
+        if "audio" in found and "audio_image_ids" not in found:
+            raise ValueError("embeddings have audio but no audio_image_ids: which image does each sound belong to?")
+        return cls(**found)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Embeddings":
+        """From an .npz file, read without pickle. Raises FileNotFoundError, or ValueError on any other file."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such file of embeddings (.npz)")
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                found = {name: arrays[name] for name in arrays.files}
+        except (ValueError, OSError, AttributeError, EOFError) as error:
+            raise ValueError(f"{path} is not an .npz file of plain arrays ({error})") from None
+        return cls.of(found)
+
+
+def judge_embeddings(embeddings: Embeddings, *, ground_truth: GroundTruth | None = None, dataset: str = "coco",
+                     split: str = "unstated", trained_on: str = "unstated", group: "dist.ProcessGroup | None" = None,
+                     samples: int = 1000, seed: int = 0) -> dict[str, Figures]:
+    """Image-text under every COCO protocol that applies (`eval.coco.judge`), and audio with text and with images.
+
+    Keys of the sounds: `audio_text` and `image_audio`, each on the items that have a partner.
+    """
+    options: dict[str, Any] = {"group": group, "samples": samples, "seed": seed}
+    e = embeddings
+    found = judge(e.image, e.text, e.image_ids, e.caption_image_ids, e.caption_ids, ground_truth=ground_truth,
+                  dataset=dataset, split=split, trained_on=trained_on, **options)
+    if e.audio is None or e.audio_image_ids is None:
+        return found
+    stated = {"dataset": dataset, "split": split, "trained_on": trained_on}
+    sound = (e.audio, e.audio_image_ids)
+    for names, a, b in ((("audio", "text"), sound, (e.text, e.caption_image_ids)),
+                        (("image", "audio"), (e.image, e.image_ids), sound)):
+        found["_".join(names)] = _pair_figures(names, a, b, stated, options)
+    return found
+
+
+def judge_matching(embeddings: Embeddings, validation: Embeddings, *, retriever: Embeddings | None = None,
+                   retriever_name: str = "", ground_truth: GroundTruth | None = None,
+                   seed: int = 0) -> dict[str, MatchingResult]:
+    """`random` and, with a frozen retriever's embeddings of the same items, `hard` matching accuracy.
+
+    Threshold and calibration are fitted on `validation` with random negatives. Known matches of the ground truth are
+    never used as negatives. Raises ValueError when the retriever's items are others.
+    """
+    e, v = embeddings, validation
+    fitted = calibrate(*_scores(v, random_pairs(v.image_ids, v.caption_image_ids, seed=seed)))
+    known: set[tuple[int, int]] = set()
+    if ground_truth is not None and e.caption_ids is not None:
+        known = ground_truth.positives(e.caption_ids, e.image_ids)
+    more: dict[str, Any] = {"known": known, "caption_ids": e.caption_ids, "seed": seed}
+    pairs = {"random": random_pairs(e.image_ids, e.caption_image_ids, **more)}
+    if retriever is not None:
+        same = np.array_equal(retriever.image_ids, e.image_ids)
+        if not same or not np.array_equal(retriever.caption_image_ids, e.caption_image_ids):
+            raise ValueError("the retriever's embeddings must be of the same images and captions in the same order")
+        shortlist = top_k(retriever.text, retriever.image, min(HARD_FROM, len(e.image)))[1].numpy()
+        pairs["hard"] = hard_pairs(e.image_ids, e.caption_image_ids, shortlist, retriever_name, **more)
+    return {name: matching(*_scores(e, chosen), chosen, fitted, seed=seed) for name, chosen in pairs.items()}
+
+
+def _scores(embeddings: Embeddings, pairs: PairSet) -> tuple[np.ndarray, np.ndarray]:
+    return pair_scores(embeddings.image, embeddings.text, pairs)
+
+
+def _pair_figures(names: tuple[str, str], a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray],
+                  stated: dict[str, str], options: dict[str, Any]) -> Figures:
+    """Both directions between two modalities on the items that have a partner."""
+    keep_a, keep_b = np.isin(a[1], b[1]), np.isin(b[1], a[1])
+    if not keep_a.any():
+        raise ValueError(f"no {names[0]} shares an image with any {names[1]}: their image ids differ")
+    of_a, of_b = a[1][keep_a], b[1][keep_b]
+    forward, backward = retrieval_both(a[0][keep_a], b[0][keep_b], of_a, of_b, group=options["group"])
+    protocol = replace(Protocol.of_ids(np.unique(of_a), of_b, **stated), ground_truth=f"{names[0]}-{names[1]}")
+    directions = {"_to_".join(names): (forward, of_a), "_to_".join(names[::-1]): (backward, of_b)}
+    return retrieval_figures(protocol, directions, samples=options["samples"], seed=options["seed"])
+
+
+def _unit(vectors: np.ndarray, name: str) -> np.ndarray:
+    found = as_vectors(vectors, name)
+    norm = found.norm(dim=1, keepdim=True)
+    if bool((norm == 0).any()):
+        raise ValueError(f"{name} vector {int((norm[:, 0] == 0).nonzero()[0])} is zero: it has no direction to compare")
+    return (found / norm).numpy()

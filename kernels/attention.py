@@ -1,0 +1,19 @@
+"""Attention: `scaled_dot_product_attention`, in the dtype in which its fused path is fast.
+
+On a processor without AMX torch's fused bf16 path multiplies in scalars: (128, 4, 64, 32) forward and backward took
+98 ms in bf16 against 30 ms in fp32 on one core of an AVX-512 machine. There fp32 is taken whatever the autocast;
+everywhere else the dtype is autocast's.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from kernels.dispatch import compute_dtype
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """q (B, H, T, D), k and v (B, H, S, D), mask (B, S) bool of the keys that count -> (B, H, T, D)."""
+    dtype = torch.float32 if q.device.type == "cpu" and not torch.cpu._is_amx_tile_supported() else compute_dtype(q)
+    with torch.autocast(q.device.type, enabled=False):
+        return scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask[:, None, None, :])

@@ -1,0 +1,83 @@
+"""One rule that says which implementation of an operation runs.
+
+Every operation has up to three paths: ``reference`` (the definition, plain torch), ``cpu`` (faster plain torch, runs
+on any device) and ``triton`` (CUDA). ``MM_KERNELS=reference|cpu|triton|auto`` forces one; ``auto``, the default, is:
+``triton`` for CUDA tensors of a dtype the kernels have (float32, float16, bfloat16) where Triton is installed, else
+``cpu``. The path is written to the log once per operation, so that a run always says what it was timed with.
+"""
+
+import importlib.util
+import logging
+import os
+from functools import cache
+
+import torch
+from torch import Tensor
+
+PATHS = ("reference", "cpu", "triton")
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+log = logging.getLogger("kernels")
+
+
+def choose_path(op: str, tensor: Tensor) -> str:
+    """The path on which ``op`` runs for data like ``tensor``: ``reference``, ``cpu`` or ``triton``; logged once per
+    op and path.
+
+    Raises ValueError when ``MM_KERNELS`` names no path, or forces Triton where it cannot run.
+    """
+    return _path_for(op, tensor.device.type, tensor.dtype)
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype an operation computes in: autocast's where autocast is on for the tensor's device, else the tensor's
+    own.
+    """
+    kind = tensor.device.type
+    if torch.is_autocast_enabled(kind) and tensor.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    return tensor.dtype
+
+
+def _path_for(op: str, device: str, dtype: torch.dtype) -> str:
+    forced = os.environ.get("MM_KERNELS", "auto")
+    if forced not in (*PATHS, "auto"):
+        raise ValueError(f"MM_KERNELS is {forced!r}; it must be one of {', '.join(PATHS)}, auto")
+    if forced == "triton":
+        _require_triton(op, device, dtype)
+    path = _automatic(device, dtype) if forced == "auto" else forced
+    _say_once(op, path, device, "MM_KERNELS" if forced != "auto" else "device and dtype")
+    return path
+
+
+# torch.compile asks, and logs, once while tracing. This is what torch.compiler.assume_constant_result sets; calling
+# that would import the whole compiler, seconds of start-up, with the package.
+_path_for._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _automatic(device: str, dtype: torch.dtype) -> str:
+    return "triton" if device == "cuda" and dtype in TRITON_DTYPES and triton_installed() else "cpu"
+
+
+def _require_triton(op: str, device: str, dtype: torch.dtype) -> None:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not triton_installed():
+        raise ValueError(f"MM_KERNELS=triton, but Triton is not installed ({op}); install it or unset MM_KERNELS")
+    if device != "cuda" and not interpreted:
+        raise ValueError(
+            f"MM_KERNELS=triton needs CUDA tensors, {op} was given {device}; "
+            "unset MM_KERNELS, or set TRITON_INTERPRET=1 to interpret the kernels on the CPU"
+        )
+    if dtype not in TRITON_DTYPES:
+        raise ValueError(f"MM_KERNELS=triton: the {op} kernels take float32, float16, bfloat16, not {dtype}")
+
+
+@cache
+def triton_installed() -> bool:
+    """Whether the ``triton`` package can be imported (it is imported only by the Triton paths themselves)."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def _say_once(op: str, path: str, device: str, reason: str) -> None:
+    log.info("%s runs on the %s path (%s tensors; chosen by %s)", op, path, device, reason)

@@ -1,0 +1,100 @@
+"""Grouped SwiGLU MLP: the experts of a sparse mixture-of-experts layer in one differentiable operation.
+
+Shazeer et al. 2017 (arXiv:1701.06538) for the layer, Gale et al. 2022 (arXiv:2211.15841) for computing it without
+capacity limits. The routing decision and its weights come from outside; expert parallelism goes between the two.
+"""
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.dispatch import choose_path, compute_dtype
+from kernels.grouped_mlp import reference
+
+
+def grouped_mlp(x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+    """y_n = Σ_k weights[n, k] · w_out[e] (silu(g) * u), with [g; u] = w_in[e] x_n and e = indices[n, k].
+
+    x (N, D); w_in (E, 2H, D), gate rows first; w_out (E, D, H); indices (N, K) int64 in [0, E); weights (N, K) -> (N,
+    D). Gradients for x, w_in, w_out and weights. Under autocast the products are in autocast's dtype, which is also
+    the output's; the sum over k is in float32. A token may name an expert twice; an expert nobody names has a
+    gradient of zeros. Raises ValueError when the shapes disagree.
+    """
+    _check(x, w_in, w_out, indices, weights)
+    dtype = compute_dtype(x)
+    path = choose_path("grouped_mlp", x)
+    if path == "reference":
+        return reference.grouped_mlp(x.to(dtype), w_in.to(dtype), w_out.to(dtype), indices, weights)
+    return _forward(x, w_in, w_out, indices, weights, dtype, path)[0]
+
+
+@torch.library.custom_op("mm_kernels::grouped_mlp", mutates_args=())  # so that torch.compile takes it whole
+def _forward(
+    x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, dtype: torch.dtype, path: str
+) -> tuple[Tensor, Tensor]:
+    """-> y (N, D) and the saved (gate, up) pre-activations (R, 2H) of all assignments, R ≥ N K rows in the path's own
+    order.
+    """
+    with torch.autocast(x.device.type, enabled=False):  # the dtype has been decided
+        return _path(path).forward(x, w_in, w_out, indices, weights, dtype)
+
+
+@torch.library.custom_op("mm_kernels::grouped_mlp_backward", mutates_args=())
+def _backward(
+    grad: Tensor, x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor, path: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, w_in, w_out, weights in their own dtypes."""
+    with torch.autocast(x.device.type, enabled=False):
+        return _path(path).backward(grad, x, w_in, w_out, indices, weights, gate_up)
+
+
+@_forward.register_fake
+def _(
+    x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, dtype: torch.dtype, path: str
+) -> tuple[Tensor, Tensor]:
+    rows = torch.library.get_ctx().new_dynamic_size()
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(rows, w_in.shape[1], dtype=dtype)
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor, path: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_x, d_in, d_out, d_weights = (tensor.new_empty(tensor.shape) for tensor in (x, w_in, w_out, weights))
+    return d_x, d_in, d_out, d_weights
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, _, ctx.path = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple:
+    if grad is None:
+        return (None,) * 7
+    d_x, d_in, d_out, d_weights = _backward(grad, *ctx.saved_tensors, ctx.path)
+    return d_x, d_in, d_out, None, d_weights, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
+
+
+def _path(name: str) -> ModuleType:
+    """The module whose forward and backward run; Triton is imported only when chosen."""
+    return importlib.import_module(f"kernels.grouped_mlp.{'triton_kernel' if name == 'triton' else 'cpu'}")
+
+
+def _check(x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor) -> None:
+    experts, width, hidden = w_out.shape
+    if w_in.shape != (experts, 2 * hidden, width):
+        raise ValueError(f"w_in is {tuple(w_in.shape)}; with w_out {tuple(w_out.shape)} it must be (E, 2H, D) = "
+                         f"({experts}, {2 * hidden}, {width})")
+    if x.ndim != 2 or x.shape[1] != width:
+        raise ValueError(f"x is {tuple(x.shape)}; it must be (N, D) with D = {width}, the experts' width")
+    if indices.shape != weights.shape or indices.ndim != 2 or indices.shape[0] != x.shape[0]:
+        raise ValueError(f"indices {tuple(indices.shape)} and weights {tuple(weights.shape)} must both be (N, K) with "
+                         f"N = {x.shape[0]}")

@@ -1,0 +1,177 @@
+"""Grouped MLP in plain torch: assignments sorted by expert, experts of like load padded into batched products.
+
+The experts are ordered by load and cut into blocks whose padding stays small; a block is a handful of batched
+products, so that there are few parallel regions and each block's activations stay in the cache from gather to
+down-projection. Saved for the backward pass: the inputs and the (gate, up) pre-activations in the compute dtype;
+everything else is cheap and recomputed.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 2**19  # elements of a block's widest activation: 2 MB in float32, within the cores' own caches
+ROW_MULTIPLE = 8  # few distinct shapes, so that oneDNN's cache of compiled products is hit
+PADDING = 1 / 32  # a block closes before more than this share of its rows would be padding
+
+
+@dataclass(frozen=True)
+class Block:
+    """Experts that are computed together: ``size`` experts of the load order from ``first``, ``rows`` padded rows
+    each.
+    """
+
+    first: int
+    size: int
+    rows: int
+    start: int  # of the block's rows among all padded rows
+
+    @property
+    def span(self) -> slice:
+        return slice(self.start, self.start + self.size * self.rows)
+
+    @property
+    def experts(self) -> slice:
+        return slice(self.first, self.first + self.size)
+
+
+def forward(
+    x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """-> y (N, D) and the pre-activations (padded rows, 2H) that `backward` needs, both in ``dtype``."""
+    order, blocks, token, slot_of = layout(indices, w_in.shape[0], BLOCK // max(w_in.shape[1:]))
+    rows, hidden = token.numel(), w_out.shape[2]
+    scale = _at_slots(weights, slot_of, rows, dtype)
+    x = x.to(dtype)
+    gate_up = x.new_empty(rows, 2 * hidden)
+    out = _Combined(x, token, slot_of)
+    for block in blocks:
+        span, shape, experts = block.span, (block.size, block.rows, -1), order[block.experts]
+        gathered = x.index_select(0, token[span]).view(shape)
+        torch.bmm(gathered, _weights(w_in, experts, dtype).mT, out=gate_up[span].view(shape))
+        hidden_state = F.silu(gate_up[span, :hidden]).mul_(gate_up[span, hidden:]).mul_(scale[span])
+        out.add(block, hidden_state.view(shape), _weights(w_out, experts, dtype).mT)
+    return out.result(), gate_up
+
+
+def backward(
+    grad: Tensor, x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, w_in, w_out, weights in their own dtypes."""
+    dtype = gate_up.dtype
+    order, blocks, token, slot_of = layout(indices, w_in.shape[0], BLOCK // max(w_in.shape[1:]))
+    rows, hidden = token.numel(), w_out.shape[2]
+    scale = _at_slots(weights, slot_of, rows, dtype)
+    cast, grad = x.to(dtype), grad.to(dtype).contiguous()
+    d_x = _Combined(cast, token, slot_of)
+    d_scale = x.new_empty(rows, dtype=torch.promote_types(dtype, torch.float32))
+    d_in, d_out = w_in.new_empty(w_in.shape), w_out.new_empty(w_out.shape)
+    for block in blocks:
+        span, shape, experts = block.span, (block.size, block.rows, -1), order[block.experts]
+        d_y = grad.index_select(0, token[span]).view(shape)
+        d_hidden = torch.bmm(d_y, _weights(w_out, experts, dtype)).view(-1, hidden)
+        d_gate_up, hidden_state = _swiglu_backward(d_hidden, gate_up[span], scale[span], d_scale[span])
+        d_out.index_copy_(0, experts, torch.bmm(d_y.mT, hidden_state.view(shape)).to(d_out.dtype))
+        d_x.add(block, d_gate_up.view(shape), _weights(w_in, experts, dtype))
+        gathered = cast.index_select(0, token[span]).view(shape)
+        d_in.index_copy_(0, experts, torch.bmm(d_gate_up.view(shape).mT, gathered).to(d_in.dtype))
+    idle = order[sum(block.size for block in blocks) :]
+    d_in.index_fill_(0, idle, 0)
+    d_out.index_fill_(0, idle, 0)
+    return d_x.result().to(x.dtype), d_in, d_out, d_scale[slot_of].to(weights.dtype)
+
+
+class _Combined:
+    """The sum over each token's rows of a product, in float32 at least: (N, D).
+
+    Wide dtypes are added block by block while the product is in the cache. Narrow ones would first have to be
+    widened; their rows are kept and summed in one pass, which `embedding_bag` does in float32.
+    """
+
+    def __init__(self, x: Tensor, token: Tensor, slot_of: Tensor) -> None:
+        self.token, self.slot_of = token, slot_of
+        self.narrow = x.dtype.itemsize < 4 and slot_of.numel() > 0
+        self.space = x.new_empty(token.numel(), x.shape[1]) if self.narrow else torch.zeros_like(x)
+
+    def add(self, block: "Block", left: Tensor, right: Tensor) -> None:
+        """Batched product (size, rows, ·) @ (size, ·, D) of one block."""
+        if self.narrow:
+            torch.bmm(left, right, out=self.space[block.span].view(block.size, block.rows, -1))
+        else:
+            self.space.index_add_(0, self.token[block.span], torch.bmm(left, right).flatten(0, 1))
+
+    def result(self) -> Tensor:
+        return F.embedding_bag(self.slot_of, self.space, mode="sum") if self.narrow else self.space
+
+
+def layout(indices: Tensor, experts: int, rows_per_block: int) -> tuple[Tensor, list[Block], Tensor, Tensor]:
+    """Where every assignment is computed.
+
+    indices (N, K) -> the experts by falling load (E,), the blocks, the token of every padded row (R,), and the row of
+    every assignment (N, K). A padding row repeats token 0 with weight 0.
+    """
+    chosen = indices.reshape(-1)
+    counts = torch.bincount(chosen, minlength=experts)
+    if counts.numel() != experts:
+        raise ValueError(f"indices name expert {counts.numel() - 1}; there are {experts} experts, 0 to {experts - 1}")
+    order = counts.argsort(descending=True, stable=True)
+    blocks = cut(counts[order].tolist(), rows_per_block)
+    device = indices.device
+    first_row = counts.new_zeros(experts)
+    for block in blocks:
+        steps = torch.arange(block.size, device=device)
+        first_row[order[block.experts]] = block.start + steps * block.rows
+    by_expert = chosen.argsort(stable=True)
+    rank = torch.arange(chosen.numel(), device=device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    row = first_row.repeat_interleave(counts) + rank
+    slot_of = torch.empty_like(chosen).scatter_(0, by_expert, row).view_as(indices)
+    token = chosen.new_zeros(blocks[-1].span.stop if blocks else 0)
+    token[row] = by_expert // indices.shape[1]
+    return order, blocks, token, slot_of
+
+
+def cut(loads: list[int], rows_per_block: int) -> list[Block]:
+    """Blocks of neighbouring experts in falling order of load; experts without tokens are in none.
+
+    A block has at most ``rows_per_block`` rows, unless it is a single expert.
+    """
+    blocks, first, start = [], 0, 0
+    used = sum(load > 0 for load in loads)
+    while first < used:
+        rows = -(-loads[first] // ROW_MULTIPLE) * ROW_MULTIPLE
+        size, real = 1, loads[first]
+        while first + size < used and (size + 1) * rows <= rows_per_block:
+            padding = (size + 1) * rows - real - loads[first + size]
+            if padding > max(PADDING * (size + 1) * rows, (size + 1) * ROW_MULTIPLE):
+                break
+            real += loads[first + size]
+            size += 1
+        blocks.append(Block(first, size, rows, start))
+        first, start = first + size, blocks[-1].span.stop
+    return blocks
+
+
+def _swiglu_backward(d_hidden: Tensor, gate_up: Tensor, scale: Tensor, d_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Writes d_scale (rows,); returns d_gate_up (rows, 2H) and the scaled hidden state (rows, H)."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    hidden_state = F.silu(gate)
+    d_gate_up = torch.empty_like(gate_up)
+    d_gate, d_up = d_gate_up.chunk(2, dim=-1)
+    torch.mul(d_hidden, hidden_state, out=d_up)
+    d_scale.copy_((d_up * up).sum(-1, dtype=d_scale.dtype))
+    d_up.mul_(scale)
+    d_gate.copy_(torch.ops.aten.silu_backward(d_hidden.mul_(scale).mul_(up), gate))
+    return d_gate_up, hidden_state.mul_(up).mul_(scale)
+
+
+def _weights(stack: Tensor, experts: Tensor, dtype: torch.dtype) -> Tensor:
+    """The block's expert matrices in the compute dtype; a copy of cache size instead of one of the whole stack."""
+    return stack.index_select(0, experts).to(dtype)
+
+
+def _at_slots(weights: Tensor, slot_of: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """The weight of every padded row (R, 1), zero where the row is padding."""
+    scale = weights.new_zeros(rows, dtype=dtype)
+    return scale.index_copy_(0, slot_of.reshape(-1), weights.reshape(-1).to(dtype)).unsqueeze(1)

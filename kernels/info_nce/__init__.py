@@ -1,0 +1,166 @@
+"""Contrastive losses without the (B, B) matrix: InfoNCE (van den Oord et al. 2018, arXiv:1807.03748; both directions
+as in CLIP, arXiv:2103.00020) and the sigmoid loss (SigLIP, arXiv:2303.15343), by tiles with recomputation (Inf-CL,
+arXiv:2410.17243).
+
+In the gathered form every rank computes its rows of the logits against the columns of all ranks. The value is the
+mean over the whole batch on every rank. The gradients of the shards are multiplied by the number of ranks, and those
+of scale and bias are the whole batch's on every rank, so that averaging over ranks, as DDP does, gives the gradient
+of one process with it all.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kernels.dispatch import choose_path
+from kernels.info_nce import reference, tiled
+
+Group = dist.ProcessGroup | None
+
+
+def info_nce(
+    a: Tensor, b: Tensor, scale: Tensor, *, ids: Tensor | None = None, group: Group = None
+) -> Tensor:
+    """Symmetric InfoNCE of unit vectors: the mean of both directions' cross entropies; logits = scale · a bᵀ.
+
+    a, b (B, D), row i of one the positive of row i of the other; scale () the inverse temperature; ids (B,) int64:
+    pairs off the diagonal with equal ids are left out of the negatives. -> () in nats, float32 at least, also under
+    autocast. Gradients for a, b and scale. With a ``group``, a, b, ids are this rank's shard, of equal size on every
+    rank (see the module's docstring). Raises ValueError when the shapes disagree.
+    """
+    _check(a, b, ids)
+    path = choose_path("info_nce", a)
+    with torch.autocast(a.device.type, enabled=False):
+        if path == "reference":
+            return reference.info_nce(a, b, scale, ids, group)
+        return _InfoNCE.apply(*_prepared(path, a, b, scale), ids, group, path)
+
+
+def sigmoid_loss(
+    a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, *, ids: Tensor | None = None, group: Group = None
+) -> Tensor:
+    """-1/B Σ_ij log σ(±(scale a_i·b_j + bias)), + on the diagonal, - off it: a, b (B, D), scale (), bias () -> () in
+    nats.
+
+    ids, group, dtypes and errors as for `info_nce`; gradients for a, b, scale and bias.
+    """
+    _check(a, b, ids)
+    path = choose_path("sigmoid_loss", a)
+    with torch.autocast(a.device.type, enabled=False):
+        if path == "reference":
+            return reference.sigmoid_loss(a, b, scale, bias, ids, group)
+        return _SigmoidLoss.apply(*_prepared(path, a, b, scale, bias), ids, group, path)
+
+
+class _InfoNCE(torch.autograd.Function):
+    """Saves the inputs and one number per row and column."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, a: Tensor, b: Tensor, scale: Tensor, ids: Tensor | None, group: Group, path: str
+    ) -> Tensor:
+        columns_of, all_ids, first = _gather(b, group), _gather_ids(ids, group), _first(a, group)
+        rows, columns = tiled.nce_forward(a, columns_of, scale, ids, all_ids, first, path)
+        if group is not None:
+            columns = torch.logsumexp(_gather(columns, group).view(-1, columns_of.shape[0]), dim=0)
+        positives = torch.einsum("nd,nd->n", a.to(scale.dtype), b.to(scale.dtype)) * scale
+        own = columns[first : first + a.shape[0]]
+        loss = _sum_over_ranks(((rows + own) / 2 - positives).sum(), group) / columns_of.shape[0]
+        ctx.save_for_backward(a, b, scale, rows, columns, ids)
+        ctx.group, ctx.path = group, path
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        a, b, scale, rows, columns, ids = ctx.saved_tensors
+        group = ctx.group
+        columns_of, all_ids = _gather(b, group), _gather_ids(ids, group)
+        d_a, d_b, d_scale = tiled.nce_backward(
+            a, columns_of, scale, rows, columns, ids, all_ids, _first(a, group), ctx.path
+        )
+        d_a, d_b, factor = _to_shards(d_a, d_b, grads[0], group)
+        return d_a.to(a.dtype), d_b.to(b.dtype), _sum_over_ranks(d_scale, group) * factor, None, None, None
+
+
+class _SigmoidLoss(torch.autograd.Function):
+    """Saves the inputs only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        a: Tensor,
+        b: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        ids: Tensor | None,
+        group: Group,
+        path: str,
+    ) -> Tensor:
+        columns_of, all_ids = _gather(b, group), _gather_ids(ids, group)
+        total = tiled.sigmoid_forward(a, columns_of, scale, bias, ids, all_ids, _first(a, group), path)
+        ctx.save_for_backward(a, b, scale, bias, ids)
+        ctx.group, ctx.path = group, path
+        return _sum_over_ranks(total, group) / columns_of.shape[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        a, b, scale, bias, ids = ctx.saved_tensors
+        group = ctx.group
+        columns_of, all_ids = _gather(b, group), _gather_ids(ids, group)
+        d_a, d_b, d_scale, d_bias = tiled.sigmoid_backward(
+            a, columns_of, scale, bias, ids, all_ids, _first(a, group), ctx.path
+        )
+        d_a, d_b, factor = _to_shards(d_a, d_b, grads[0], group)
+        d_scale, d_bias = (_sum_over_ranks(part, group) * factor for part in (d_scale, d_bias))
+        return d_a.to(a.dtype), d_b.to(b.dtype), d_scale, d_bias, None, None, None
+
+
+def _to_shards(d_a: Tensor, d_b: Tensor, grad: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
+    """The shards' gradients, and the factor of a whole-batch gradient; d_b (B, D) is summed over ranks first."""
+    factor = grad / d_b.shape[0]
+    if group is None:
+        return d_a.mul_(factor), d_b.mul_(factor), factor
+    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
+    dist.all_reduce(d_b, group=group)
+    return d_a.mul_(factor * ranks), d_b.chunk(ranks)[rank] * (factor * ranks), factor
+
+
+def _gather(shard: Tensor, group: Group) -> Tensor:
+    if group is None:
+        return shard
+    parts = [torch.empty_like(shard) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, shard, group=group)
+    return torch.cat(parts)
+
+
+def _gather_ids(ids: Tensor | None, group: Group) -> Tensor | None:
+    return None if ids is None else _gather(ids.contiguous(), group)
+
+
+def _sum_over_ranks(value: Tensor, group: Group) -> Tensor:
+    if group is not None:
+        dist.all_reduce(value, group=group)
+    return value
+
+
+def _first(a: Tensor, group: Group) -> int:
+    """The column in which this rank's first positive stands."""
+    return 0 if group is None else dist.get_rank(group) * a.shape[0]
+
+
+def _prepared(path: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """a, b contiguous, and the scalars; float32 at least, but Triton takes narrow a and b and multiplies them as they
+    are.
+    """
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    vectors = tensors[0].dtype if path == "triton" else dtype
+    return tuple(tensor.to(vectors if tensor.ndim else dtype).contiguous() for tensor in tensors)
+
+
+def _check(a: Tensor, b: Tensor, ids: Tensor | None) -> None:
+    if a.ndim != 2 or a.shape != b.shape or a.shape[0] == 0:
+        raise ValueError(f"a is {tuple(a.shape)} and b {tuple(b.shape)}; they must both be (B, D) with B > 0")
+    if ids is not None and ids.shape != a.shape[:1]:
+        raise ValueError(f"ids is {tuple(ids.shape)}; it must be (B,) = ({a.shape[0]},)")

@@ -1,0 +1,248 @@
+"""The data of a run as Lightning wants it: splits, tokenizer, cached features of frozen trunks,
+and batches in a resumable order."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from encoders.base import Features
+from encoders.text import Tokenizer, observed_vocabulary
+from encoders.trunks import weights_digest
+from mm.data import open_split
+from mm.data.collate import Augment, Collate, EvalView, Example, TrainView
+from mm.data.features import FeatureStore, build_store, stack_rows, store_key
+from mm.data.sample import Batch, CaptionDataset
+from mm.data.sampling import Key, StepSampler
+from mm.data.scenes import ensure_scenes
+
+if TYPE_CHECKING:
+    from mm.config import AlignConfig
+    from mm.model import MultimodalModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    root: str | None = None
+    """A folder in COCO caption layout, or of webdataset shards.
+
+    Without it, the embedded scenes are generated under `cache`.
+    """
+    train: str = "train"
+    val: str = "val"
+    karpathy: str | None = None
+    """The official dataset_coco.json; `train` and `val` then name its splits, joined by + where several."""
+    audio_root: str | None = None
+    """Where `audio/` lies, if not in `root` (scripts/prepare_speech.py writes one)."""
+    cache: str = "data"
+    """Folder for generated scenes and for the features of frozen trunks."""
+    augment: Augment | None = None
+    """Random crops and mirroring of training pictures; none for scenes, whose captions say left and right."""
+    views: int = 1
+    """Cached features of a frozen image trunk: the plain picture and views-1 augmented ones, one per epoch in turn."""
+    fit: Literal["crop", "squash"] = "squash"
+    """How a picture becomes a square: cut the centre out, or change the aspect and keep everything."""
+    in_memory: bool = True
+    """Keep decoded samples in memory. Needs workers=0."""
+    workers: int = 0
+    """Processes that decode samples while the model trains."""
+
+    def __post_init__(self) -> None:
+        if self.in_memory and self.workers:
+            raise ValueError(
+                f"data.in_memory with data.workers={self.workers}: each worker would hold its own copy; set one to 0"
+            )
+
+
+@dataclass
+class CachedExample:
+    """An example, and the cached features (T, F) of those of its modalities whose trunk is frozen."""
+
+    example: Example
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+
+class AlignData(LightningDataModule):
+    """Everything a run reads. Call `setup()`, build the model from `vocabulary`, then `cache_features(model)`."""
+
+    def __init__(self, config: "AlignConfig") -> None:
+        super().__init__()
+        self.config = config
+        data, image, audio, text = config.data, config.image, config.audio, config.text
+        self.tokenizer = Tokenizer(text.trunk, text.max_tokens)
+        self.collate = Collate(self.tokenizer)
+        self.view: dict[str, Any] = {
+            "image_size": image.size, "audio_seconds": audio.seconds if "audio" in config.model.modalities else 0.0,
+            "sample_rate": audio.sample_rate, "fit": data.fit,
+        }  # fmt: skip
+        self.frozen = tuple(m for m in config.model.modalities if getattr(config, m).frozen)
+        self.raw = tuple(m for m in ("image", "audio") if m in config.model.modalities and m not in self.frozen)
+        self.stores: dict[tuple[str, str, int], FeatureStore] = {}
+        self.caption_rows: dict[str, dict[str, int]] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the splits (generating the embedded ones if need be) and read the training captions' vocabulary."""
+        if hasattr(self, "train"):
+            return
+        self.train = self.open(self.config.data.train)
+        self.vocabulary = observed_vocabulary(self.tokenizer, (c for captions in self.train.captions for c in captions))
+        self.train_view = TrainView(
+            self.train,
+            augment=self.config.data.augment,
+            seed=self.config.seed,
+            cache=self.config.data.in_memory,
+            decode=self.raw,
+            **self.view,
+        )
+
+    @property
+    def evaluation_splits(self) -> tuple[str, ...]:
+        """The validation split; of the scenes also `seen`, new scenes without held-out combinations,
+        so that the gap shows."""
+        return (self.config.data.val, "seen") if self.config.data.root is None else (self.config.data.val,)
+
+    def open(self, split: str) -> CaptionDataset:
+        data = self.config.data
+        if data.root is None:
+            return open_split(ensure_scenes(Path(data.cache) / "scenes", image_size=self.config.image.size), split)
+        return open_split(data.root, split, karpathy=data.karpathy, audio_root=data.audio_root)
+
+    def cache_features(self, model: "MultimodalModel", splits: dict[str, CaptionDataset]) -> None:
+        """Run every frozen trunk over `splits` once, or find that it was done. `splits` maps names to datasets."""
+        for split, dataset in splits.items():
+            for modality in self.frozen:
+                if modality == "text":
+                    self.caption_rows[split] = {
+                        c: i for i, c in enumerate(dict.fromkeys(c for cs in dataset.captions for c in cs))
+                    }
+                elif modality not in dataset.modalities:
+                    continue
+                views = self.config.data.views if modality == "image" and dataset is getattr(self, "train", None) else 1
+                for view in range(views):
+                    self.stores[split, modality, view] = self._store(model, modality, split, dataset, view)
+
+    def _store(
+        self, model: "MultimodalModel", modality: str, split: str, dataset: CaptionDataset, view: int
+    ) -> FeatureStore:
+        encoder, data = model.encoders[modality], self.config.data
+        about = {
+            "modality": modality, "data": dataset.name, "view": view, "encoder": getattr(self.config, modality).trunk,
+            "weights": weights_digest(encoder.trunk), "settings": [self.view, self.tokenizer.max_tokens],
+            "pool": self.config.image.pool if modality == "image" else None,
+            "augment": [str(data.augment), self.config.seed] if view else None,
+            "content": store_key(dataset.image_ids, dataset.captions if modality == "text" else None),
+        }  # fmt: skip
+        folder = Path(data.cache) / "features" / f"{modality}-{split}-{view}-{store_key(about)}"
+        device = next(encoder.parameters()).device
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device.type))
+        read = self._raw_reader(modality, split, dataset, view)
+
+        def features(rows: Sequence[int]) -> Features:
+            inputs, mask = read(rows)
+            with torch.inference_mode(), autocast:
+                return encoder.features(inputs.to(device), None if mask is None else mask.to(device))
+
+        rows = len(self.caption_rows[split]) if modality == "text" else len(dataset)
+        logger.info("features of the frozen %s trunk for %s: %s", modality, dataset.name, folder)
+        return build_store(folder, rows, 64, features, f"{modality} features, {split} view {view}", about)
+
+    def _raw_reader(self, modality: str, split: str, dataset: CaptionDataset, view: int):  # type: ignore[no-untyped-def]  # a closure
+        """rows -> (inputs, mask) of one modality, as the trunk wants them."""
+        if modality == "text":
+            captions = list(self.caption_rows[split])
+            return lambda rows: self.tokenizer([captions[i] for i in rows])
+        settings: dict[str, Any] = {**self.view, "decode": (modality,)}
+        if view:
+            train_view = TrainView(dataset, augment=self.config.data.augment, seed=self.config.seed, **settings)
+            example = lambda i: train_view[i, view]  # noqa: E731
+        else:
+            example = EvalView(dataset, **settings).__getitem__
+
+        def read(rows: range) -> tuple[Tensor, Tensor | None]:
+            batch = self.collate([example(i) for i in rows])
+            return batch.inputs[modality], batch.masks.get(modality)
+
+        return read
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches from the trainer's step on: a resumed run goes on mid-epoch, in the same order."""
+        trainer, train = self.trainer, self.config.train
+        assert trainer is not None
+        sampler = StepSampler(
+            len(self.train), train.batch_size, train.steps, self.config.seed, start_step=trainer.global_step,
+            rank=trainer.global_rank, world_size=trainer.world_size,
+        )  # fmt: skip
+        workers = self.config.data.workers
+        dataset = CachedView(self.train_view, self, self.config.data.train)
+        return DataLoader(
+            dataset,  # type: ignore[arg-type]  # indexed by (index, epoch)
+            batch_sampler=sampler, num_workers=workers, collate_fn=self.stack, persistent_workers=workers > 0,
+        )  # fmt: skip
+
+    def stack(self, examples: list[CachedExample]) -> Batch:
+        """CachedExamples -> Batch, with cached features in the place of raw input."""
+        batch = self.collate([e.example for e in examples])
+        for modality in examples[0].features:
+            batch.features[modality], batch.masks[modality] = stack_rows(e.features[modality] for e in examples)
+            batch.present.setdefault(modality, batch.masks[modality].any(1))
+        return batch
+
+    def eval_view(self, dataset: CaptionDataset) -> EvalView:
+        return EvalView(dataset, **self.view, decode=self.raw)
+
+    def image_batches(self, view: EvalView, split: str, size: int) -> Iterator[Batch]:
+        """All images (and sounds) of a split in order, without captions."""
+        cached = CachedView(view, self, split)
+        for start in range(0, len(view), size):
+            batch = self.stack([cached[i] for i in range(start, min(start + size, len(view)))])
+            for part in (batch.inputs, batch.features, batch.masks, batch.present):
+                part.pop("text", None)
+            yield batch
+
+    def caption_batches(self, view: EvalView, split: str, size: int) -> Iterator[Batch]:
+        """All captions of a split in order."""
+        for start in range(0, len(view.captions), size):
+            captions = view.captions[start : start + size]
+            batch = self.collate.text(captions, view.caption_image_ids[start : start + size])
+            if (split, "text", 0) in self.stores:
+                rows, store = self.caption_rows[split], self.stores[split, "text", 0]
+                batch.features["text"], batch.masks["text"] = stack_rows(store[rows[c]] for c in captions)
+            yield batch
+
+
+class CachedView:
+    """A view's examples with the cached features of their modalities beside them; keys as the view's."""
+
+    def __init__(self, view: TrainView | EvalView, data: AlignData, split: str) -> None:
+        self.view, self.data, self.split = view, data, split
+        self.cached = {m for s, m, _ in data.stores if s == split}
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __getitem__(self, key: Key | int) -> CachedExample:
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        example = self.view[key]  # type: ignore[index]
+        return CachedExample(example, {m: self.features(m, index, epoch, example.caption) for m in self.cached})
+
+    def features(self, modality: str, index: int, epoch: int, caption: str) -> Tensor:
+        views = sum(1 for s, m, _ in self.data.stores if (s, m) == (self.split, modality))
+        row = self.data.caption_rows[self.split][caption] if modality == "text" else index
+        return self.data.stores[self.split, modality, epoch % views][row]
+
+
+def has_bf16(device: str) -> bool:
+    """Whether bf16 is worth switching on: the processor multiplies it natively."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+

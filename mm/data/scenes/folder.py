@@ -1,0 +1,139 @@
+"""Scenes on disk: the same samples as webdataset shards or in COCO layout, beside the recipe they were made by."""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mm.data.coco import write_coco
+from mm.data.sample import Sample
+from mm.data.scenes.grammar import captions
+from mm.data.scenes.picture import render_image
+from mm.data.scenes.scene import SPLITS, capacity, scene_at
+from mm.data.scenes.sound import render_audio
+from mm.data.shards import write_shards
+
+VERSION = 1
+"""Raise it when a scene, picture, caption or sound changes: what an older version wrote is then written anew."""
+RECIPE = "scenes.json"
+SAMPLE_RATE = 16_000
+SIZES: Mapping[str, int] = {"train": 4000, "val": 1000, "seen": 1000}
+Layout = Literal["shards", "coco"]
+
+
+def sample_at(seed: int, split: str, index: int, image_size: int = 64) -> Sample:
+    """Scene number `index` of a split with its picture, five captions and sound. Ids are unique over all splits."""
+    scene = scene_at(seed, split, index)
+    image_id = SPLITS[split] * 1_000_000 + index
+    texts = captions(scene)
+    return Sample(
+        key=f"{split}_{index:06d}", image_id=image_id,
+        captions=texts, caption_ids=tuple(image_id * len(texts) + k for k in range(len(texts))),
+        image=render_image(scene, image_size), audio=render_audio(scene, SAMPLE_RATE), sample_rate=SAMPLE_RATE,
+    )
+
+
+def ensure_scenes(
+    root: str | Path, *, seed: int = 0, sizes: Mapping[str, int] = SIZES, image_size: int = 64,
+    layout: Layout = "shards",
+) -> Path:
+    """Return `root`, which then holds exactly these scenes; write them unless its recipe says that it already does.
+
+    Processes that ask at the same time wait for the first one. Raises ValueError as `write_scenes` does.
+    """
+    root = Path(root)
+    wanted = _recipe(seed, sizes, image_size, layout)
+    with _locked(root):
+        if _written_recipe(root) != wanted:
+            _write(root, wanted)
+    return root
+
+
+def write_scenes(
+    root: str | Path, *, seed: int = 0, sizes: Mapping[str, int] = SIZES, image_size: int = 64,
+    layout: Layout = "shards",
+) -> Path:
+    """Write the scenes to `root`, replacing scenes that are there; a killed process leaves what was there before.
+
+    Raises ValueError for an impossible recipe, or if `root` holds anything that was not written by this function.
+    """
+    root = Path(root)
+    recipe = _recipe(seed, sizes, image_size, layout)
+    with _locked(root):
+        _write(root, recipe)
+    return root
+
+
+def _recipe(seed: int, sizes: Mapping[str, int], image_size: int, layout: str) -> dict[str, Any]:
+    if layout not in get_args(Layout):
+        raise ValueError(f"unknown layout {layout!r}: choose one of {', '.join(get_args(Layout))}")
+    if seed < 0:
+        raise ValueError(f"the seed of the scenes is {seed}: it must not be negative")
+    if not sizes:
+        raise ValueError("no split to write: give sizes such as {'train': 4000, 'val': 1000}")
+    for split, size in sizes.items():
+        if not 1 <= size <= capacity(split):
+            raise ValueError(f"split {split!r} cannot have {size} scenes: give 1 to {capacity(split)}")
+    return {"version": VERSION, "seed": seed, "sizes": dict(sizes), "image_size": image_size, "layout": layout}
+
+
+def _written_recipe(root: Path) -> Any:
+    """What scenes.json says, None where there is none."""
+    try:
+        return json.loads((root / RECIPE).read_text())
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError:
+        return {}
+
+
+def _write(root: Path, recipe: dict[str, Any]) -> None:
+    if root.exists() and _written_recipe(root) is None and (not root.is_dir() or any(root.iterdir())):
+        raise ValueError(f"{root} exists and was not written by prepare_scenes: name another folder for the scenes")
+    partial, old = _beside(root, "partial"), _beside(root, "old")
+    for left_by_a_killed_process in (partial, old):
+        shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
+    partial.mkdir()
+    try:
+        _fill(partial, recipe)
+        (partial / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
+        if root.exists():
+            root.rename(old)
+        partial.rename(root)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _fill(folder: Path, recipe: dict[str, Any]) -> None:
+    title = TextColumn("writing scenes: {task.description}")
+    write = write_shards if recipe["layout"] == "shards" else write_coco
+    with Progress(title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+        for split, size in recipe["sizes"].items():
+            task = progress.add_task(split, total=size)
+
+            def samples(split: str = split, size: int = size, task: Any = task) -> Iterator[Sample]:
+                for index in range(size):
+                    yield sample_at(recipe["seed"], split, index, recipe["image_size"])
+                    progress.advance(task)
+
+            write(samples(), folder, split, image_format="png", audio_format="flac")
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with _beside(root, "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _beside(root: Path, purpose: str) -> Path:
+    """A hidden sibling of `root`, on the same file system, so that renaming is atomic."""
+    root = root.resolve()
+    return root.with_name(f".{root.name}.{purpose}")

@@ -1,0 +1,164 @@
+"""Two readings of one backbone: `embed` a modality alone into a unit vector,
+`match` two modalities through cross-modal attention."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from encoders import ENCODERS, AudioConfig, EncoderOutput, Features, ImageConfig, TextConfig
+from encoders.weights import load_encoder
+from mm.backbone import MODALITIES, Backbone, BackboneConfig, Stream
+from mm.data.sample import Batch
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    modalities: tuple[str, ...] = MODALITIES
+    """Which encoders are built."""
+    embedding: int = 128
+    """Width of the retrieval embedding."""
+    token_embedding: int = 64
+    """Width of the token embeddings of late interaction."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+
+    def __post_init__(self) -> None:
+        unknown = set(self.modalities) - set(MODALITIES)
+        if unknown or not self.modalities:
+            raise ValueError(f"model.modalities={list(self.modalities)}: choose from {', '.join(MODALITIES)}")
+
+
+@dataclass
+class ModelOutput:
+    """What one forward knows of a batch, by modality.
+
+    encoded: EncoderOutput; embeddings (B, E) and tokens (B, T, P) are unit vectors, masks (B, T);
+    losses: the router's, by name; load (layers, M, E).
+    """
+
+    encoded: dict[str, EncoderOutput]
+    embeddings: dict[str, Tensor]
+    tokens: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    losses: dict[str, Tensor]
+    load: Tensor
+
+
+@dataclass
+class MatchOutput:
+    """logits (N,): log-odds that the pair is a pair; losses and load as in ModelOutput."""
+
+    logits: Tensor
+    losses: dict[str, Tensor]
+    load: Tensor
+
+
+class AttentionPool(nn.Module):
+    """Tokens (B, T, D), mask (B, T) -> (B, D): the mean plus what one learned query attends to."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        weight = self.score(x).float().masked_fill(~mask[..., None], -1e4).softmax(1).to(x.dtype)
+        mean = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        return (weight * x).sum(1) + mean
+
+
+class MultimodalModel(nn.Module):
+    """Encoders → backbone → heads. `vocabulary` (V,) is the scratch text trunk's,
+    see encoders.text.observed_vocabulary."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        image: ImageConfig,
+        audio: AudioConfig,
+        text: TextConfig,
+        vocabulary: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        width = config.backbone.width
+        options: dict[str, tuple] = {
+            "image": (image, width),
+            "audio": (audio, width),
+            "text": (text, width, vocabulary),
+        }
+        self.encoders: Any = nn.ModuleDict({m: ENCODERS[m](*options[m]) for m in config.modalities})
+        for m in config.modalities:
+            if options[m][0].encoder_weights:
+                load_encoder(self.encoders[m], options[m][0].encoder_weights)
+        self.backbone = Backbone(config.backbone)
+        self.pool = nn.ModuleDict({m: AttentionPool(width) for m in config.modalities})
+        # Untrained pooled vectors share one large direction and differ in a small remainder. Centred and scaled, the
+        # remainder is what the contrastive loss sees from the first step on, instead of after a plateau at ln(batch
+        # size).
+        self.project = nn.ModuleDict(
+            {
+                m: nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, config.embedding))
+                for m in config.modalities
+            }
+        )
+        self.project_tokens = nn.ModuleDict({m: nn.Linear(width, config.token_embedding) for m in config.modalities})
+        self.match_pool = nn.ModuleDict({m: AttentionPool(width) for m in config.modalities})
+        self.match_head = nn.Sequential(nn.Linear(3 * width, width), nn.GELU(), nn.Linear(width, 1))
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.encoders)
+
+    def features(self, batch: Batch, modality: str) -> Features:
+        """The trunk's output for a batch: cached features where the batch carries them, else the trunk runs."""
+        if modality in batch.features:
+            return Features(batch.features[modality].float(), batch.masks[modality])
+        return self.encoders[modality].features(batch.inputs[modality], batch.masks.get(modality))
+
+    def encode(self, batch: Batch, modality: str, reconstruct: bool = True) -> EncoderOutput:
+        """One modality of a batch -> EncoderOutput (B, T, D);
+        `reconstruct` adds the decoder's loss where the raw input is there."""
+        target = batch.inputs.get(modality) if reconstruct else None
+        mask = batch.masks.get(modality)
+        return self.encoders[modality](self.features(batch, modality), target, mask)
+
+    def forward(self, batch: Batch, reconstruct: bool = True) -> ModelOutput:
+        """Batch -> ModelOutput: every modality it carries, each embedded alone."""
+        encoded = {m: self.encode(batch, m, reconstruct) for m in batch.modalities if m in self.encoders}
+        return self.embed(encoded)
+
+    def embed(self, encoded: dict[str, EncoderOutput]) -> ModelOutput:
+        """EncoderOutputs by modality -> ModelOutput.
+
+        The modalities share the call and the experts, and do not see each other.
+        """
+        out = self.backbone({m: Stream(e.tokens, e.mask) for m, e in encoded.items()}, fuse=False)
+        unit = nn.functional.normalize
+        embeddings = {
+            m: unit(self.project[m](self.pool[m](s.x, s.mask)).float(), dim=-1) for m, s in out.streams.items()
+        }
+        tokens = {m: unit(self.project_tokens[m](s.x).float(), dim=-1) for m, s in out.streams.items()}
+        return ModelOutput(
+            encoded, embeddings, tokens, {m: s.mask for m, s in out.streams.items()}, out.losses, out.load
+        )
+
+    def match(self, a: str, b: str, left: EncoderOutput, right: EncoderOutput) -> MatchOutput:
+        """EncoderOutputs of N paired samples of modalities a and b -> MatchOutput with logits (N,)."""
+        out = self.backbone({a: Stream(left.tokens, left.mask), b: Stream(right.tokens, right.mask)}, fuse=True)
+        x, y = (self.match_pool[m](out.streams[m].x, out.streams[m].mask) for m in (a, b))
+        return MatchOutput(self.match_head(torch.cat([x, y, x * y], -1)).squeeze(-1).float(), out.losses, out.load)
+
+
+def select(encoded: EncoderOutput, rows: Tensor) -> EncoderOutput:
+    """The rows (N,) of an EncoderOutput; its losses, which belong to the whole batch, stay behind."""
+    return EncoderOutput(encoded.tokens[rows], encoded.codes[rows], encoded.mask[rows])
+
+
+def count_parameters(model: MultimodalModel) -> tuple[int, int]:
+    """(total, active per token): of the routed experts only K of E count as active."""
+    total = sum(p.numel() for p in model.parameters())
+    idle = 0
+    for block in model.backbone.blocks:
+        routed = block.moe.w_in.numel() + block.moe.w_out.numel()
+        idle += routed - routed * block.moe.config.active // block.moe.config.experts
+    return total, total - idle

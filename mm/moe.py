@@ -1,0 +1,139 @@
+"""Sparse mixture of experts: fp32 router, top-K of E, balanced by a bias and not by a loss.
+
+Routing follows DeepSeek-V3 (2024): sigmoid affinities, the K highest of affinity + bias are chosen, the chosen
+affinities (without bias) are normalised into weights; the bias moves a little after every step, against the load
+(Wang et al. 2024, "Auxiliary-Loss-Free Load Balancing"). Optional losses: load balance (Switch, Fedus et al. 2021),
+router z (ST-MoE, Zoph et al. 2022), modality entropy (LIMoE, Mustafa et al. 2022).
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from kernels.grouped_mlp import grouped_mlp
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    experts: int = 128
+    """Routed experts, E."""
+    active: int = 8
+    """Experts each token is sent to, K."""
+    hidden: int = 32
+    """Hidden width of one expert, H."""
+    shared: int = 128
+    """Hidden width of the expert that every token passes; 0 for none."""
+    bias_rate: float = 0.01
+    """How far the balancing bias moves per step, against the sign of the overload."""
+    balance: float = 0.0
+    """Weight of the Switch load-balance loss."""
+    z: float = 1e-3
+    """Weight of the router z loss."""
+    entropy: float = 0.0
+    """Weight of the modality entropy losses: sharp routing per token, spread routing per modality."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.active <= self.experts:
+            raise ValueError(f"moe.active={self.active} of moe.experts={self.experts}: need 1 <= active <= experts")
+
+
+@dataclass
+class MoEOutput:
+    """x (N, D); losses by name, weighted; load (M, E): how many assignments each expert got from each modality."""
+
+    x: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    load: Tensor | None = None
+
+
+class Router(nn.Module):
+    """Tokens (N, D) -> (chosen experts (N, K) int64, weights (N, K) fp32, affinity logits (N, E) fp32)."""
+
+    bias: Tensor
+
+    def __init__(self, config: MoEConfig, width: int) -> None:
+        super().__init__()
+        self.active = config.active
+        self.affinity = nn.Parameter(torch.randn(config.experts, width) * width**-0.5)
+        self.register_buffer("bias", torch.zeros(config.experts))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(x.device.type, enabled=False):
+            logits = x.float() @ self.affinity.float().T
+            affinity = logits.sigmoid()
+            chosen = (affinity.detach() + self.bias).topk(self.active, dim=1).indices
+            weights = affinity.gather(1, chosen)
+            return chosen, weights / weights.sum(1, keepdim=True).clamp(min=1e-9), logits
+
+    @torch.no_grad()
+    def rebalance(self, load: Tensor, rate: float) -> None:
+        """Move the bias of overloaded experts down and of idle ones up by `rate`.
+
+        load (E,): assignments of the step, over all ranks.
+        """
+        self.bias += rate * torch.sign(load.mean() - load)
+
+
+class MoE(nn.Module):
+    """Tokens (N, D) and their modalities (N,) int64 in 0..M-1 -> MoEOutput with x (N, D).
+
+    Padding is left out by the caller.
+    """
+
+    def __init__(self, config: MoEConfig, width: int, modalities: int) -> None:
+        super().__init__()
+        self.config, self.modalities = config, modalities
+        self.router = Router(config, width)
+        self.w_in = nn.Parameter(torch.randn(config.experts, 2 * config.hidden, width) * width**-0.5)
+        self.w_out = nn.Parameter(torch.randn(config.experts, width, config.hidden) * config.hidden**-0.5)
+        self.shared = SwiGLU(width, config.shared) if config.shared else None
+
+    def forward(self, x: Tensor, modality: Tensor) -> MoEOutput:
+        chosen, weights, logits = self.router(x)
+        y = grouped_mlp(x, self.w_in, self.w_out, chosen, weights)
+        if self.shared is not None:
+            y = y + self.shared(x)
+        return MoEOutput(y, self.losses(logits, chosen, modality), self.load(chosen, modality))
+
+    @torch.no_grad()
+    def load(self, chosen: Tensor, modality: Tensor) -> Tensor:
+        """chosen (N, K), modality (N,) -> assignments (M, E) float32."""
+        experts = self.config.experts
+        cell = (modality[:, None] * experts + chosen).flatten()
+        return torch.bincount(cell, minlength=self.modalities * experts).view(self.modalities, experts).float()
+
+    def losses(self, logits: Tensor, chosen: Tensor, modality: Tensor) -> dict[str, Tensor]:
+        """Router logits (N, E) fp32 -> the losses whose weight is not zero, weighted."""
+        config, losses = self.config, {}
+        if config.z:
+            losses["z"] = config.z * logits.logsumexp(1).square().mean()
+        if config.balance:
+            share = torch.bincount(chosen.flatten(), minlength=config.experts) / chosen.numel()
+            losses["balance"] = config.balance * config.experts * (share * logits.softmax(1).mean(0)).sum()
+        if config.entropy:
+            losses["entropy"] = config.entropy * modality_entropy(logits.softmax(1), modality)
+        return losses
+
+
+class SwiGLU(nn.Module):
+    """(..., D) -> (..., D): the dense expert, Shazeer 2020."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up, self.down = nn.Linear(width, 2 * hidden, bias=False), nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(nn.functional.silu(gate) * up)
+
+
+def modality_entropy(probabilities: Tensor, modality: Tensor) -> Tensor:
+    """LIMoE: mean over modalities of (entropy of a token's routing - entropy of the modality's mean routing);
+    (N, E), (N,) -> ()."""
+
+    def entropy(p: Tensor) -> Tensor:
+        return -(p * (p + 1e-9).log()).sum(-1)
+
+    terms = [entropy(p).mean() - entropy(p.mean(0)) for p in (probabilities[modality == m] for m in modality.unique())]
+    return torch.stack(terms).mean()

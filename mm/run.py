@@ -1,0 +1,128 @@
+"""A run on disk: weights that load without pickle, the settings beside them, and a result that says how it was made."""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import zipfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from safetensors.torch import save_file
+
+from encoders.trunks import NO_WEIGHTS, read_weights
+from eval.fingerprint import Fingerprint, check, fingerprint
+from mm.config import AlignConfig
+from mm.probe import probe
+from mm.task import AlignTask
+
+logger = logging.getLogger(__name__)
+VOCABULARY = "encoders.text.trunk.vocabulary"
+
+
+def save_weights(task: AlignTask, folder: Path) -> None:
+    """model.safetensors (the model's tensors, and the loss's temperatures under `loss.`) and model.json, atomically."""
+    state = {**task.model.state_dict(), **{f"loss.{k}": v for k, v in task.loss.state_dict().items()}}
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "model.safetensors.tmp"
+    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary)
+    temporary.replace(folder / "model.safetensors")
+    write_json(
+        folder / "model.json",
+        {"kind": "align", "config": asdict(task.config), "fingerprint": fingerprint(lambda: probe(task)).as_json()},
+    )
+
+
+def load_run(folder: str | Path) -> AlignTask:
+    """The task of a finished run, in evaluation mode, checked to behave as it did when it was saved.
+
+    Nothing of the folder is executed.
+    """
+    folder = Path(folder)
+    if not (folder / "model.safetensors").is_file() or not (folder / "model.json").is_file():
+        raise ValueError(f"{folder} holds no finished run: expected model.safetensors and model.json in it")
+    described = json.loads((folder / "model.json").read_text())
+    if described.get("kind") != "align":
+        raise ValueError(f"{folder} is a {described.get('kind')} run: this needs one of scripts/train_align.py")
+    config = config_from_dict(described["config"])
+    state = read_weights(folder / "model.safetensors")
+    task = AlignTask(without_pretrained_weights(config), state.get(VOCABULARY))
+    loss = {k.removeprefix("loss."): state.pop(k) for k in list(state) if k.startswith("loss.")}
+    task.model.load_state_dict(state)
+    task.loss.load_state_dict(loss)
+    task.config = config
+    check(Fingerprint.of_json(described["fingerprint"]), lambda: probe(task))
+    return task.eval()
+
+
+def without_pretrained_weights(config: AlignConfig) -> AlignConfig:
+    """The same architecture without fetching or reading trunks: a run's own file holds every tensor."""
+    parts: dict[str, Any] = {
+        m: replace(getattr(config, m), weights=NO_WEIGHTS, encoder_weights=None) for m in ("image", "audio", "text")
+    }
+    return replace(config, **parts)
+
+
+def config_from_dict(values: dict) -> AlignConfig:
+    """asdict(config) -> config, with every name and type checked as on the command line."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(AlignConfig, "run")
+    return parser.instantiate(parser.parse_object({"run": values})).run
+
+
+def write_config(config: AlignConfig, folder: Path) -> None:
+    """config.yaml, readable by `--config`. Tuples are written as lists."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False))
+
+
+def write_json(path: Path, content: dict) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The newest whole checkpoint, to resume from. Raises ValueError where there is none."""
+    for path in sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True):
+        if zipfile.is_zipfile(path):
+            return path
+        logger.warning("checkpoint %s is not whole: going back to the one before it", path)
+    raise ValueError(
+        f"--resume true, but {folder / 'checkpoints'} holds no checkpoint: leave --resume out to start the run"
+    )
+
+
+def commit() -> str:
+    """The commit this code is at, with `+changes` where files differ from it; `unknown` outside a checkout."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + (
+            "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def hardware() -> str:
+    """One line: the accelerator or processor, cores, and torch's version."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, torch {torch.__version__}"
+    names = [line.split(":", 1)[1].strip() for line in _cpu_info() if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{os.cpu_count()} cores, {name}, torch {torch.__version__}"
+
+
+def _cpu_info() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []

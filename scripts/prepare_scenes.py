@@ -1,0 +1,47 @@
+"""Write the embedded data, `scenes`, as webdataset shards or as a folder in COCO caption layout.
+
+    python scripts/prepare_scenes.py --root data/scenes
+    python scripts/prepare_scenes.py --root data/scenes_coco --layout coco --val 5000
+"""
+
+import sys
+from pathlib import Path
+
+from jsonargparse import auto_cli
+
+from mm.data.scenes import Layout, write_scenes
+
+
+def prepare_scenes(
+    root: Path,
+    layout: Layout = "shards",
+    seed: int = 0,
+    train: int = 4000,
+    val: int = 1000,
+    seen: int = 1000,
+    test: int = 0,
+    image_size: int = 64,
+) -> None:
+    """Write scenes to a folder; a split of size 0 is left out.
+
+    Args:
+        root: the folder to write; scenes that are there are replaced, anything else is refused.
+        layout: shards (one sample = one image with its captions and sound) or coco (annotations/, images/, audio/).
+        seed: another seed, other scenes.
+        train: scenes to train on, without the held-out pairs of attributes.
+        val: scenes with a held-out pair each.
+        seen: unseen scenes without held-out pairs, for the gap to val.
+        test: more scenes like val.
+        image_size: side of the pictures in pixels.
+    """
+    sizes = {"train": train, "val": val, "seen": seen, "test": test}
+    sizes = {split: size for split, size in sizes.items() if size}
+    try:
+        print(write_scenes(root, seed=seed, sizes=sizes, image_size=image_size, layout=layout))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    auto_cli(prepare_scenes, as_positional=False, allow_abbrev=False)

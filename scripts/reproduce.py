@@ -1,0 +1,109 @@
+"""Write README's results from result files: what was measured, under which protocol, by which command, on what
+hardware.
+
+    python scripts/reproduce.py                                   # from eval/results/*.json
+    python scripts/reproduce.py --add runs/flickr8k/result.json   # keep a run's result there first
+
+Nothing in the table is typed by hand: every figure comes from a file that train_align or eval_coco wrote.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from jsonargparse import auto_cli
+
+BEGIN, END = "<!-- RESULTS: written by scripts/reproduce.py -->", "<!-- /RESULTS -->"
+COLUMNS = (
+    "run",
+    "judged on",
+    "R@1/5/10 image→text",
+    "R@1/5/10 text→image",
+    "RSUM",
+    "RSUM re-ranked",
+    "parameters, active",
+    "seconds",
+)
+DIRECTIONS = ("image_to_text", "text_to_image")
+
+
+def reproduce(
+    results: Path = Path("eval/results"), readme: Path = Path("README.md"), add: list[Path] | None = None
+) -> None:
+    """Regenerate the results between the markers of the README.
+
+    Args:
+        results: folder of result files; those without retrieval metrics (benchmarks) are passed over.
+        readme: file with the markers.
+        add: result files to copy into the folder first.
+    """
+    for path in add or []:
+        keep(path, results)
+    found = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    runs = [r for r in found if isinstance(r, dict) and "image_to_text/R@1" in r.get("metrics", {}) and "commit" in r]
+    if not runs:
+        raise ValueError(f"{results} holds no result of a run: add one with --add '[runs/<name>/result.json]'")
+    text = readme.read_text()
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{readme} lacks the markers {BEGIN} and {END}")
+    head, rest = text.split(BEGIN)
+    readme.write_text(f"{head}{BEGIN}\n{retrieval_table(runs)}\n\n{use_table(runs)}\n{END}{rest.split(END)[1]}")
+    print(f"{readme}: {len(runs)} results")
+
+
+def keep(path: Path, results: Path) -> None:
+    """Copy a result under the name of its run and the data it was judged on."""
+    result = json.loads(path.read_text())
+    stamp = next(iter(result["protocol"].values()))
+    results.mkdir(parents=True, exist_ok=True)
+    (results / f"{result['config']['name']}-on-{stamp['dataset'].replace('/', '-')}.json").write_text(
+        json.dumps(result, indent=1) + "\n"
+    )
+
+
+def retrieval_table(runs: list[dict]) -> str:
+    rows = [COLUMNS, ("---",) * len(COLUMNS)]
+    for run in runs:
+        metrics, stamp = run["metrics"], next(iter(run["protocol"].values()))
+        first = ["/".join(f"{metrics[f'{direction}/R@{k}']:.1f}" for k in (1, 5, 10)) for direction in DIRECTIONS]
+        again = "–"
+        if "reranked/RSUM" in metrics:
+            best = " / ".join(f"{metrics[f'reranked/{direction}/R@1']:.1f}" for direction in DIRECTIONS)
+            again = f"{metrics['reranked/RSUM']:.1f}, R@1 {best}"
+        kind = "zero-shot" if stamp["zero_shot"] else "held-out split"
+        judged = f"{stamp['dataset']}, {stamp['images']:,} images × {stamp['captions_per_image']:g} captions, {kind}"
+        size = f"{run['parameters_total'] / 1e6:.1f} M, {run['parameters_active'] / 1e6:.1f} M"
+        rows.append(
+            (run["config"]["name"], judged, *first, f"{metrics['RSUM']:.1f}", again, size, f"{run['seconds']:,.0f}")
+        )
+    facts = sorted({f"{run['hardware']} (commit {run['commit']})" for run in runs})
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(
+        [*lines, "", "Any-hit recall in %; RSUM is the sum of the six recalls. Measured on: " + "; ".join(facts) + "."]
+    )
+
+
+def use_table(runs: list[dict]) -> str:
+    """Codes and experts in use on the evaluated split, by modality."""
+    rows = [
+        ("run", "modality", "codes used, %", "code perplexity", "experts used, %", "expert perplexity"),
+        ("---",) * 6,
+    ]
+    for run in runs:
+        metrics = run["metrics"]
+        for modality in (m for m in ("image", "audio", "text") if f"experts/{m}/used" in metrics):
+            cells = [
+                metrics.get(f"{kind}/{modality}/{what}")
+                for kind in ("codes", "experts")
+                for what in ("used", "perplexity")
+            ]
+            rows.append((run["config"]["name"], modality, *("–" if c is None else f"{c:.1f}" for c in cells)))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+if __name__ == "__main__":
+    try:
+        auto_cli(reproduce, as_positional=False, allow_abbrev=False)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"reproduce: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,118 @@
+"""Train, evaluate and report one run. Without arguments: the embedded scenes, a few minutes on two CPU cores.
+
+    python scripts/train_align.py
+    python scripts/train_align.py --config configs/flickr8k.yaml --data.root ../shared/data/flickr8k
+    python scripts/train_align.py --name joint --schedule.kind joint --seed 1
+
+Writes runs/<name>/: config.yaml, metrics.csv, checkpoints/, model.safetensors + model.json, result.json,
+embeddings.npz, diagnostics.npz, report.html.
+"""
+
+import csv
+import logging
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from jsonargparse import auto_cli
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
+
+from mm.config import AlignConfig, EvalConfig
+from mm.data.module import AlignData, has_bf16
+from mm.evaluate import evaluate_split
+from mm.memory import keep_freed_memory
+from mm.results import judge, show
+from mm.run import newest_checkpoint, save_weights, write_config
+from mm.task import AlignTask
+
+
+def train_align(config: AlignConfig) -> None:
+    started, folder = time.perf_counter(), Path(config.runs) / config.name
+    write_config(config, folder)
+    seed_everything(config.seed, verbose=False)
+    data = AlignData(config)
+    data.setup()
+    task = AlignTask(config, data.vocabulary)
+    splits = {config.data.train: data.train} | {split: data.open(split) for split in data.evaluation_splits}
+    data.cache_features(task.model, splits)
+    trainer = build_trainer(config, folder)
+    trainer.fit(task, data, ckpt_path=newest_checkpoint(folder) if config.resume else None, weights_only=True)
+    if trainer.is_global_zero:
+        save_weights(task, folder)
+        show(judge(task, data, {s: splits[s] for s in data.evaluation_splits}, folder, time.perf_counter() - started))
+        print(f"report: {folder / 'report.html'}")
+
+
+def build_trainer(config: AlignConfig, folder: Path) -> Trainer:
+    train = config.train
+    bf16 = train.precision == "bf16" or (train.precision == "auto" and has_bf16("cpu"))
+    callbacks: list[Callback] = [
+        RichProgressBar(),
+        ModelCheckpoint(folder / "checkpoints", every_n_train_steps=train.checkpoint_every, save_last=True),
+    ]
+    if train.ema:
+        start = train.steps // 10
+        callbacks.append(EMAWeightAveraging(decay=train.ema, use_buffers=False, update_starting_at_step=start))
+    if train.evaluate_every:
+        callbacks.append(EvaluateEvery(train.evaluate_every))
+    if config.resume:
+        callbacks.append(KeepHistory(folder / "metrics.csv"))
+    every = min(10, train.steps)
+    return Trainer(
+        max_steps=train.steps,
+        max_epochs=1,
+        accelerator=train.accelerator,
+        devices=train.devices,
+        strategy=train.strategy,
+        precision="bf16-mixed" if bf16 else "32-true",
+        use_distributed_sampler=False,
+        logger=CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=every),
+        log_every_n_steps=every,
+        callbacks=callbacks,
+        num_sanity_val_steps=0,
+        sync_batchnorm=True,
+        enable_model_summary=False,
+    )
+
+
+class KeepHistory(Callback):
+    """Of a resumed run's metrics, what was logged before the checkpoint: the logger alone would start the file anew."""
+
+    def __init__(self, path: Path) -> None:
+        self.rows = list(csv.DictReader(path.open())) if path.is_file() else []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for row in self.rows if trainer.logger else ():
+            step = int(row.pop("step"))
+            if step < trainer.global_step:
+                trainer.logger.log_metrics({k: float(v) for k, v in row.items() if v}, step)  # type: ignore[union-attr]
+
+
+class EvaluateEvery(Callback):
+    """First-stage retrieval on the validation split every so many steps, logged as val/…"""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer, task, outputs, batch, batch_index) -> None:  # type: ignore[no-untyped-def]  # Lightning's hook
+        if trainer.global_step % self.steps or not trainer.is_global_zero:
+            return
+        data, split = trainer.datamodule, task.config.data.val
+        found = evaluate_split(task.model, task.loss, data, data.open(split), split, EvalConfig(rerank=0)).metrics()
+        task.model.train()
+        task.log_dict({f"val/{k}": v for k, v in found.items() if "R@" in k or k == "RSUM"}, rank_zero_only=True)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
+    keep_freed_memory()
+    try:
+        train_align(auto_cli(AlignConfig, as_positional=False, allow_abbrev=False))
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        print(f"train_align: {error}", file=sys.stderr)
+        sys.exit(2)

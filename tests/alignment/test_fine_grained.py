@@ -1,0 +1,105 @@
+"""Late interaction against a plain double loop, and code agreement against its degenerate solution."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from alignment.fine_grained import (
+    CodeAgreement,
+    LateInteraction,
+    dense_info_nce,
+    late_interaction,
+    paired_late_interaction,
+)
+
+
+def ragged(rows: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Unit tokens (rows, tokens, 6), and masks of every length from 1 up."""
+    random = torch.Generator().manual_seed(seed)
+    lengths = 1 + torch.arange(rows) % tokens
+    x = normalize(torch.randn(rows, tokens, 6, generator=random, dtype=torch.float64), dim=-1).float()
+    return x, torch.arange(tokens) < lengths[:, None]
+
+
+def one_pair(x: Tensor, y: Tensor) -> float:
+    """FILIP's definition for two lists of tokens."""
+    forward = sum(max(float(u @ v) for v in y) for u in x) / len(x)
+    backward = sum(max(float(u @ v) for u in x) for v in y) / len(y)
+    return (forward + backward) / 2
+
+
+@pytest.mark.parametrize("block", [2, 32])
+def test_late_interaction_equals_a_double_loop(block: int) -> None:
+    (a, mask_a), (b, mask_b) = ragged(5, 4, 0), ragged(7, 3, 1)
+    expected = [[one_pair(x[m], y[n]) for y, n in zip(b, mask_b, strict=True)] for x, m in zip(a, mask_a, strict=True)]
+    torch.testing.assert_close(late_interaction(a, mask_a, b, mask_b, block), torch.tensor(expected))
+
+
+def test_paired_is_the_diagonal() -> None:
+    (a, mask_a), (b, mask_b) = ragged(6, 4, 0), ragged(6, 5, 1)
+    torch.testing.assert_close(
+        paired_late_interaction(a, mask_a, b, mask_b), late_interaction(a, mask_a, b, mask_b).diagonal()
+    )
+
+
+def test_blocks_change_neither_value_nor_gradient() -> None:
+    (a, mask_a), (b, mask_b) = ragged(5, 4, 0), ragged(5, 3, 1)
+    found = []
+    for block in (2, 5):
+        x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
+        late_interaction(x, mask_a, y, mask_b, block).square().sum().backward()
+        found.append((x.grad, y.grad))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_padding_changes_nothing() -> None:
+    (a, mask_a), (b, mask_b) = ragged(5, 4, 0), ragged(5, 3, 1)
+    longer = torch.cat([a, torch.ones(5, 2, 6)], 1), torch.cat([mask_a, torch.zeros(5, 2, dtype=torch.bool)], 1)
+    torch.testing.assert_close(late_interaction(*longer, b, mask_b), late_interaction(a, mask_a, b, mask_b))
+    paired = paired_late_interaction(a, mask_a, b, mask_b)
+    torch.testing.assert_close(paired_late_interaction(*longer, b, mask_b), paired)
+    agreement = CodeAgreement(8, 6)
+    torch.testing.assert_close(agreement.distribution(*longer), agreement.distribution(a, mask_a))
+
+
+def test_a_sample_agrees_with_itself_perfectly() -> None:
+    a, mask = ragged(6, 4, 0)
+    torch.testing.assert_close(paired_late_interaction(a, mask, a, mask), torch.ones(6))
+    assert LateInteraction(0.01)(a, mask, a, mask, torch.arange(6)) < 0.01
+
+
+def test_equal_ids_are_not_negatives() -> None:
+    """Two rows that cannot be told apart cost log 2 each, unless they are the same image."""
+    logits = torch.tensor([[9.0, 9.0, -9.0], [9.0, 9.0, -9.0], [-9.0, -9.0, 9.0]])
+    assert dense_info_nce(logits, torch.arange(3)).item() == pytest.approx(2 * math.log(2) / 3, abs=1e-4)
+    assert dense_info_nce(logits, torch.tensor([4, 4, 7])).item() == pytest.approx(0, abs=1e-4)
+
+
+def test_a_distribution_over_codes_sums_to_one() -> None:
+    a, mask = ragged(6, 4, 0)
+    torch.testing.assert_close(CodeAgreement(8, 6).distribution(a, mask).sum(1), torch.ones(6))
+
+
+def test_collapse_does_not_win_code_agreement() -> None:
+    """All tokens on one code agree perfectly, and are worth no more than chance; telling samples apart is."""
+    agreement, ids = CodeAgreement(8, 6), torch.arange(6)
+    mask = torch.ones(6, 1, dtype=torch.bool)
+    collapsed = agreement.codebook[:1].detach().expand(6, 6)[:, None]
+    collapsed = normalize(collapsed, dim=-1)
+    apart = normalize(agreement.codebook.detach(), dim=-1)[:6, None]
+    chance = math.log(6)
+    assert agreement(collapsed, mask, collapsed, mask, ids).item() == pytest.approx(chance, abs=1e-4)
+    assert agreement(apart, mask, apart, mask, ids).item() < 0.5 * chance
+    assert agreement(apart, mask, apart.roll(1, 0), mask, ids).item() > chance
+
+
+def test_the_shared_codebook_learns_from_both_sides() -> None:
+    (a, mask_a), (b, mask_b) = ragged(6, 4, 0), ragged(6, 3, 1)
+    a.requires_grad_(), b.requires_grad_()
+    agreement = CodeAgreement(8, 6)
+    agreement(a, mask_a, b, mask_b, torch.arange(6)).backward()
+    for leaf in (a, b, agreement.codebook):
+        assert leaf.grad is not None and leaf.grad.abs().sum() > 0

@@ -1,0 +1,114 @@
+"""The sum of named terms: which are there, how they weigh, and that only what belongs together is compared."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from alignment import (
+    PAIRS,
+    Aligned,
+    LossConfig,
+    LossTerms,
+    LossWeights,
+    ProgressiveAlignment,
+    ScheduleConfig,
+    loss_weights,
+)
+
+CONFIG = LossConfig(detail_rows=4, shared_codes=8)
+
+
+def side(seed: int, rows: int = 6, present: Tensor | None = None) -> Aligned:
+    random = torch.Generator().manual_seed(seed)
+    embedding, tokens = torch.randn(rows, 8, generator=random), torch.randn(rows, 3, 4, generator=random)
+    mask = torch.arange(3) < 1 + torch.arange(rows)[:, None] % 3
+    there = torch.ones(rows, dtype=torch.bool) if present is None else present
+    return Aligned(normalize(embedding, dim=-1).requires_grad_(), normalize(tokens, dim=-1), mask, there)
+
+
+def no_match(a: str, b: str, left: Tensor, right: Tensor) -> Tensor:
+    return torch.zeros(len(left))
+
+
+def build(*modalities: str, config: LossConfig = CONFIG) -> ProgressiveAlignment:
+    torch.manual_seed(0)
+    return ProgressiveAlignment(config, 4, modalities)
+
+
+def run(loss: ProgressiveAlignment, sides: dict[str, Aligned], weights: LossWeights, match=no_match) -> LossTerms:  # type: ignore[no-untyped-def]
+    torch.manual_seed(1)
+    return loss(sides, torch.arange(len(next(iter(sides.values())).present)), weights, match)
+
+
+JOINT = loss_weights(ScheduleConfig(kind="joint"), 0.0)
+SIDES = {m: side(i) for i, m in enumerate(("image", "audio", "text"))}
+
+
+def test_every_pair_has_its_four_terms_once_everything_has_begun() -> None:
+    terms = run(build("image", "audio", "text"), SIDES, JOINT).terms
+    assert set(terms) == {f"{kind}/{a}_{b}" for a, b in PAIRS for kind in ("global", "fine", "codes", "match")}
+
+
+def test_the_total_is_the_weighted_sum_of_what_is_named() -> None:
+    loss = run(build("image", "audio", "text"), SIDES, loss_weights(ScheduleConfig(stage2=0, stage3=0, ramp=1), 0.3))
+    w = 3 * 0.3**2 - 2 * 0.3**3
+    factors = {"global": 1.0, "fine": CONFIG.fine, "codes": CONFIG.codes, "match": CONFIG.match}
+    begun = {name: 1.0 if name == "global/image_text" else w for name in loss.terms}
+    expected = sum(value * factors[name.split("/")[0]] * begun[name] for name, value in loss.terms.items())
+    torch.testing.assert_close(loss.total, expected)
+
+
+def test_a_term_of_weight_zero_is_not_computed() -> None:
+    def forbidden(a: str, b: str, left: Tensor, right: Tensor) -> Tensor:
+        raise AssertionError("the joint head ran")
+
+    loss = run(build("image", "audio", "text"), SIDES, loss_weights(ScheduleConfig(), 0.0), forbidden)
+    assert set(loss.terms) == {"global/image_text"}
+
+
+def test_a_model_without_a_modality_has_no_terms_for_it() -> None:
+    two = build("image", "text")
+    assert set(run(two, SIDES, JOINT).terms) == {f"{kind}/image_text" for kind in ("global", "fine", "codes", "match")}
+    assert not any("audio" in name for name, _ in two.named_parameters())
+
+
+def test_samples_without_the_modality_change_nothing() -> None:
+    """Sound of the last two rows is absent: they get no gradient, and the loss is that of the first four."""
+    present = torch.tensor([True] * 4 + [False] * 2)
+    audio, text = side(1, present=present), side(2)
+    loss = build("audio", "text")
+    whole = run(loss, {"audio": audio, "text": text}, JOINT)
+    assert whole.total.requires_grad
+    whole.total.backward()
+    assert audio.embedding.grad is not None and not audio.embedding.grad[4:].any() and audio.embedding.grad[:4].any()
+
+    def cut(x: Aligned) -> Aligned:
+        return Aligned(x.embedding[:4], x.tokens[:4], x.mask[:4], x.present[:4])
+
+    torch.testing.assert_close(run(loss, {"audio": cut(audio), "text": cut(text)}, JOINT).terms, whole.terms)
+
+
+def test_one_pair_alone_has_no_terms() -> None:
+    present = torch.tensor([True] + [False] * 5)
+    assert run(build("audio", "text"), {"audio": side(1, present=present), "text": side(2)}, JOINT).terms == {}
+
+
+def test_the_joint_head_sees_positives_first_and_then_wrong_pairs() -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def match(a: str, b: str, left: Tensor, right: Tensor) -> Tensor:
+        seen.append((left, right))
+        return torch.zeros(len(left))
+
+    run(build("image", "text"), SIDES, JOINT, match)
+    (left, right), few = seen[0], CONFIG.detail_rows
+    assert len(left) == len(right) == 3 * few
+    assert torch.equal(left[:few], right[:few]) and not (left[few:] == right[few:]).any()
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_each_pair_has_its_own_temperature(kind: str) -> None:
+    loss = build("image", "audio", "text", config=LossConfig(contrastive=kind))  # type: ignore[arg-type]
+    names = [name for name, _ in loss.named_parameters() if name.startswith("contrastive") and "log_scale" in name]
+    assert len(names) == 3

@@ -1,0 +1,78 @@
+"""A model small enough for a test, and batches for it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from encoders import AudioConfig, ImageConfig, TextConfig
+from encoders.quantizer import QuantizerConfig
+from encoders.text import Tokenizer, observed_vocabulary
+from encoders.vqvae import BottleneckConfig
+from mm.backbone import BackboneConfig
+from mm.config import AlignConfig, EvalConfig, TrainConfig
+from mm.data.module import DataConfig
+from mm.data.sample import Batch
+from mm.model import ModelConfig
+from mm.moe import MoEConfig
+from mm.task import AlignTask
+
+torch.set_num_threads(1)
+
+CAPTIONS = ("red circle", "two blue squares left of a star", "one small green heart", "stripes", "a circle above a dot")
+
+
+@pytest.fixture
+def tiny() -> AlignConfig:
+    """All three modalities from scratch: width 32, 2 layers, 8 experts of which 2 are active."""
+    bottleneck = BottleneckConfig(quantizer=QuantizerConfig(codes=16, width=8))
+    backbone = BackboneConfig(width=32, layers=2, heads=2, moe=MoEConfig(experts=8, active=2, hidden=8, shared=16))
+    return AlignConfig(
+        data=DataConfig(),
+        model=ModelConfig(embedding=16, token_embedding=8, backbone=backbone),
+        image=ImageConfig(size=32, width=16, depth=1, bottleneck=bottleneck),
+        audio=AudioConfig(seconds=0.32, mels=16, width=16, depth=1, bottleneck=bottleneck),
+        text=TextConfig(width=16, depth=1, heads=2, max_tokens=12, reconstruct_tokens=16, bottleneck=bottleneck),
+        train=TrainConfig(steps=10, batch_size=8, precision="fp32", accelerator="cpu"),
+        eval=EvalConfig(batch_size=8, rerank=2),
+    )
+
+
+@pytest.fixture
+def vocabulary() -> torch.Tensor:
+    return observed_vocabulary(Tokenizer("scratch", 12), CAPTIONS)
+
+
+@pytest.fixture
+def tiny_task(tiny: AlignConfig, vocabulary: torch.Tensor) -> Callable[..., AlignTask]:
+    """tiny_task(**changes of the config) -> AlignTask, the same weights every time."""
+
+    def build(**changes: object) -> AlignTask:
+        torch.manual_seed(0)
+        return AlignTask(replace(tiny, **changes), vocabulary)  # type: ignore[arg-type]
+
+    return build
+
+
+@pytest.fixture
+def tiny_batch(tiny: AlignConfig) -> Callable[..., Batch]:
+    """tiny_batch(rows=4, seed=0) -> a Batch of noise pictures, noise sounds of growing length, and captions."""
+
+    def make(rows: int = 4, seed: int = 0) -> Batch:
+        random = torch.Generator().manual_seed(seed)
+        samples = int(tiny.audio.seconds * tiny.audio.sample_rate)
+        ids, mask = Tokenizer("scratch", tiny.text.max_tokens)([CAPTIONS[i % len(CAPTIONS)] for i in range(rows)])
+        lengths = torch.linspace(samples // 2, samples, rows).long()
+        real = torch.arange(samples) < lengths[:, None]
+        return Batch(
+            torch.arange(rows),
+            inputs={
+                "image": torch.randint(0, 256, (rows, 3, 32, 32), dtype=torch.uint8, generator=random),
+                "audio": torch.randn(rows, samples, generator=random).mul(0.1) * real, "text": ids,
+            },
+            masks={"audio": real, "text": mask},
+            present={m: torch.ones(rows, dtype=torch.bool) for m in ("image", "audio", "text")},
+        )
+
+    return make

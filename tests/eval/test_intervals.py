@@ -1,0 +1,50 @@
+"""Intervals cover what they should, and a paired test sees what an unpaired one cannot."""
+
+import numpy as np
+import pytest
+
+from eval.intervals import image_draws, mean_intervals, paired_test
+
+
+def test_the_interval_of_a_constant_is_the_constant():
+    found = mean_intervals({"always": np.full(50, 0.25)}, np.arange(50))
+    assert found["always"] == pytest.approx((0.25, 0.25))
+
+
+def test_every_sample_draws_as_many_images_as_there_are():
+    draws = image_draws(37, 20, seed=3)
+    assert (draws.sum(1) == 37).all() and draws.shape == (20, 37)
+    assert (draws == image_draws(37, 20, seed=3)).all() and (draws != image_draws(37, 20, seed=4)).any()
+
+
+def test_ninety_five_percent_intervals_cover_the_truth_about_that_often():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        low, high = mean_intervals({"x": (rng.random(120) < 0.3).astype(float)}, np.arange(120), samples=300,
+                                   seed=trial)["x"]
+        covered += low <= 0.3 <= high
+    assert 175 <= covered <= 199
+
+
+def test_captions_of_one_image_count_as_one_draw():
+    rng = np.random.default_rng(1)
+    per_image = (rng.random(100) < 0.5).astype(float)
+    copied = np.repeat(per_image, 5)
+    clustered = mean_intervals({"x": copied}, np.repeat(np.arange(100), 5))["x"]
+    assert clustered == pytest.approx(mean_intervals({"x": per_image}, np.arange(100))["x"])
+
+
+def test_paired_test_finds_a_small_consistent_gain_and_no_gain_in_noise():
+    rng = np.random.default_rng(2)
+    base = rng.random(400)
+    assert paired_test(base, base + 0.01, np.arange(400)).p < 0.001
+    noise = paired_test(base, base + rng.standard_normal(400) * 0.1, np.arange(400))
+    assert noise.p > 0.01 and noise.low < 0 < noise.high
+    same = paired_test(base, base, np.arange(400))
+    assert same.p == 1 and same.difference == 0
+
+
+def test_paired_test_refuses_different_items():
+    with pytest.raises(ValueError, match="same items"):
+        paired_test(np.zeros(3), np.zeros(4), np.arange(3))

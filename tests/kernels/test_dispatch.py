@@ -1,0 +1,75 @@
+"""One rule chooses the path, the environment forces it, and the log says it once."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kernels import dispatch
+from kernels.dispatch import choose_path, compute_dtype
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MM_KERNELS", raising=False)
+    dispatch._say_once.cache_clear()
+
+
+def test_the_rule() -> None:
+    assert choose_path("op", torch.zeros(1)) == "cpu"
+    assert dispatch._automatic("cuda", torch.float64) == "cpu"
+    assert dispatch._automatic("cuda", torch.bfloat16) == ("triton" if dispatch.triton_installed() else "cpu")
+
+
+@pytest.mark.parametrize("forced", ["reference", "cpu"])
+def test_the_environment_forces(forced: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MM_KERNELS", forced)
+    assert choose_path("op", torch.zeros(1)) == forced
+
+
+def test_the_log_says_once_which_path_runs(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    with caplog.at_level(logging.INFO, logger="kernels"):
+        for _ in range(3):
+            choose_path("op", torch.zeros(1))
+        monkeypatch.setenv("MM_KERNELS", "reference")
+        choose_path("op", torch.zeros(1))
+    assert [record.message.split(" (")[0] for record in caplog.records] == [
+        "op runs on the cpu path", "op runs on the reference path"
+    ]
+    assert "MM_KERNELS" in caplog.records[1].message and "MM_KERNELS" not in caplog.records[0].message
+
+
+def test_an_unknown_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MM_KERNELS", "cuda")
+    with pytest.raises(ValueError, match="reference, cpu, triton, auto"):
+        choose_path("op", torch.zeros(1))
+
+
+def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MM_KERNELS", "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match="CUDA"):
+        choose_path("op", torch.zeros(1))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ValueError, match="float64"):
+        choose_path("op", torch.zeros(1, dtype=torch.float64))
+    monkeypatch.setattr(dispatch, "triton_installed", lambda: False)
+    with pytest.raises(ValueError, match="not installed"):
+        choose_path("op", torch.zeros(1))
+
+
+def test_compute_dtype_follows_autocast() -> None:
+    wide, narrow = torch.zeros(1, dtype=torch.float64), torch.zeros(1)
+    assert compute_dtype(narrow) == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert compute_dtype(narrow) == torch.bfloat16
+        assert compute_dtype(wide) == torch.float64
+
+
+def test_importing_the_kernels_imports_no_compiler() -> None:
+    """Neither Triton nor torch's compiler, seconds of start-up, in a process that does not use them."""
+    script = "import sys, kernels.grouped_mlp, kernels.info_nce, kernels.nearest_code; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "kernels.info_nce" in loaded and "triton" not in loaded and "torch._dynamo" not in loaded

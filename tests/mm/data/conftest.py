@@ -1,0 +1,25 @@
+"""Small sets of pictures, captions and sounds, whose content says which sample they are."""
+
+from collections.abc import Callable
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from mm.data.sample import Sample
+
+
+def _photograph(number: int, size: tuple[int, int] = (24, 16), audio: bool = False) -> Sample:
+    rng = np.random.default_rng(number)
+    picture = rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    image = PIL.Image.fromarray(picture).resize(size, PIL.Image.Resampling.BICUBIC)
+    captions = tuple(f"picture {number}, caption {k}" for k in range(2 + number % 2))
+    sound = 0.5 * np.sin(2 * np.pi * (200 + 10 * number) * np.arange(1600) / 16000).astype(np.float32)
+    return Sample(f"photo_{number:03d}", 100 + number, captions, tuple(10 * number + k for k in range(len(captions))),
+                  image, sound if audio else None, 16000 if audio else 0)
+
+
+@pytest.fixture
+def photographs() -> Callable[..., list[Sample]]:
+    """photographs(count, size=(width, height), audio=False) -> samples, the same every time."""
+    return lambda count, **kwargs: [_photograph(number, **kwargs) for number in range(count)]

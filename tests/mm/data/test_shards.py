@@ -1,0 +1,213 @@
+"""Behaviour: shards read back exactly, by position and by webdataset, and damage is named."""
+
+import io
+import json
+import pickle
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mm.data import ShardFolder, open_split, shards
+from mm.data.media import EncodedSample, encode_audio
+from mm.data.shard_index import index_path, shard_path
+from mm.data.shards import SplitWriter, encode_sample, write_shards
+
+
+@pytest.fixture
+def folder(tmp_path, photographs):
+    write_shards(photographs(7, audio=True), tmp_path, "train", samples_per_shard=3, image_format="png")
+    return tmp_path
+
+
+def contents(dataset):
+    samples = [dataset[i] for i in range(len(dataset))]
+    return [(s.key, s.image_id, s.captions, s.caption_ids, np.asarray(s.image).tobytes(), s.audio.tobytes(),
+             s.sample_rate) for s in samples]
+
+
+def test_what_was_written_is_read_back_in_any_order(folder, photographs):
+    dataset = open_split(folder, "train")
+    assert isinstance(dataset, ShardFolder) and len(list(folder.glob("train-*.tar"))) == 3
+    assert dataset.modalities == {"image", "audio", "text"}
+    samples = photographs(7, audio=True)
+    for position in (6, 0, 3, 3):
+        read, sample = dataset[position], samples[position]
+        assert (read.key, read.image_id, read.captions, read.caption_ids) == (
+            sample.key, sample.image_id, sample.captions, sample.caption_ids)
+        assert np.array_equal(np.asarray(read.image), np.asarray(sample.image))
+        assert np.allclose(read.audio, sample.audio, atol=1 / 32000)
+    dataset.verify()
+
+
+def test_webdataset_itself_reads_them(folder, photographs):
+    pattern = str(folder / "train-{000000..000002}.tar")
+    read = list(webdataset.WebDataset(pattern, shardshuffle=False).decode("pil"))
+    samples = photographs(7, audio=True)
+    assert [sample["__key__"] for sample in read] == [sample.key for sample in samples]
+    assert [tuple(sample["json"]["captions"]) for sample in read] == [sample.captions for sample in samples]
+    assert np.array_equal(np.asarray(read[4]["png"]), np.asarray(samples[4].image))
+
+
+def test_the_same_samples_are_the_same_bytes(folder, tmp_path_factory, photographs):
+    other = tmp_path_factory.mktemp("again")
+    write_shards(photographs(7, audio=True), other, "train", samples_per_shard=3, image_format="png")
+    assert shard_path(folder, "train", 1).read_bytes() == shard_path(other, "train", 1).read_bytes()
+
+
+def test_an_index_that_is_lost_is_rebuilt_from_the_tars(folder, caplog):
+    before = contents(open_split(folder, "train"))
+    index_path(folder, "train").unlink()
+    assert contents(open_split(folder, "train")) == before
+    assert "no index" in caplog.text
+
+
+@pytest.mark.parametrize("with_index", [True, False])
+def test_a_truncated_shard_is_named(folder, with_index):
+    path = shard_path(folder, "train", 1)
+    path.write_bytes(path.read_bytes()[:-11000])
+    if not with_index:
+        index_path(folder, "train").unlink()
+    with pytest.raises(ValueError, match=r"train-000001\.tar is truncated") as caught:
+        open_split(folder, "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shard_cut_between_two_members_is_noticed(folder):
+    """tarfile reads such a file without complaint; only the end-of-archive blocks are missing."""
+    path = shard_path(folder, "train", 0)
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-1]
+    path.write_bytes(path.read_bytes()[: last.offset])
+    index_path(folder, "train").unlink()
+    with pytest.raises(ValueError, match=r"train-000000\.tar is truncated"):
+        open_split(folder, "train")
+
+
+def test_a_flipped_byte_fails_the_checksum(folder):
+    path = shard_path(folder, "train", 2)
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"train-000002\.tar does not match its checksum"):
+        open_split(folder, "train").verify()
+
+
+def test_a_lost_shard_and_a_broken_index_are_named(folder):
+    shard_path(folder, "train", 2).unlink()
+    with pytest.raises(FileNotFoundError, match=r"train-000002\.tar is in the index but not on disk"):
+        open_split(folder, "train")
+    index_path(folder, "train").write_text("{")
+    with pytest.raises(ValueError, match=r"train\.index\.json is not JSON"):
+        open_split(folder, "train")
+    index_path(folder, "train").write_text(json.dumps({"version": 0}))
+    with pytest.raises(ValueError, match="version 0"):
+        open_split(folder, "train")
+
+
+@pytest.mark.parametrize("name", ["../out.json", "/abs.json", "noextension"])
+def test_unsafe_members_are_refused(tmp_path, name):
+    with tarfile.open(shard_path(tmp_path, "train", 0), "w") as tar:
+        member = tarfile.TarInfo(name)
+        member.size = 2
+        tar.addfile(member, io.BytesIO(b"{}"))
+    with pytest.raises(ValueError, match=r"not a plain `key\.extension` member"):
+        open_split(tmp_path, "train")
+
+
+def test_a_link_in_a_tar_is_refused(tmp_path):
+    with tarfile.open(shard_path(tmp_path, "train", 0), "w") as tar:
+        member = tarfile.TarInfo("a.json")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(member)
+    with pytest.raises(ValueError, match=r"not a plain `key\.extension` member"):
+        open_split(tmp_path, "train")
+
+
+def test_an_interrupted_writing_is_not_taken_for_a_whole_split(tmp_path, photographs):
+    def breaking_off():
+        yield from photographs(4)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(breaking_off(), tmp_path, "train", samples_per_shard=2)
+    assert shard_path(tmp_path, "train", 0).is_file()
+    with pytest.raises(ValueError, match="interrupted; prepare them again"):
+        open_split(tmp_path, "train")
+    write_shards(photographs(4), tmp_path, "train", samples_per_shard=2)
+    assert len(open_split(tmp_path, "train")) == 4
+
+
+def test_writing_fewer_shards_leaves_no_older_ones(folder, photographs):
+    write_shards(photographs(2), folder, "train", samples_per_shard=3)
+    assert [path.name for path in sorted(folder.iterdir())] == ["train-000000.tar", "train.index.json"]
+
+
+def test_a_finished_shard_is_kept_only_with_its_settings_and_checksum(tmp_path, photographs):
+    samples = [encode_sample(sample) for sample in photographs(2)]
+    SplitWriter(tmp_path, "train", {"size": 1}).write(0, samples)
+    assert SplitWriter(tmp_path, "train", {"size": 2}).finished(0) is None
+    assert SplitWriter(tmp_path, "train", {"size": 1}).finished(0) is not None
+    path = shard_path(tmp_path, "train", 0)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert SplitWriter(tmp_path, "train", {"size": 1}).finished(0) is None
+
+
+def test_bad_samples_are_refused(tmp_path, photographs):
+    sample = encode_sample(photographs(1)[0])
+    with pytest.raises(ValueError, match="two samples of train have the key 'photo_000'"):
+        write_shards([sample, sample], tmp_path, "train", samples_per_shard=1)
+    with pytest.raises(ValueError, match="cannot name a tar member"):
+        write_shards([replace(sample, key="../x")], tmp_path, "train")
+    with pytest.raises(ValueError, match="unknown kind 'webp'"):
+        write_shards([replace(sample, members={"webp": b""})], tmp_path, "train")
+    with pytest.raises(ValueError, match="no samples to write"):
+        write_shards([], tmp_path, "train")
+
+
+def test_a_sound_without_samples_is_absent_and_counted(tmp_path, photographs):
+    first, second = (encode_sample(sample) for sample in photographs(2, audio=True))
+    silent = replace(first, members={**first.members, "flac": encode_audio(np.zeros(0), 16000, "flac")})
+    write_shards([silent, second], tmp_path, "train")
+    dataset = open_split(tmp_path, "train")
+    assert dataset.has_audio == [False, True] and dataset.skipped == {"zero-length audio": 1}
+    assert dataset[0].audio is None and dataset[1].audio is not None
+
+
+def test_empty_captions_are_counted_and_mismatched_ones_refused(tmp_path, photographs):
+    first, second = (encode_sample(sample) for sample in photographs(2))
+    write_shards([replace(first, captions=("  ", "a caption"), caption_ids=(7, 8)), second], tmp_path, "train")
+    dataset = open_split(tmp_path, "train")
+    assert dataset.skipped == {"empty caption": 1}
+    assert dataset.captions[0] == dataset[0].captions == ("a caption",) and dataset.caption_ids[0] == (8,)
+    with pytest.raises(ValueError, match="2 captions but 1 caption ids for image 100"):
+        write_shards([replace(first, captions=("a", "b"), caption_ids=(1,))], tmp_path, "train")
+
+
+def test_more_shards_than_may_be_open_at_once_are_read(tmp_path, photographs, monkeypatch):
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 2)
+    write_shards(photographs(5), tmp_path, "train", samples_per_shard=1)
+    dataset = open_split(tmp_path, "train")
+    assert [dataset[i].image_id for i in (0, 1, 2, 3, 4, 0, 2)] == [100, 101, 102, 103, 104, 100, 102]
+    assert len(dataset._files) == 2
+
+
+@settings(max_examples=25, deadline=None)
+@given(captions=st.lists(st.text().filter(str.strip), min_size=1, max_size=4))
+def test_any_caption_survives(tmp_path_factory, captions):
+    sample = EncodedSample("a", 1, tuple(captions), tuple(range(len(captions))), {})
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards([sample], folder, "train")
+    assert open_split(folder, "train")[0].captions == tuple(captions)
+    index_path(folder, "train").unlink()
+    assert open_split(folder, "train")[0].captions == tuple(captions)
+
+
+def test_a_dataset_travels_to_another_process(folder):
+    dataset = open_split(folder, "train")
+    first = contents(dataset)
+    assert contents(pickle.loads(pickle.dumps(dataset))) == first

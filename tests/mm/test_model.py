@@ -1,0 +1,114 @@
+"""Two readings of one backbone: what embeds alone, what matches together, and what a parameter count means."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from mm.config import AlignConfig
+from mm.data.sample import Batch
+from mm.model import AttentionPool, ModelConfig, count_parameters, select
+from mm.task import AlignTask
+
+
+@pytest.fixture
+def model(tiny_task: Callable[..., AlignTask], tiny_batch: Callable[..., Batch]) -> nn.Module:
+    model = tiny_task().model
+    model(tiny_batch())                                            # the codebooks have seen data
+    return model.eval()
+
+
+def rows(batch: Batch, chosen: slice) -> Batch:
+    parts = {name: {k: v[chosen] for k, v in getattr(batch, name).items()} for name in ("inputs", "masks", "present")}
+    return Batch(batch.ids[chosen], **parts)
+
+
+def test_embeddings_are_unit_vectors_of_every_modality(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
+    out = model(tiny_batch())
+    for m in ("image", "audio", "text"):
+        torch.testing.assert_close(out.embeddings[m].norm(dim=1), torch.ones(4))
+        torch.testing.assert_close(out.tokens[m].norm(dim=2), torch.ones(out.tokens[m].shape[:2]))
+        assert out.embeddings[m].shape == (4, 16) and out.tokens[m].shape == (*out.masks[m].shape, 8)
+
+
+def test_a_longer_batch_changes_no_embedding(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
+    """The first caption is short: beside a longer one it is padded, and comes out the same."""
+    batch = tiny_batch()
+    whole, alone = model(batch), model(rows(batch, slice(0, 1)))
+    short = rows(batch, slice(0, 1))
+    length = int(short.masks["text"].sum())
+    short.inputs["text"], short.masks["text"] = short.inputs["text"][:, :length], short.masks["text"][:, :length]
+    cut = model(short)
+    for m in ("image", "audio", "text"):
+        torch.testing.assert_close(alone.embeddings[m], whole.embeddings[m][:1])
+        torch.testing.assert_close(cut.embeddings[m], whole.embeddings[m][:1])
+
+
+def test_a_modality_embeds_the_same_alone(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
+    batch = tiny_batch()
+    together = model(batch).embeddings
+    for m in ("image", "audio", "text"):
+        masks = {m: batch.masks[m]} if m in batch.masks else {}
+        alone = Batch(batch.ids, {m: batch.inputs[m]}, masks=masks, present={m: batch.present[m]})
+        torch.testing.assert_close(model(alone).embeddings, {m: together[m]})
+
+
+def test_match_depends_on_both_sides_and_not_on_the_batch(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
+    encoded = model(tiny_batch()).encoded
+    image, text = encoded["image"], encoded["text"]
+    logits = model.match("image", "text", image, text).logits
+    turned = model.match("image", "text", image, select(text, torch.tensor([1, 2, 3, 0]))).logits
+    first = model.match("image", "text", select(image, torch.tensor([0])), select(text, torch.tensor([0]))).logits
+    assert logits.shape == (4,) and not torch.isclose(logits, turned).any()
+    torch.testing.assert_close(first, logits[:1])
+
+
+def test_cached_features_stand_in_for_the_trunk(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
+    batch = tiny_batch()
+    features = {m: model.features(batch, m) for m in ("image", "audio", "text")}
+    cached = replace(batch, inputs={}, features={m: f.tokens for m, f in features.items()},
+                     masks={m: f.mask for m, f in features.items()})
+    assert cached.modalities == ("image", "audio", "text")
+    for encoder in model.encoders.values():
+        encoder.trunk.forward = None                               # running it would fail
+    out = model(cached)
+    for encoder in model.encoders.values():
+        del encoder.trunk.forward
+    torch.testing.assert_close(out.embeddings, model(batch).embeddings)
+
+
+def test_a_model_of_two_modalities_has_no_part_for_the_third(
+    tiny_task: Callable[..., AlignTask], tiny: AlignConfig
+) -> None:
+    model = tiny_task(model=replace(tiny.model, modalities=("image", "text"))).model
+    parts = {name for name, _ in model.named_parameters() if "audio" in name}
+    assert model.modalities == ("image", "text") and parts <= {"backbone.modality.audio"}
+    with pytest.raises(ValueError, match="choose from image, audio, text"):
+        ModelConfig(modalities=("image", "smell"))
+
+
+def test_select_takes_rows_and_leaves_the_losses(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
+    encoded = model(tiny_batch()).encoded["text"]
+    part = select(encoded, torch.tensor([2, 2, 0]))
+    assert torch.equal(part.tokens[0], part.tokens[1]) and torch.equal(part.codes[2], encoded.codes[0])
+    assert part.losses == {} and encoded.losses
+
+
+def test_of_the_experts_only_the_active_share_counts(tiny_task: Callable[..., AlignTask], tiny: AlignConfig) -> None:
+    total, active = count_parameters(tiny_task().model)
+    moe = tiny.model.backbone.moe
+    per_layer = moe.experts * 3 * moe.hidden * 32                  # gate, up and down
+    assert total - active == 2 * per_layer * (moe.experts - moe.active) // moe.experts
+    dense = replace(tiny.model.backbone, moe=replace(moe, active=8))
+    assert len(set(count_parameters(tiny_task(model=replace(tiny.model, backbone=dense)).model))) == 1
+
+
+def test_pooling_ignores_padding() -> None:
+    torch.manual_seed(0)
+    pool, x = AttentionPool(6), torch.randn(2, 3, 6)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    garbage = x.masked_fill(~mask[..., None], 77.0)
+    torch.testing.assert_close(pool(garbage, mask), pool(x, mask))
+    torch.testing.assert_close(pool(x, mask)[1], 2 * x[1, 0])      # one token: its mean and its attention

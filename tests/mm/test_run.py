@@ -1,0 +1,92 @@
+"""A run on disk: what is loaded is what was saved, and what cannot be is said in a line."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from mm.config import AlignConfig
+from mm.data.sample import Batch
+from mm.run import config_from_dict, load_run, newest_checkpoint, save_weights, write_config
+from mm.task import AlignTask
+
+
+@pytest.fixture
+def saved(
+    tiny_task: Callable[..., AlignTask], tiny_batch: Callable[..., Batch], tmp_path: Path
+) -> tuple[AlignTask, Path]:
+    task = tiny_task()
+    task.model(tiny_batch())
+    save_weights(task, tmp_path / "run")
+    return task.eval(), tmp_path / "run"
+
+
+def test_a_run_comes_back_to_the_bit(saved: tuple[AlignTask, Path], tiny_batch: Callable[..., Batch]) -> None:
+    task, folder = saved
+    loaded, batch = load_run(folder), tiny_batch(seed=5)
+    assert not loaded.training and loaded.config == task.config
+    a, b = task.model(batch), loaded.model(batch)
+    for m in a.embeddings:
+        assert torch.equal(a.embeddings[m], b.embeddings[m]) and torch.equal(a.encoded[m].codes, b.encoded[m].codes)
+    x, y = (t.model.match("image", "text", o.encoded["image"], o.encoded["text"]) for t, o in ((task, a), (loaded, b)))
+    assert torch.equal(x.logits, y.logits)
+    for name, value in task.loss.state_dict().items():
+        assert torch.equal(value, loaded.loss.state_dict()[name])
+
+
+def test_weights_that_were_changed_are_noticed(saved: tuple[AlignTask, Path]) -> None:
+    _, folder = saved
+    state = load_file(folder / "model.safetensors")
+    name = next(k for k in state if k.startswith("project.image.") and k.endswith("weight"))
+    state[name] = -state[name]
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="behave differently"):
+        load_run(folder)
+
+
+def test_no_finished_run_and_a_run_of_another_kind_are_refused(saved: tuple[AlignTask, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no finished run"):
+        load_run(tmp_path / "nowhere")
+    path = saved[1] / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "kind": "vqvae"}))
+    with pytest.raises(ValueError, match="is a vqvae run"):
+        load_run(saved[1])
+
+
+def test_a_config_survives_json_and_yaml(tiny: AlignConfig, tmp_path: Path) -> None:
+    config = replace(tiny, model=replace(tiny.model, modalities=("image", "text")), name="other", seed=3)
+    assert config_from_dict(json.loads(json.dumps(asdict(config)))) == config
+    write_config(config, tmp_path)
+    assert config_from_dict(yaml.safe_load((tmp_path / "config.yaml").read_text())) == config
+
+
+def test_a_config_with_an_unknown_key_is_refused_by_name(tiny: AlignConfig) -> None:
+    values = asdict(tiny)
+    values["model"]["backbone"]["widht"] = 3
+    with pytest.raises(Exception, match="widht"):
+        config_from_dict(values)
+
+
+def checkpoint(path: Path, age: int) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    torch.save({"global_step": age}, path)
+    os.utime(path, (1000 - age, 1000 - age))
+    return path
+
+
+def test_the_newest_whole_checkpoint_is_resumed_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    old, new = (checkpoint(tmp_path / "checkpoints" / f"{n}.ckpt", age) for n, age in (("z", 9), ("a", 1)))
+    assert newest_checkpoint(tmp_path) == new
+    new.write_bytes(new.read_bytes()[:-50])                        # the machine went down while it was written
+    assert newest_checkpoint(tmp_path) == old and "a.ckpt" in caplog.text
+
+
+def test_no_checkpoint_is_said_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no checkpoint: leave --resume out"):
+        newest_checkpoint(tmp_path)

@@ -1,0 +1,233 @@
+"""train_align as a user runs it: what a run leaves behind, what bad input says, and what a killed run goes on to."""
+
+import csv
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mm.data.coco import write_coco
+from mm.data.sample import Batch
+from mm.data.scenes import write_scenes
+from mm.data.scenes.folder import sample_at
+from mm.run import load_run
+from mm.task import AlignTask
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train_align.py"
+SMALL = """
+image: {size: 32, width: 16, depth: 1, bottleneck: {quantizer: {codes: 16, width: 8}}}
+audio: {width: 16, depth: 1, bottleneck: {quantizer: {codes: 16, width: 8}}}
+text: {width: 16, depth: 1, heads: 2, reconstruct_tokens: 16, bottleneck: {quantizer: {codes: 16, width: 8}}}
+model:
+  embedding: 16
+  token_embedding: 8
+  backbone: {width: 32, layers: 2, heads: 2, dropout: 0.1, moe: {experts: 8, active: 2, hidden: 8, shared: 16}}
+loss: {detail_rows: 4, shared_codes: 16}
+schedule: {stage2: 0.1, stage3: 0.3, ramp: 0.1}
+train: {steps: 6, batch_size: 8, precision: fp32, accelerator: cpu, checkpoint_every: 2}
+eval: {rerank: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("data") / "scenes", sizes={"train": 20, "val": 12}, image_size=32)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+def run_script(runs: Path, config: Path, root: Path, name: str, *flags: str) -> Path:
+    """The script in this process, importing torch anew would be most of the time -> the run's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [
+            str(SCRIPT), "--config", str(config), "--data.root", str(root), "--data.cache", str(runs / "cache"),
+            "--runs", str(runs), "--name", name, *flags,
+        ])  # fmt: skip
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    return runs / name
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, config: Path, scenes: Path) -> Path:
+    """A run through all three stages, logged once in each."""
+    stages = ["--schedule.stage2", "0.4", "--schedule.stage3", "0.8"]
+    return run_script(tmp_path_factory.mktemp("runs"), config, scenes, "finished", "--train.steps", "30", *stages)
+
+
+@pytest.fixture
+def train(config: Path, scenes: Path, tmp_path: Path) -> Callable[..., Path]:
+    """train(*flags, name="small", root=scenes) -> the run's folder."""
+
+    def run(*flags: str, name: str = "small", root: Path = scenes) -> Path:
+        return run_script(tmp_path, config, root, name, *flags)
+
+    return run
+
+
+@pytest.fixture
+def refusal(train: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """refusal(*flags) -> the one line with which the script ends, exit code 2."""
+
+    def run(*flags: str, **settings: Any) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            train(*flags, **settings)
+        assert stopped.value.code == 2
+        shown = capsys.readouterr().err
+        assert "Traceback" not in shown
+        return shown.strip().splitlines()[-1]
+
+    return run
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model.safetensors")
+
+
+def history(run: Path) -> dict[int, str]:
+    rows = [r for r in csv.DictReader((run / "metrics.csv").open()) if r["train/total"]]
+    found = {int(r["step"]): r["train/total"] for r in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def test_a_run_leaves_everything_its_contract_names(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} >= {
+        "config.yaml", "metrics.csv", "checkpoints", "model.safetensors", "model.json", "result.json", "embeddings.npz",
+        "diagnostics.npz", "report.html",
+    }  # fmt: skip
+    result = json.loads((finished / "result.json").read_text())
+    assert result.keys() >= {
+        "metrics", "intervals", "protocol", "config", "commit", "seed", "hardware", "seconds", "parameters_total",
+        "parameters_active",
+    }  # fmt: skip
+    pairs = [("image", "text"), ("audio", "text"), ("image", "audio")]
+    for direction in [f"{a}_to_{b}" for x, y in pairs for a, b in ((x, y), (y, x))]:
+        recalls = [result["metrics"][f"{direction}/R@{k}"] for k in (1, 5, 10)]
+        assert 0 <= recalls[0] <= recalls[1] <= recalls[2] <= 100
+        assert f"reranked/{direction}/R@1" in result["metrics"]
+    assert result["metrics"]["chance/image_to_text/R@1"] == pytest.approx(100 / 12, abs=1e-3)
+    protocol = result["protocol"]["val"]
+    assert (protocol["images"], protocol["captions"], protocol["recall"]) == (12, 60, "any-hit")
+    assert 0 < result["parameters_active"] < result["parameters_total"]
+
+
+def test_the_arrays_of_a_run_fit_each_other(finished: Path) -> None:
+    found = np.load(finished / "embeddings.npz")
+    assert found["image"].shape == found["audio"].shape == (12, 16) and found["text"].shape == (60, 16)
+    assert len(set(found["caption_ids"])) == 60 and set(found["caption_image_ids"]) == set(found["image_ids"])
+    np.testing.assert_allclose(np.linalg.norm(found["text"], axis=1), 1, atol=1e-4)
+    diagnostics = np.load(finished / "diagnostics.npz")
+    for modality in ("image", "audio", "text"):
+        counts, load = diagnostics[f"code_counts/{modality}"], diagnostics[f"expert_load/{modality}"]
+        assert counts.shape == (1, 16) and load.shape == (2, 8)
+        assert (load.sum(1) == 2 * counts.sum()).all()  # each token has one code and goes to 2 experts in either layer
+
+
+def test_every_term_is_logged_from_the_stage_it_belongs_to(finished: Path) -> None:
+    rows = [r for r in csv.DictReader((finished / "metrics.csv").open()) if r["train/total"]]
+    terms = [{k.removeprefix("train/") for k, v in r.items() if k.startswith("train/") and v} for r in rows]
+    first, second, third = terms
+    assert [float(r["stage"]) for r in rows] == [1, 2, 3]
+    assert {f"reconstruction/{m}" for m in ("image", "audio", "text")} | {"global/image_text"} <= first
+    assert second - first == {
+        "codes/image_text", "fine/image_text", "global/audio_text", "codes/audio_text", "fine/audio_text"
+    }  # fmt: skip
+    assert third - second == {
+        "match/image_text", "match/audio_text", *(f"{t}/image_audio" for t in ("global", "codes", "fine", "match"))
+    }  # fmt: skip
+    assert first < second < third
+
+
+def test_the_saved_weights_load_and_behave_as_they_did(finished: Path) -> None:
+    task = load_run(finished)
+    assert not task.training and all(torch.equal(v, weights(finished)[k]) for k, v in task.model.state_dict().items())
+
+
+@pytest.fixture
+def killed_at(train: Callable[..., Path]) -> Callable[..., None]:
+    """killed_at(step, *flags) runs the script in a forked process that gets SIGKILL within that step."""
+
+    def run(step: int, *flags: str) -> None:
+        def child() -> None:
+            training_step = AlignTask.training_step
+
+            def dying(task: AlignTask, batch: Batch, index: int) -> torch.Tensor:
+                loss = training_step(task, batch, index)
+                if task.global_step == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return loss
+
+            AlignTask.training_step = dying  # type: ignore[method-assign]
+            train(*flags, name="killed")
+
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+
+    return run
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(train: Callable[..., Path], killed_at: Callable[..., None]) -> None:
+    """Dropout, drawn negatives, sampled positions and the moving average; and no logged row is lost or doubled."""
+    flags = ["--train.steps", "14", "--eval.rerank", "0", "--train.ema", "0.8"]
+    killed_at(11, *flags)
+    resumed, whole = train(*flags, "--resume", "true", name="killed"), train(*flags, name="whole")
+    expected, found = weights(whole), weights(resumed)
+    assert not [name for name, value in expected.items() if not torch.equal(value, found[name])]
+    assert history(resumed) == history(whole) and list(history(whole)) == [9]
+
+
+def photographs(folder: Path) -> Path:
+    """The same scenes in COCO layout."""
+    for split, size in (("train", 16), ("val", 4)):
+        write_coco((sample_at(0, split, i, 32) for i in range(size)), folder, split)
+    return folder
+
+
+def test_settings_nobody_knows_are_named(refusal: Callable[..., str], tmp_path: Path) -> None:
+    assert "steeps" in refusal("--train.steeps", "3")
+    assert "many" in refusal("--train.steps", "many")
+    (tmp_path / "typo.yaml").write_text("modle: {embedding: 3}")
+    assert "modle" in refusal("--config", str(tmp_path / "typo.yaml"))
+
+
+def test_data_that_is_not_there_is_named(refusal: Callable[..., str], tmp_path: Path) -> None:
+    assert str(tmp_path / "nowhere") in refusal(root=tmp_path / "nowhere")
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    assert "captions_train.json" in refusal(root=tmp_path / "coco")
+
+
+def test_a_batch_larger_than_the_split_is_refused(refusal: Callable[..., str]) -> None:
+    assert "batch of 21" in (line := refusal("--train.batch_size", "21")) and "20 images" in line
+
+
+def test_a_picture_that_does_not_decode_is_named(refusal: Callable[..., str], tmp_path: Path) -> None:
+    root = photographs(tmp_path / "coco")
+    broken = sorted((root / "images").glob("train*"))[3]
+    broken.write_bytes(b"no picture at all" * 100)
+    assert broken.name in refusal("--train.batch_size", "16", root=root)
+
+
+def test_a_step_that_breaks_names_the_term(refusal: Callable[..., str]) -> None:
+    line = refusal("--optim.learning_rate", "1e30", "--optim.clip", "0")
+    assert line.startswith("train_align: step ") and "global/image_text" in line and "not finite" in line
+
+
+def test_a_resume_without_a_checkpoint_is_refused(refusal: Callable[..., str]) -> None:
+    assert "holds no checkpoint" in refusal("--resume", "true")

@@ -1,0 +1,111 @@
+"""What the house agreed on and a reader relies on: imports, layers, shapes in docstrings, and a short top level."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("mm", "encoders", "alignment", "kernels", "eval")
+LIGHTNING = re.compile(r"mm/(task|vqvae_task|data/module)\.py|scripts/train_\w+\.py")
+TOP_LEVEL = {
+    "mm", "encoders", "alignment", "kernels", "eval", "scripts", "configs", "tests", "README.md", "pyproject.toml",
+    "constraints.txt", "Makefile", "LICENSE", ".ci", ".gitignore", ".pre-commit-config.yaml", ".github",
+}  # fmt: skip
+
+
+def modules() -> list[str]:
+    paths = [str(ROOT / package) for package in PACKAGES]
+    found = []
+    for package, path in zip(PACKAGES, paths, strict=True):
+        found += [package, *(m.name for m in pkgutil.walk_packages([path], f"{package}."))]
+    return [name for name in found if not name.endswith("triton_kernel")]  # these need Triton, which is imported lazily
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [Path(line) for line in listed.stdout.splitlines()]
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def sources() -> list[Path]:
+    return [p for p in tracked() if p.suffix == ".py" and p.parts[0] in (*PACKAGES, "scripts") and (ROOT / p).exists()]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_every_module_imports(name: str) -> None:
+    importlib.import_module(name)
+
+
+def networks() -> list[type[nn.Module]]:
+    found = []
+    for name in modules():
+        for _, cls in inspect.getmembers(importlib.import_module(name), inspect.isclass):
+            if cls.__module__ == name and issubclass(cls, nn.Module) and "forward" in vars(cls):
+                found.append(cls)
+    return found
+
+
+def test_every_forward_states_its_shapes() -> None:
+    """In its own docstring or its class's: a shape is letters or numbers in brackets, `()` for a scalar."""
+    shape = re.compile(r"\((\)|[A-Z0-9.…]\S*?[,)]|\.\.\.,)")
+    networks_ = networks()
+    assert len(networks_) > 25
+    silent = [c.__qualname__ for c in networks_ if not shape.search(f"{c.forward.__doc__ or ''} {c.__doc__ or ''}")]
+    assert not silent
+
+
+def test_lightning_stays_where_it_is_allowed() -> None:
+    users = {str(p) for p in sources() if any(i.split(".")[0] == "lightning" for i in imports(p))}
+    assert users and not {p for p in users if not LIGHTNING.fullmatch(p)}
+
+
+def test_triton_is_imported_in_kernels_only() -> None:
+    users = {p for p in sources() if any(i.split(".")[0] == "triton" for i in imports(p))}
+    assert all(p.parts[0] == "kernels" for p in users)
+
+
+def test_nothing_imports_scripts() -> None:
+    assert not [p for p in sources() if any(i.split(".")[0] == "scripts" for i in imports(p))]
+
+
+def test_the_top_level_is_short() -> None:
+    assert {p.parts[0] for p in tracked()} <= TOP_LEVEL
+
+
+def test_no_module_is_called_utils() -> None:
+    assert not [p for p in tracked() if re.search(r"util|helper|misc|common", p.stem)]
+
+
+def test_no_address_of_a_machine_or_registry_is_written_down() -> None:
+    private = re.compile(r"/root/|/work/|/home/\w|index-url|pypi\.org/simple")
+    texts = [p for p in tracked() if p.suffix in (".py", ".toml", ".yaml", ".txt", ".md", "") and (ROOT / p).is_file()]
+    own = Path(__file__).name                                      # which spells the patterns out
+    assert not [p for p in texts if p.name != own and private.search((ROOT / p).read_text(errors="ignore"))]
+
+
+def test_scripts_are_a_page_each_and_say_how_they_are_called() -> None:
+    for path in (p for p in sources() if p.parts[0] == "scripts"):
+        tree = ast.parse((ROOT / path).read_text())
+        assert f"python {path}" in (ast.get_docstring(tree) or ""), path
+
+
+def test_python_is_the_one_that_was_asked_for() -> None:
+    assert sys.version_info >= (3, 11)
