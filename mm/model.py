@@ -86,10 +86,11 @@ class MultimodalModel(nn.Module):
             "audio": (audio, width),
             "text": (text, width, vocabulary),
         }
-        self.encoders: Any = nn.ModuleDict({m: ENCODERS[m](*options[m]) for m in config.modalities})
-        for m in config.modalities:
+        encoders = {m: ENCODERS[m](*options[m]) for m in config.modalities}
+        for m, encoder in encoders.items():
             if options[m][0].encoder_weights:
-                load_encoder(self.encoders[m], options[m][0].encoder_weights)
+                load_encoder(encoder, options[m][0].encoder_weights)
+        self.encoders: Any = nn.ModuleDict(encoders)
         self.backbone = Backbone(config.backbone)
         self.pool = nn.ModuleDict({m: AttentionPool(width) for m in config.modalities})
         # Untrained pooled vectors share one large direction and differ in a small remainder. Centred and scaled, the

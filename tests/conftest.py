@@ -1,10 +1,18 @@
-"""A model small enough for a test, and batches for it."""
+"""A model small enough for a test, and batches for it.
 
+Triton's interpreter, which stands in for a GPU, must be asked for before anything imports Triton, and the
+packages below do.
+"""
+
+import os
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from encoders import AudioConfig, ImageConfig, TextConfig
 from encoders.quantizer import QuantizerConfig

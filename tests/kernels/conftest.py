@@ -1,16 +1,10 @@
-"""Triton kernels run on the CPU in Triton's interpreter where there is no GPU; it must be asked for before Triton is
-imported.
-"""
+"""The device of the kernels' tests, and the path they force."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture
