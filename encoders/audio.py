@@ -47,15 +47,18 @@ class LogMel(nn.Module):
         super().__init__()
         self.hop = config.hop
         with torch.device("cpu"):  # constants, which torchaudio checks by value: they cannot be made on the meta device
-            self.spectrogram = torchaudio.transforms.MelSpectrogram(
-                config.sample_rate, n_fft=config.window, hop_length=config.hop, n_mels=config.mels
+            self.spectrogram = torchaudio.transforms.Spectrogram(config.window, hop_length=config.hop, power=None)
+            self.mel_scale = torchaudio.transforms.MelScale(
+                config.mels, config.sample_rate, n_stft=config.window // 2 + 1
             )
 
     @torch.no_grad()
     def forward(self, waveform: Tensor) -> Tensor:
         # fp32 whatever the autocast: squared magnitudes span more decades than bf16's mantissa keeps apart.
         with torch.autocast(waveform.device.type, enabled=False):
-            mel = self.spectrogram(waveform.float())
+            # Not torchaudio's power=2: it squares a magnitude, and the root costs more than the Fourier transform.
+            spectrum = self.spectrogram(waveform.float())
+            mel = self.mel_scale(spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag))
             return ((mel + 1e-5).log()[..., :-1] + 4) / 4
 
 

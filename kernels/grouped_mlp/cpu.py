@@ -1,9 +1,10 @@
 """Grouped MLP in plain torch: assignments sorted by expert, experts of like load padded into batched products.
 
-The experts are ordered by load and cut into blocks whose padding stays small; a block is a handful of batched
-products, so that there are few parallel regions and each block's activations stay in the cache from gather to
-down-projection. Saved for the backward pass: the inputs and the (gate, up) pre-activations in the compute dtype;
-everything else is cheap and recomputed.
+Routing changes from step to step, and with it the shapes of the products; oneDNN compiles a kernel for every shape it
+has not seen, which costs more than a small product itself. Loads are therefore rounded up to a coarse ladder and
+experts of one rung are batched in powers of two: few shapes, met again and again. A block's activations stay in the
+cache from gather to down-projection. Saved for the backward pass: the inputs and the (gate, up) pre-activations in the
+compute dtype; everything else is cheap and recomputed.
 """
 
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 2**19  # elements of a block's widest activation: 2 MB in float32, within the cores' own caches
-ROW_MULTIPLE = 8  # few distinct shapes, so that oneDNN's cache of compiled products is hit
-PADDING = 1 / 32  # a block closes before more than this share of its rows would be padding
+RUNGS = 4  # steps of the ladder of padded loads per doubling: on average a tenth of the rows is padding
+SMALLEST = 8  # rows of the lowest rung
 
 
 @dataclass(frozen=True)
@@ -138,19 +139,20 @@ def cut(loads: list[int], rows_per_block: int) -> list[Block]:
     A block has at most ``rows_per_block`` rows, unless it is a single expert.
     """
     blocks, first, start = [], 0, 0
-    used = sum(load > 0 for load in loads)
-    while first < used:
-        rows = -(-loads[first] // ROW_MULTIPLE) * ROW_MULTIPLE
-        size, real = 1, loads[first]
-        while first + size < used and (size + 1) * rows <= rows_per_block:
-            padding = (size + 1) * rows - real - loads[first + size]
-            if padding > max(PADDING * (size + 1) * rows, (size + 1) * ROW_MULTIPLE):
-                break
-            real += loads[first + size]
-            size += 1
+    rungs = [rung(load) for load in loads if load > 0]
+    while first < len(rungs):
+        rows, size = rungs[first], 1
+        while 2 * size * rows <= rows_per_block and rungs[first + size : first + 2 * size] == [rows] * size:
+            size *= 2
         blocks.append(Block(first, size, rows, start))
         first, start = first + size, blocks[-1].span.stop
     return blocks
+
+
+def rung(load: int) -> int:
+    """The padded rows of an expert with ``load`` tokens: the next of 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, …"""
+    step = max(SMALLEST, 2 ** ((load - 1).bit_length() - 1) // RUNGS)
+    return -(-load // step) * step
 
 
 def _swiglu_backward(d_hidden: Tensor, gate_up: Tensor, scale: Tensor, d_scale: Tensor) -> tuple[Tensor, Tensor]:
