@@ -7,6 +7,7 @@ by our own implementation, to show its memory; the dense losses would need more 
 """
 
 import importlib.util
+import itertools
 import json as json_module
 import sys
 from collections.abc import Callable, Iterator
@@ -34,7 +35,9 @@ Op = Literal["grouped_mlp", "nearest_code", "info_nce"]
 GROUPED_MLP = {
     "4096x256, 128 experts of 128, top-8": GroupedMLPCase(4096, 128, 8, 256, 128),
     "the same, falling load": GroupedMLPCase(4096, 128, 8, 256, 128, "falling"),
+    "7526x128, 128 experts of 32, top-8": GroupedMLPCase(7526, 128, 8, 128, 32, "falling"),
 }
+DRAWS = 32
 GROUPED_MLP_CUDA = {"32768x2048, 128 experts of 768, top-8": GroupedMLPCase(32768, 128, 8, 2048, 768)}
 
 
@@ -65,20 +68,33 @@ def mlp_contests() -> Iterator[Contest]:
             yield from mlp_contest(name, case, dtype)
         with torch.autocast(DEVICE, dtype=torch.bfloat16):
             yield from mlp_contest(name, case, torch.float32, " under bfloat16 autocast")
+            yield from mlp_contest(name, case, torch.float32, " under bfloat16 autocast, routing drawn anew", DRAWS)
 
 
-def mlp_contest(name: str, case: GroupedMLPCase, dtype: torch.dtype, how: str = "") -> Iterator[Contest]:
-    x, w_in, w_out, indices, weights = case.inputs(dtype, DEVICE)
+def mlp_contest(
+    name: str, case: GroupedMLPCase, dtype: torch.dtype, how: str = "", draws: int = 1
+) -> Iterator[Contest]:
+    """`draws` > 1 changes the routing from run to run, as training does: what is compiled for one routing is not
+    found again.
+    """
+    x, w_in, w_out, _, weights = case.inputs(dtype, DEVICE)
+    seeds = (torch.Generator().manual_seed(seed) for seed in range(draws))
+    routings = [case.indices(generator).to(DEVICE) for generator in seeds]
     dense = GroupedMLPCase(1, 1, 1, case.width, case.active * case.hidden).inputs(dtype, DEVICE)
     up, down = dense[1][0], dense[2][0]
-    forward: dict[str, Run] = {
-        "ours": lambda: grouped_mlp(x, w_in, w_out, indices, weights),
-        "limit": lambda: dense_mlp(x, up, down),
-        "reference": lambda: grouped_mlp_reference.grouped_mlp(x, w_in, w_out, indices, weights),
+    experts = {
+        "ours": lambda chosen: grouped_mlp(x, w_in, w_out, chosen, weights),
+        "reference": lambda chosen: grouped_mlp_reference.grouped_mlp(x, w_in, w_out, chosen, weights),
+        **qwen3_experts(w_in, w_out, x, weights),
     }
-    peers = qwen3_experts(w_in, w_out, x, indices, weights)
+    forward: dict[str, Run] = {n: with_next(run, itertools.cycle(routings)) for n, run in experts.items()}
+    forward["limit"] = lambda: dense_mlp(x, up, down)
     leaves = [x, w_in, w_out, weights, up, down]
-    yield from both_passes("grouped_mlp", name + how, dtype, forward | peers, leaves, torch.randn_like(x))
+    yield from both_passes("grouped_mlp", name + how, dtype, forward, leaves, torch.randn_like(x))
+
+
+def with_next(run: Callable[[Tensor], Any], routings: Iterator[Tensor]) -> Run:
+    return lambda: run(next(routings))
 
 
 def dense_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -86,14 +102,14 @@ def dense_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return (F.silu(gate) * value) @ down.T
 
 
-def qwen3_experts(w_in: Tensor, w_out: Tensor, x: Tensor, indices: Tensor, weights: Tensor) -> dict[str, Run]:
-    """transformers' Qwen3-MoE experts with our weights as their parameters."""
+def qwen3_experts(w_in: Tensor, w_out: Tensor, x: Tensor, weights: Tensor) -> dict[str, Callable[[Tensor], Any]]:
+    """transformers' Qwen3-MoE experts with our weights as their parameters, as functions of the routing."""
     if not installed("transformers"):
         return {}
     from transformers import Qwen3MoeConfig
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
-    def run(kind: str) -> Run:
+    def run(kind: str) -> Callable[[Tensor], Any]:
         config = Qwen3MoeConfig(
             hidden_size=w_out.shape[1], moe_intermediate_size=w_out.shape[2], num_experts=w_out.shape[0]
         )
@@ -101,7 +117,7 @@ def qwen3_experts(w_in: Tensor, w_out: Tensor, x: Tensor, indices: Tensor, weigh
         with torch.device("meta"):
             experts = Qwen3MoeExperts(config)
         experts.gate_up_proj, experts.down_proj = torch.nn.Parameter(w_in), torch.nn.Parameter(w_out)
-        return lambda: experts(x, indices, weights)
+        return lambda chosen: experts(x, chosen, weights)
 
     return {f"transformers_{kind}": run(kind) for kind in ("eager", "grouped_mm")}
 

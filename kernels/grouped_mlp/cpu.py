@@ -41,7 +41,11 @@ class Block:
 def forward(
     x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """-> y (N, D) and the pre-activations (padded rows, 2H) that `backward` needs, both in ``dtype``."""
+    """-> y (N, D) and the pre-activations (padded rows, 2H) that `backward` needs, both in ``dtype``.
+
+    Inside a block, hidden channels come before rows, (size, 2H, rows): what is elementwise then runs over long
+    contiguous stretches however narrow the experts are.
+    """
     order, blocks, token, slot_of = layout(indices, w_in.shape[0], BLOCK // max(w_in.shape[1:]))
     rows, hidden = token.numel(), w_out.shape[2]
     scale = _at_slots(weights, slot_of, rows, dtype)
@@ -49,11 +53,13 @@ def forward(
     gate_up = x.new_empty(rows, 2 * hidden)
     out = _Combined(x, token, slot_of)
     for block in blocks:
-        span, shape, experts = block.span, (block.size, block.rows, -1), order[block.experts]
-        gathered = x.index_select(0, token[span]).view(shape)
-        torch.bmm(gathered, _weights(w_in, experts, dtype).mT, out=gate_up[span].view(shape))
-        hidden_state = F.silu(gate_up[span, :hidden]).mul_(gate_up[span, hidden:]).mul_(scale[span])
-        out.add(block, hidden_state.view(shape), _weights(w_out, experts, dtype).mT)
+        span, experts = block.span, order[block.experts]
+        gathered = x.index_select(0, token[span]).view(block.size, block.rows, -1)
+        pre = gate_up[span].view(block.size, 2 * hidden, block.rows)
+        torch.bmm(_weights(w_in, experts, dtype), gathered.mT, out=pre)
+        gate, up = pre.chunk(2, dim=1)
+        hidden_state = F.silu(gate).mul_(up).mul_(scale[span].view(block.size, 1, -1))
+        out.add(block, hidden_state.mT, _weights(w_out, experts, dtype).mT)
     return out.result(), gate_up
 
 
@@ -70,14 +76,16 @@ def backward(
     d_scale = x.new_empty(rows, dtype=torch.promote_types(dtype, torch.float32))
     d_in, d_out = w_in.new_empty(w_in.shape), w_out.new_empty(w_out.shape)
     for block in blocks:
-        span, shape, experts = block.span, (block.size, block.rows, -1), order[block.experts]
-        d_y = grad.index_select(0, token[span]).view(shape)
-        d_hidden = torch.bmm(d_y, _weights(w_out, experts, dtype)).view(-1, hidden)
-        d_gate_up, hidden_state = _swiglu_backward(d_hidden, gate_up[span], scale[span], d_scale[span])
-        d_out.index_copy_(0, experts, torch.bmm(d_y.mT, hidden_state.view(shape)).to(d_out.dtype))
-        d_x.add(block, d_gate_up.view(shape), _weights(w_in, experts, dtype))
-        gathered = cast.index_select(0, token[span]).view(shape)
-        d_in.index_copy_(0, experts, torch.bmm(d_gate_up.view(shape).mT, gathered).to(d_in.dtype))
+        span, experts = block.span, order[block.experts]
+        d_y = grad.index_select(0, token[span]).view(block.size, block.rows, -1)
+        d_hidden = torch.bmm(_weights(w_out, experts, dtype).mT, d_y.mT)
+        pre = gate_up[span].view(block.size, 2 * hidden, block.rows)
+        d_pre, hidden_state, d_weight = _swiglu_backward(d_hidden, pre, scale[span].view(block.size, 1, -1))
+        d_scale[span] = d_weight.flatten()
+        d_out.index_copy_(0, experts, torch.bmm(d_y.mT, hidden_state.mT).to(d_out.dtype))
+        d_x.add(block, d_pre.mT, _weights(w_in, experts, dtype))
+        gathered = cast.index_select(0, token[span]).view(block.size, block.rows, -1)
+        d_in.index_copy_(0, experts, torch.bmm(d_pre, gathered).to(d_in.dtype))
     idle = order[sum(block.size for block in blocks) :]
     d_in.index_fill_(0, idle, 0)
     d_out.index_fill_(0, idle, 0)
@@ -155,17 +163,19 @@ def rung(load: int) -> int:
     return -(-load // step) * step
 
 
-def _swiglu_backward(d_hidden: Tensor, gate_up: Tensor, scale: Tensor, d_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Writes d_scale (rows,); returns d_gate_up (rows, 2H) and the scaled hidden state (rows, H)."""
-    gate, up = gate_up.chunk(2, dim=-1)
+def _swiglu_backward(d_hidden: Tensor, pre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """d_hidden (size, H, rows), pre (size, 2H, rows), scale (size, 1, rows) -> d_pre, the scaled hidden state
+    (size, H, rows), and the gradient of scale (size, rows).
+    """
+    gate, up = pre.chunk(2, dim=1)
     hidden_state = F.silu(gate)
-    d_gate_up = torch.empty_like(gate_up)
-    d_gate, d_up = d_gate_up.chunk(2, dim=-1)
+    d_pre = torch.empty_like(pre)
+    d_gate, d_up = d_pre.chunk(2, dim=1)
     torch.mul(d_hidden, hidden_state, out=d_up)
-    d_scale.copy_((d_up * up).sum(-1, dtype=d_scale.dtype))
+    d_scale = (d_up * up).sum(1, dtype=torch.promote_types(pre.dtype, torch.float32))
     d_up.mul_(scale)
     d_gate.copy_(torch.ops.aten.silu_backward(d_hidden.mul_(scale).mul_(up), gate))
-    return d_gate_up, hidden_state.mul_(up).mul_(scale)
+    return d_pre, hidden_state.mul_(up).mul_(scale), d_scale
 
 
 def _weights(stack: Tensor, experts: Tensor, dtype: torch.dtype) -> Tensor:
@@ -174,6 +184,6 @@ def _weights(stack: Tensor, experts: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _at_slots(weights: Tensor, slot_of: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-    """The weight of every padded row (R, 1), zero where the row is padding."""
+    """The weight of every padded row (R,), zero where the row is padding."""
     scale = weights.new_zeros(rows, dtype=dtype)
-    return scale.index_copy_(0, slot_of.reshape(-1), weights.reshape(-1).to(dtype)).unsqueeze(1)
+    return scale.index_copy_(0, slot_of.reshape(-1), weights.reshape(-1).to(dtype))
