@@ -33,9 +33,10 @@ class LossConfig:
     """Weight of code agreement over the shared codebook."""
     match: float = 0.5
     """Weight of binary matching through cross-modal attention."""
-    detail_rows: int = 16
-    """Samples per step on which late interaction and matching are computed:
-    they cost B² token similarities and 3B joint forwards."""
+    fine_rows: int = 32
+    """Samples per step and process on which late interaction is computed: it costs rows² token similarities."""
+    match_rows: int = 16
+    """Samples per step on which matching is computed: it costs three joint forwards each."""
     moe: float = 1.0
     """Weight of the router's own losses, which carry their coefficients with them."""
     shared_codes: int = 256
@@ -103,7 +104,7 @@ class ProgressiveAlignment(nn.Module):
             value = self.codes(x.tokens[rows], x.mask[rows], y.tokens[rows], y.mask[rows], ids)
             loss.add(f"codes/{a}_{b}", value, weights.fine[pair] * config.codes)
         # Batches come in random order, so the first rows are a random sample.
-        few = rows[: config.detail_rows]
+        few = rows[: config.fine_rows]
         if weights.fine[pair] > 0 and config.fine > 0:
             value = self.late[f"{a}_{b}"](x.tokens[few], x.mask[few], y.tokens[few], y.mask[few], ids[: len(few)])
             loss.add(f"fine/{a}_{b}", value, weights.fine[pair] * config.fine)
@@ -121,7 +122,7 @@ class ProgressiveAlignment(nn.Module):
         with torch.no_grad():
             similarity = sides[a].embedding[rows] @ sides[b].embedding[rows].T
             wrong_b, wrong_a = hard_negatives(similarity, ids, self.contrastive[f"{a}_{b}"].scale)
-        count = self.config.detail_rows
+        count = self.config.match_rows
         few, wrong_b, wrong_a = rows[:count], wrong_b[:count], wrong_a[:count]
         from_a = torch.cat([few, few, rows[wrong_a]])
         from_b = torch.cat([few, rows[wrong_b], few])

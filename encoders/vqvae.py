@@ -19,6 +19,8 @@ class BottleneckConfig:
     mode: Literal["both", "vq", "continuous"] = "both"
     """both: codes plus a gated bypass; vq: codes alone; continuous: no codes at all."""
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    gate: float = 2.0
+    """The bypass's gate at the start, as a logit: 2 lets 88 % of it through, 0 half."""
 
 
 class Bottleneck(nn.Module):
@@ -43,7 +45,7 @@ class Bottleneck(nn.Module):
             self.up = nn.Linear(code_width, width)
         if config.mode != "vq":
             self.bypass = nn.Linear(features, width)
-            self.gate = nn.Parameter(torch.zeros(width))
+            self.gate = nn.Parameter(torch.full((width,), config.gate))
 
     def forward(self, features: Features) -> tuple[EncoderOutput, Tensor | None]:
         """-> (EncoderOutput with tokens (B, T, D), code vectors (B, T, C) or None when the path is continuous)."""

@@ -53,6 +53,9 @@ class Block(nn.Module):
         width = config.width
         self.self_norm, self.self_attention = nn.RMSNorm(width), Attention(width, config.heads)
         self.cross_norm, self.cross_attention = nn.RMSNorm(width), Attention(width, config.heads)
+        # From scratch, its output would be noise in the middle of a backbone that already embeds. It begins at nothing.
+        nn.init.zeros_(self.cross_attention.out_proj.weight)
+        nn.init.zeros_(self.cross_attention.out_proj.bias)
         self.moe_norm, self.moe = nn.RMSNorm(width), MoE(config.moe, width, len(MODALITIES))
         self.dropout = nn.Dropout(config.dropout)
 

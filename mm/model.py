@@ -103,8 +103,7 @@ class MultimodalModel(nn.Module):
             }
         )
         self.project_tokens = nn.ModuleDict({m: nn.Linear(width, config.token_embedding) for m in config.modalities})
-        self.match_pool = nn.ModuleDict({m: AttentionPool(width) for m in config.modalities})
-        self.match_head = nn.Sequential(nn.Linear(3 * width, width), nn.GELU(), nn.Linear(width, 1))
+        self.match_head = MatchHead(config.embedding, width)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -135,19 +134,45 @@ class MultimodalModel(nn.Module):
         """
         out = self.backbone({m: Stream(e.tokens, e.mask) for m, e in encoded.items()}, fuse=False)
         unit = nn.functional.normalize
-        embeddings = {
-            m: unit(self.project[m](self.pool[m](s.x, s.mask)).float(), dim=-1) for m, s in out.streams.items()
-        }
+        pooled = {m: self.pool[m](s.x, s.mask) for m, s in out.streams.items()}
+        embeddings = {m: unit(self.project[m](x).float(), dim=-1) for m, x in pooled.items()}
         tokens = {m: unit(self.project_tokens[m](s.x).float(), dim=-1) for m, s in out.streams.items()}
         return ModelOutput(
             encoded, embeddings, tokens, {m: s.mask for m, s in out.streams.items()}, out.losses, out.load
         )
 
     def match(self, a: str, b: str, left: EncoderOutput, right: EncoderOutput) -> MatchOutput:
-        """EncoderOutputs of N paired samples of modalities a and b -> MatchOutput with logits (N,)."""
+        """EncoderOutputs of N paired samples of modalities a and b -> MatchOutput with logits (N,).
+
+        The joint reading starts as the embedding reading, pool and projection included: cross-modal attention, which
+        begins at zero, has only to learn what looking at the other side adds.
+        """
         out = self.backbone({a: Stream(left.tokens, left.mask), b: Stream(right.tokens, right.mask)}, fuse=True)
-        x, y = (self.match_pool[m](out.streams[m].x, out.streams[m].mask) for m in (a, b))
-        return MatchOutput(self.match_head(torch.cat([x, y, x * y], -1)).squeeze(-1).float(), out.losses, out.load)
+        x, y = (self.project_settled(m, out.streams[m]) for m in (a, b))
+        return MatchOutput(self.match_head(x, y), out.losses, out.load)
+
+    def project_settled(self, modality: str, stream: Stream) -> Tensor:
+        """Unit vectors (N, E) by the statistics of the embedding reading: chosen hard pairs must not move them."""
+        center, linear = self.project[modality]
+        pooled = self.pool[modality](stream.x, stream.mask)
+        settled = nn.functional.batch_norm(pooled, center.running_mean, center.running_var, eps=center.eps)
+        return nn.functional.normalize(linear(settled).float(), dim=-1)
+
+
+class MatchHead(nn.Module):
+    """Unit vectors (N, E) of both sides -> logits (N,): a scaled cosine, and what a small network adds to it."""
+
+    def __init__(self, embedding: int, hidden: int, temperature: float = 0.07) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(1 / temperature).log())
+        self.bias = nn.Parameter(torch.zeros(()))
+        self.net = nn.Sequential(nn.Linear(3 * embedding, hidden), nn.GELU(), nn.Linear(hidden, 1))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        cosine = self.log_scale.exp() * (x * y).sum(-1) + self.bias
+        # Entries of about one, whatever the width.
+        x, y = (side * side.shape[-1] ** 0.5 for side in (x, y))
+        return cosine + self.net(torch.cat([x, y, x * y], -1)).squeeze(-1).float()
 
 
 def select(encoded: EncoderOutput, rows: Tensor) -> EncoderOutput:

@@ -16,7 +16,7 @@ from alignment import (
     loss_weights,
 )
 
-CONFIG = LossConfig(detail_rows=4, shared_codes=8)
+CONFIG = LossConfig(fine_rows=4, match_rows=4, shared_codes=8)
 
 
 def side(seed: int, rows: int = 6, present: Tensor | None = None) -> Aligned:
@@ -102,7 +102,7 @@ def test_the_joint_head_sees_positives_first_and_then_wrong_pairs() -> None:
         return torch.zeros(len(left))
 
     run(build("image", "text"), SIDES, JOINT, match)
-    (left, right), few = seen[0], CONFIG.detail_rows
+    (left, right), few = seen[0], CONFIG.match_rows
     assert len(left) == len(right) == 3 * few
     assert torch.equal(left[:few], right[:few]) and not (left[few:] == right[few:]).any()
 

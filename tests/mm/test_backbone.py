@@ -13,8 +13,12 @@ LENGTHS = {"image": 4, "audio": 3, "text": 5}
 
 
 def build(config: BackboneConfig = CONFIG) -> Backbone:
+    """One whose cross-modal attention has learned something: it begins at zero."""
     torch.manual_seed(0)
-    return Backbone(config)
+    backbone = Backbone(config)
+    for block in backbone.blocks:
+        torch.nn.init.normal_(block.cross_attention.out_proj.weight)
+    return backbone
 
 
 def streams(*modalities: str, rows: int = 3, seed: int = 0) -> dict[str, Stream]:
@@ -48,13 +52,20 @@ def test_without_fusion_streams_do_not_see_each_other() -> None:
         torch.testing.assert_close(alone.streams[m].x[s.mask], together.streams[m].x[s.mask])
 
 
+def test_fusion_begins_as_no_fusion() -> None:
+    backbone, both = Backbone(CONFIG).eval(), streams("image", "text")
+    for m, s in both.items():
+        x, y = (backbone(both, fuse).streams[m].x[s.mask] for fuse in (False, True))
+        torch.testing.assert_close(x, y)
+
+
 def test_with_fusion_they_do() -> None:
     backbone, before, after = build(), streams("image", "text"), streams("image", "text")
     after["text"] = streams("text", seed=7)["text"]
     x, y = (backbone(s, fuse=True).streams["image"].x for s in (before, after))
     assert not torch.allclose(x, y)
     x, y = (backbone(s, fuse=False).streams["image"].x for s in (before, after))
-    assert torch.equal(x, y)
+    torch.testing.assert_close(x, y)
 
 
 def test_one_modality_alone_never_passes_cross_attention() -> None:

@@ -65,6 +65,15 @@ def test_match_depends_on_both_sides_and_not_on_the_batch(model: nn.Module, tiny
     torch.testing.assert_close(first, logits[:1])
 
 
+def test_matching_moves_no_statistics_of_the_embedding_reading(
+    model: nn.Module, tiny_batch: Callable[..., Batch]
+) -> None:
+    encoded = model.train()(tiny_batch()).encoded
+    before = {name: value.clone() for name, value in model.project.named_buffers()}
+    model.match("image", "text", encoded["image"], encoded["text"])
+    assert all(torch.equal(value, before[name]) for name, value in model.project.named_buffers())
+
+
 def test_cached_features_stand_in_for_the_trunk(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
     batch = tiny_batch()
     features = {m: model.features(batch, m) for m in ("image", "audio", "text")}

@@ -24,7 +24,7 @@ class AtStep(AlignTask):
 @pytest.fixture
 def task(tiny: AlignConfig, vocabulary: torch.Tensor) -> AtStep:
     torch.manual_seed(0)
-    return AtStep(replace(tiny, loss=replace(tiny.loss, detail_rows=3, shared_codes=8)), vocabulary)
+    return AtStep(replace(tiny, loss=replace(tiny.loss, fine_rows=3, match_rows=3, shared_codes=8)), vocabulary)
 
 
 def losses(task: AlignTask, batch: Batch):  # type: ignore[no-untyped-def]
@@ -85,8 +85,8 @@ def test_a_gradient_that_breaks_is_named(task: AtStep) -> None:
     optimizer = task.configure_optimizers()["optimizer"]           # type: ignore[index,call-overload]
     for p in task.parameters():
         p.grad = torch.zeros_like(p)
-    task.model.match_head[0].weight.grad[0, 0] = float("inf")      # type: ignore[index,union-attr]
-    with pytest.raises(FloatingPointError, match=r"gradient of model\.match_head\.0\.weight is not finite"):
+    task.model.match_head.net[0].weight.grad[0, 0] = float("inf")      # type: ignore[index,union-attr]
+    with pytest.raises(FloatingPointError, match=r"gradient of model\.match_head\.net\.0\.weight is not finite"):
         task.configure_gradient_clipping(optimizer)
 
 

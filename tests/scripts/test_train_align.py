@@ -32,7 +32,7 @@ model:
   embedding: 16
   token_embedding: 8
   backbone: {width: 32, layers: 2, heads: 2, dropout: 0.1, moe: {experts: 8, active: 2, hidden: 8, shared: 16}}
-loss: {detail_rows: 4, shared_codes: 16}
+loss: {fine_rows: 4, match_rows: 4, shared_codes: 16}
 schedule: {stage2: 0.1, stage3: 0.3, ramp: 0.1}
 train: {steps: 6, batch_size: 8, precision: fp32, accelerator: cpu, checkpoint_every: 2}
 eval: {rerank: 2}
