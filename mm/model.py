@@ -96,7 +96,7 @@ class MultimodalModel(nn.Module):
         # Untrained pooled vectors share one large direction and differ in a small remainder. Centred and scaled, the
         # remainder is what the contrastive loss sees from the first step on, instead of after a plateau at ln(batch
         # size).
-        self.project = nn.ModuleDict(
+        self.project: Any = nn.ModuleDict(
             {
                 m: nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, config.embedding))
                 for m in config.modalities
