@@ -12,7 +12,7 @@ from mm.optim import OptimConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = 200
+    steps: int = 100
     """Optimizer steps of the whole run; the schedules are fractions of it."""
     batch_size: int = 128
     """Images per step, over all processes."""
@@ -33,7 +33,7 @@ class TrainConfig:
 @dataclass(frozen=True)
 class EvalConfig:
     batch_size: int = 256
-    rerank: int = 8
+    rerank: int = 4
     """How many candidates of each query are scored again through cross-modal attention; 0 for none."""
     rerank_weight: float = 1.0
     """Weight of the first-stage logit that is added to the match logit when re-ranking."""
