@@ -12,7 +12,7 @@ from mm.optim import OptimConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = 100
+    steps: int = 120
     """Optimizer steps of the whole run; the schedules are fractions of it."""
     batch_size: int = 128
     """Images per step, over all processes."""

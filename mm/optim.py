@@ -13,7 +13,7 @@ from mm.model import MultimodalModel
 
 @dataclass(frozen=True)
 class OptimConfig:
-    learning_rate: float = 5e-4
+    learning_rate: float = 7e-4
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
     warmup: float = 0.05
