@@ -1,6 +1,7 @@
 """What a finished run leaves behind: result.json, embeddings.npz, diagnostics.npz,
 and the table a person reads first."""
 
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,18 @@ from mm.run import commit, hardware, write_json
 from mm.task import AlignTask
 
 
-def judge(task: AlignTask, data: AlignData, splits: dict[str, CaptionDataset], folder: Path, seconds: float) -> dict:
+def judge(task: AlignTask, data: AlignData, splits: dict[str, CaptionDataset], folder: Path, started: float) -> dict:
     """Evaluate the splits and write everything but the weights into `folder`; -> result.json.
 
-    The first split is the one that counts: it alone is re-ranked.
+    The first split is the one that counts: it alone is re-ranked. `started`: the run's first `time.perf_counter()`.
     """
+    trained = time.perf_counter()
     first = next(iter(splits))
     settings = {s: task.config.eval if s == first else replace(task.config.eval, rerank=0) for s in splits}
     evaluations = {s: evaluate_split(task.model, task.loss, data, d, s, settings[s]) for s, d in splits.items()}
     result = describe(task, evaluations, splits, data.train.name)
-    result["seconds"] = round(seconds, 1)
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    result["seconds_evaluation"] = round(time.perf_counter() - trained, 1)
     # A later run finds the features of frozen trunks on disk: what they took the first time belongs to the cost all
     # the same.
     result["seconds_features"] = round(sum(store.seconds for store in data.stores.values()), 1)

@@ -42,7 +42,7 @@ def train_align(config: AlignConfig) -> None:
     trainer.fit(task, data, ckpt_path=newest_checkpoint(folder) if config.resume else None, weights_only=True)
     if trainer.is_global_zero:
         save_weights(task, folder)
-        show(judge(task, data, {s: splits[s] for s in data.evaluation_splits}, folder, time.perf_counter() - started))
+        show(judge(task, data, {s: splits[s] for s in data.evaluation_splits}, folder, started))
         print(f"report: {folder / 'report.html'}")
 
 
