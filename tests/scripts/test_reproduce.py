@@ -1,0 +1,47 @@
+"""README's tables say what the result files say, and nothing else."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def result() -> dict:
+    recalls = {f"{d}/R@{k}": 10.0 * k for d in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+    return {
+        "metrics": recalls | {"RSUM": 123.4, "experts/image/used": 87.5, "experts/image/perplexity": 60.0},
+        "protocol": {"val": {"dataset": "coco_mini/val", "images": 163, "captions_per_image": 5, "zero_shot": True}},
+        "config": {"name": "mine", "model": {"backbone": {"moe": {"experts": 128, "active": 8}}}},
+        "commit": "abc", "hardware": "2 cores", "seconds": 61.0, "seconds_features": 7.0,
+        "parameters_total": 4_000_000, "parameters_active": 1_000_000,
+    }  # fmt: skip
+
+
+def reproduce(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    where = ["--results", str(folder / "results"), "--readme", str(folder / "R.md")]
+    command = [sys.executable, str(ROOT / "scripts/reproduce.py"), *where, *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_result_becomes_a_row_between_the_markers(tmp_path: Path, result: dict) -> None:
+    run = tmp_path / "result.json"
+    run.write_text(json.dumps(result))
+    readme = tmp_path / "R.md"
+    readme.write_text("before\n<!-- RESULTS: written by scripts/reproduce.py -->\nold\n<!-- /RESULTS -->\nafter\n")
+    assert reproduce(tmp_path, "--add", f"[{run}]").returncode == 0
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| mine | coco_mini/val, 163 images × 5 captions, zero-shot | 10.0/50.0/100.0 |" in text
+    assert "61, features 7" in text and "128 experts, 8 active, 25 % of parameters" in text
+    assert "on 163 images of coco_mini/val: R@1 10.0 / 10.0 (not the 5K test)" in text
+    assert reproduce(tmp_path).returncode == 0 and readme.read_text() == text
+
+
+def test_without_results_it_says_how_to_add_one(tmp_path: Path) -> None:
+    found = reproduce(tmp_path)
+    assert found.returncode == 2 and "--add" in found.stderr and "Traceback" not in found.stderr
