@@ -7,6 +7,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from eval.protocols import Figures, Protocol, mean_figures
 from eval.retrieval import RetrievalResult, retrieval
 
 IMAGE_TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "there is a {} in the scene.")
@@ -35,3 +36,22 @@ def zero_shot(vectors: Tensor | ArrayLike, labels: Tensor | ArrayLike, prompt_ve
     if found.min() < 0 or found.max() >= len(classes):
         raise ValueError(f"labels must be in 0 .. {len(classes) - 1}, not {found.min()} .. {found.max()}")
     return retrieval(vectors, classes, found, np.arange(len(classes)), ks)
+
+
+def zero_shot_figures(vectors: Tensor | ArrayLike, labels: Tensor | ArrayLike, prompt_vectors: Tensor | ArrayLike, *,
+                      dataset: str, split: str, kind: str, trained_on: str = "unstated", skipped: int = 0,
+                      samples: int = 1000, seed: int = 0) -> Figures:
+    """`zero_shot` as stamped figures, top-1 and, with more than five classes, top-5 accuracy in percent.
+
+    kind: what the vectors are of, `images` or `sounds`, for the stamp.
+    """
+    classes, per_class = torch.as_tensor(prompt_vectors).shape[:2]
+    ks = (1, 5) if classes > 5 else (1,)
+    result = zero_shot(vectors, labels, prompt_vectors, ks)
+    protocol = Protocol(
+        dataset, split, images=len(result.ranks), captions=classes * per_class,
+        captions_per_image=f"{per_class} a class", trained_on=trained_on, skipped=skipped,
+        task=f"zero-shot classification of {kind} among {classes} classes, {per_class} prompts each, by cosine")
+    item = np.arange(len(result.ranks))
+    values = {f"top-{k} accuracy": 100 * result.hits[:, index] for index, k in enumerate(ks)}
+    return mean_figures(protocol, values, dict.fromkeys(values, item), samples=samples, seed=seed)

@@ -2,8 +2,10 @@
 
 5K with all captions (25,010 on the Karpathy test split) and with five per image (25,000); 1K as the mean of five
 disjoint folds (Karpathy and Fei-Fei 2015; VSE++); CxC any-hit recalls (Parekh et al. 2021); ECCV Caption mAP@R,
-R-Precision and R@1 (Chun et al. 2022); PMRP (Chun et al. 2021) where its labels are at hand. The last three use the
-25,000-caption gallery, as the `eccv_caption` package does.
+R-Precision and R@1 (Chun et al. 2022); PMRP (Chun et al. 2021). The last three use the 25,000-caption gallery, as the
+`eccv_caption` package does. PMRP's plausible matches are computed from COCO's instance annotations and are not among
+ECCV Caption's files: it is judged only where `pm_image_to_caption.json` and `pm_caption_to_image.json` lie beside them
+(the package calls them so), and has been checked by hand-made cases alone.
 """
 
 import json
@@ -85,11 +87,7 @@ def judge(image: Tensor | ArrayLike, text: Tensor | ArrayLike, image_ids: ArrayL
     """
     image_ids = ids_of(np.asarray(image_ids), image, "image_ids")
     text_ids = ids_of(np.asarray(caption_image_ids), text, "caption_image_ids")
-    if len(np.unique(image_ids)) != len(image_ids):
-        raise ValueError("image_ids repeat: COCO retrieval has one vector per image")
-    if not np.array_equal(np.unique(text_ids), np.sort(image_ids)):
-        raise ValueError("every image needs a caption and every caption its image: image_ids and caption_image_ids"
-                         f" differ in {len(np.setxor1d(text_ids, image_ids))} images")
+    check_partners(image_ids, text_ids)
     known = None if caption_ids is None else ids_of(np.asarray(caption_ids), text, "caption_ids")
     if ground_truth is not None:
         _check_split(ground_truth, image_ids, known)
@@ -110,6 +108,15 @@ def judge(image: Tensor | ArrayLike, text: Tensor | ArrayLike, image_ids: ArrayL
     for name in (ground_truth.extra if ground_truth else {}):
         found[name] = five.extra_truth(name, member, stated, options)
     return found
+
+
+def check_partners(image_ids: np.ndarray, text_ids: np.ndarray) -> None:
+    """Raises ValueError unless image_ids (N,) are different and the images of captions, text_ids (M,), are the same."""
+    if len(np.unique(image_ids)) != len(image_ids):
+        raise ValueError("image_ids repeat: COCO retrieval has one vector per image")
+    if len(alone := np.setxor1d(text_ids, image_ids)):
+        raise ValueError("every image needs a caption and every caption its image: image_ids and caption_image_ids"
+                         f" differ in {len(alone)} images (the first is {alone[0]})")
 
 
 @dataclass(frozen=True)
@@ -249,4 +256,7 @@ def _check_split(truth: GroundTruth, image_ids: np.ndarray, caption_ids: np.ndar
 def _read(path: Path) -> dict[int, list[int]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: this ground-truth file is missing")
-    return {int(key): [int(v) for v in value] for key, value in json.loads(path.read_text()).items()}
+    try:
+        return {int(key): [int(v) for v in value] for key, value in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} does not map ids to lists of ids: {error}") from None

@@ -4,7 +4,9 @@ Arrays: `image (N, D)`, `text (M, D)`, `image_ids (N,)`, `caption_image_ids (M,)
 `audio (A, D)` and `audio_image_ids (A,)`. Vectors are made unit length here: similarity is the cosine.
 """
 
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eval.coco import GroundTruth, judge
-from eval.matching import (
-    HARD_FROM,
-    MatchingResult,
-    PairSet,
-    calibrate,
-    hard_pairs,
-    matching,
-    pair_scores,
-    random_pairs,
-)
+from eval.coco import GroundTruth, check_partners, judge
+from eval.matching import HARD_FROM, PairSet, calibrate, hard_pairs, matching, random_pairs
 from eval.protocols import Figures, Protocol, retrieval_figures
 from eval.ranks import as_vectors
 from eval.retrieval import ids_of, retrieval_both, top_k
@@ -31,6 +24,9 @@ if TYPE_CHECKING:
     import torch.distributed as dist
 
 REQUIRED = ("image", "text", "image_ids", "caption_image_ids")
+VECTORS = {"image": ("image_ids",), "text": ("caption_image_ids", "caption_ids"), "audio": ("audio_image_ids",)}
+Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Positions in the images (P,) and in the captions (P,) -> scores of these pairs (P,)."""
 
 
 @dataclass(frozen=True)
@@ -47,31 +43,48 @@ class Embeddings:
 
     @classmethod
     def of(cls, arrays: Mapping[str, ArrayLike]) -> "Embeddings":
-        """From named arrays. Raises ValueError on a missing array, other shapes, ids that are not integers, NaN."""
+        """From named arrays. Raises ValueError on a missing array, other shapes, ids that are not integers or have no
+        partner, NaN."""
         if missing := [name for name in REQUIRED if name not in arrays]:
-            raise ValueError(f"embeddings lack {', '.join(missing)}; they hold {', '.join(arrays)}")
+            raise ValueError(f"embeddings lack {', '.join(missing)}; they hold {', '.join(arrays) or 'nothing'}")
         found: dict[str, Any] = {}
-        for name, ids in (("image", ("image_ids",)), ("text", ("caption_image_ids", "caption_ids")),
-                          ("audio", ("audio_image_ids",))):
-            if name not in arrays:
-                continue
-            found[name] = _unit(np.asarray(arrays[name]), name)
-            found |= {i: ids_of(arrays[i], found[name], i) for i in ids if i in arrays}
+        for name in (name for name in VECTORS if name in arrays):
+            found[name] = _unit(_numbers(arrays[name], name), name)
+            found |= {i: ids_of(_numbers(arrays[i], i), found[name], i) for i in VECTORS[name] if i in arrays}
         if "audio" in found and "audio_image_ids" not in found:
             raise ValueError("embeddings have audio but no audio_image_ids: which image does each sound belong to?")
+        widths = {name: found[name].shape[1] for name in VECTORS if name in found}
+        if len(set(widths.values())) > 1:
+            raise ValueError("vectors must come from one space, not have the widths "
+                             + ", ".join(f"{width} ({name})" for name, width in widths.items()))
+        check_partners(found["image_ids"], found["caption_image_ids"])
         return cls(**found)
 
     @classmethod
     def load(cls, path: Path | str) -> "Embeddings":
-        """From an .npz file, read without pickle. Raises FileNotFoundError, or ValueError on any other file."""
-        if not Path(path).is_file():
+        """From an .npz file, or a run's folder that holds embeddings.npz, read without pickle.
+
+        Raises FileNotFoundError, or ValueError naming the file, on any other file.
+        """
+        path = Path(path) / "embeddings.npz" if Path(path).is_dir() else Path(path)
+        if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file of embeddings (.npz)")
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            arrays = np.load(path, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ValueError("one array without a name")
+            with arrays:
                 found = {name: arrays[name] for name in arrays.files}
-        except (ValueError, OSError, AttributeError, EOFError) as error:
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} is not an .npz file of plain arrays ({error})") from None
-        return cls.of(found)
+        try:
+            return cls.of(found)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def cosine(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
+        """The `Scorer` of the vectors alone."""
+        return (self.image[images] * self.text[captions]).sum(1)
 
 
 def judge_embeddings(embeddings: Embeddings, *, ground_truth: GroundTruth | None = None, dataset: str = "coco",
@@ -95,32 +108,50 @@ def judge_embeddings(embeddings: Embeddings, *, ground_truth: GroundTruth | None
     return found
 
 
-def judge_matching(embeddings: Embeddings, validation: Embeddings, *, retriever: Embeddings | None = None,
-                   retriever_name: str = "", ground_truth: GroundTruth | None = None,
-                   seed: int = 0) -> dict[str, MatchingResult]:
-    """`random` and, with a frozen retriever's embeddings of the same items, `hard` matching accuracy.
+def judge_matching(
+    embeddings: Embeddings, validation: Embeddings, *, joint: Mapping[str, tuple[Scorer, Scorer]] | None = None,
+    retriever: Embeddings | None = None, retriever_name: str = "", ground_truth: GroundTruth | None = None,
+    dataset: str = "coco", split: str = "unstated", validation_split: str = "validation", trained_on: str = "unstated",
+    samples: int = 1000, seed: int = 0,
+) -> dict[str, Figures]:
+    """Balanced matching: `random/cosine` and, with a frozen retriever's embeddings of the same items, `hard/cosine`.
 
-    Threshold and calibration are fitted on `validation` with random negatives. Known matches of the ground truth are
-    never used as negatives. Raises ValueError when the retriever's items are others.
+    joint: further scores by name, of the pairs of `embeddings` and of `validation`; they add `random/<name>` and so on
+    for the same pairs. Threshold and calibration are fitted on `validation` with random negatives. Known matches of the
+    ground truth are never used as negatives. Raises ValueError when the retriever's items are others.
     """
     e, v = embeddings, validation
-    fitted = calibrate(*_scores(v, random_pairs(v.image_ids, v.caption_image_ids, seed=seed)))
     known: set[tuple[int, int]] = set()
-    if ground_truth is not None and e.caption_ids is not None:
+    if ground_truth is not None:
+        if e.caption_ids is None:
+            raise ValueError("to leave known matches out of the negatives, embeddings need `caption_ids`")
         known = ground_truth.positives(e.caption_ids, e.image_ids)
     more: dict[str, Any] = {"known": known, "caption_ids": e.caption_ids, "seed": seed}
-    pairs = {"random": random_pairs(e.image_ids, e.caption_image_ids, **more)}
+    chosen = {"random": random_pairs(e.image_ids, e.caption_image_ids, **more)}
     if retriever is not None:
         same = np.array_equal(retriever.image_ids, e.image_ids)
         if not same or not np.array_equal(retriever.caption_image_ids, e.caption_image_ids):
             raise ValueError("the retriever's embeddings must be of the same images and captions in the same order")
         shortlist = top_k(retriever.text, retriever.image, min(HARD_FROM, len(e.image)))[1].numpy()
-        pairs["hard"] = hard_pairs(e.image_ids, e.caption_image_ids, shortlist, retriever_name, **more)
-    return {name: matching(*_scores(e, chosen), chosen, fitted, seed=seed) for name, chosen in pairs.items()}
+        chosen["hard"] = hard_pairs(e.image_ids, e.caption_image_ids, shortlist, retriever_name, **more)
+    fitting = random_pairs(v.image_ids, v.caption_image_ids, seed=seed)
+    truth = "+".join(["original", *(ground_truth.extra if ground_truth else ())])
+    found = {}
+    for name, (score, score_validation) in {"cosine": (e.cosine, v.cosine), **(joint or {})}.items():
+        fitted = calibrate(*_scores(score_validation, fitting))
+        for kind, pairs in chosen.items():
+            result = matching(*_scores(score, pairs), pairs, fitted, samples=samples, seed=seed)
+            protocol = Protocol.of_ids(
+                e.image_ids, e.caption_image_ids[pairs.text], dataset=dataset, split=split, trained_on=trained_on,
+                ground_truth=truth, task=f"binary matching by {name}, as many non-matches ({pairs.negatives}) as"
+                f" matches, threshold fixed on {validation_split}")
+            found[f"{kind}/{name}"] = Figures(protocol, result.metrics(), result.intervals)
+    return found
 
 
-def _scores(embeddings: Embeddings, pairs: PairSet) -> tuple[np.ndarray, np.ndarray]:
-    return pair_scores(embeddings.image, embeddings.text, pairs)
+def _scores(score: Scorer, pairs: PairSet) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) scores of the matches and of the non-matches."""
+    return score(pairs.image, pairs.text), score(pairs.negative, pairs.text)
 
 
 def _pair_figures(names: tuple[str, str], a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray],
@@ -134,6 +165,13 @@ def _pair_figures(names: tuple[str, str], a: tuple[np.ndarray, np.ndarray], b: t
     protocol = replace(Protocol.of_ids(np.unique(of_a), of_b, **stated), ground_truth=f"{names[0]}-{names[1]}")
     directions = {"_to_".join(names): (forward, of_a), "_to_".join(names[::-1]): (backward, of_b)}
     return retrieval_figures(protocol, directions, samples=options["samples"], seed=options["seed"])
+
+
+def _numbers(values: ArrayLike, name: str) -> np.ndarray:
+    found = np.asarray(values)
+    if found.dtype.kind not in "fiu":
+        raise ValueError(f"{name} holds {found.dtype}, not numbers")
+    return found
 
 
 def _unit(vectors: np.ndarray, name: str) -> np.ndarray:

@@ -44,8 +44,14 @@ class Protocol:
     """Whose matches: `original` pairs, `cxc`, `eccv`, `pmrp`."""
     skipped: int = 0
     """Samples left out because they could not be read."""
+    task: str = "retrieval"
+    """`retrieval`, or what else was asked: which pairs or choices, scored how."""
 
     def __str__(self) -> str:
+        if self.task != "retrieval":
+            left_out = f", {self.skipped:,} left out" if self.skipped else ""
+            return (f"{self.dataset} {self.split}: {self.task}; {self.images:,} images or sounds x {self.captions:,}"
+                    f" captions{left_out}, {self.trained_on}")
         folds = f" in {self.folds} folds of" if self.folds > 1 else ""
         depth = f"re-ranked to {self.rerank_depth}" if self.rerank_depth else "not re-ranked"
         return (f"{self.dataset} {self.split}{folds} {self.images:,} images x {self.captions:,} captions"
@@ -197,8 +203,11 @@ def figures_table(figures: Figures, title: str = "") -> Table:
     for name in ("measure", "value", "95 % interval"):
         table.add_column(name, justify="left" if name == "measure" else "right", no_wrap=True)
     for name, value in figures.metrics.items():
-        low, high = figures.intervals.get(name, (float("nan"), float("nan")))
-        table.add_row(name, f"{value:.2f}", f"{low:.2f} .. {high:.2f}")
+        if name in figures.intervals:
+            low, high = figures.intervals[name]
+            table.add_row(name, f"{value:.2f}", f"{low:.2f} .. {high:.2f}")
+        else:  # a setting such as a threshold, not a mean
+            table.add_row(name, f"{value:.4g}", "—")
     return table
 
 

@@ -5,16 +5,15 @@
 """
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
 from eval.audit import PUBLISHED, Published, audit, smallest_sizes
+from mm.command import run_command
 
 
 def main(value: str | None = None, direction: Literal["i2t", "t2i"] = "t2i", queries: list[int] | None = None,
@@ -49,8 +48,4 @@ def write(path: Path, rows: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        auto_cli(main, as_positional=False, allow_abbrev=False)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"audit: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main)

@@ -14,7 +14,6 @@ import math
 import multiprocessing
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable
 from datetime import date
@@ -24,12 +23,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
 from eval.coco import GroundTruth, judge
 from eval.retrieval import RECALL_AT, retrieval_both
+from mm.command import run_command
 
 Data = dict[str, Any]
 Scores = dict[str, float]
@@ -226,8 +225,4 @@ def write(path: Path, result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        auto_cli(bench_eval, as_positional=False, allow_abbrev=False)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"bench_eval: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(bench_eval)

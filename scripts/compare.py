@@ -3,9 +3,9 @@
     python scripts/compare.py runs/progressive runs/joint runs/global_only
 """
 
-import argparse
 import json
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -16,38 +16,43 @@ from eval.embeddings import Embeddings
 from eval.intervals import mean_intervals, paired_test
 from eval.protocols import Protocol, Row, results_table
 from eval.retrieval import retrieval_both
+from mm.command import run_command
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders that hold result.json and embeddings.npz")
-    parser.add_argument("--json", type=Path, help="where to write the comparison")
-    arguments = parser.parse_args()
-    if len(arguments.runs) < 2:
+def main(runs: list[Path], json: Path | None = None) -> None:
+    """Print runs side by side, and how each differs from the first.
+
+    Args:
+        runs: folders that hold result.json and embeddings.npz; the words in front of any option are this list.
+        json: where to write the comparison.
+    """
+    if len(runs) < 2:
         raise ValueError("comparing needs at least two runs")
-    runs = {str(run): load(run) for run in arguments.runs}
+    loaded = {str(run): load(run) for run in runs}
     rows = []
-    for name, (protocol, found) in runs.items():
+    for name, (protocol, found) in loaded.items():
         values = per_query(found)
         metrics = {key: float(value.mean()) for key, (value, _) in values.items()}
         intervals = {key: mean_intervals({key: value}, image)[key] for key, (value, image) in values.items()}
         rows.append(Row(name, protocol, metrics, intervals))
     console = Console()
     console.print(results_table(rows))
-    comparison = compare(runs)
+    comparison = compare(loaded)
     console.print(comparison_table(comparison, rows[0].name))
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"base": rows[0].name, "differences": comparison}, indent=1) + "\n")
+    if json:
+        write(json, {"base": rows[0].name, "differences": comparison})
 
 
 def load(run: Path) -> tuple[Protocol, Embeddings]:
     path = run / "result.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: a run holds result.json and embeddings.npz; is this a finished run?")
-    stamp = json.loads(path.read_text()).get("protocol", {})
+    try:
+        stamp = json.loads(path.read_text())["protocol"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a run's result: {type(error).__name__} {error}") from None
     if stamp and all(isinstance(value, dict) for value in stamp.values()):
         stamp = next(iter(stamp.values()))  # one stamp per split: the first is the one the embeddings are of
     # The figures here are made anew from the embeddings alone, so they are not re-ranked whatever the run's own were.
@@ -87,9 +92,16 @@ def comparison_table(comparison: list[dict], base: str) -> Table:
     return table
 
 
+def write(path: Path, comparison: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(comparison, indent=1) + "\n")
+
+
+def with_runs_named(words: list[str]) -> list[str]:
+    """`a b --json c` -> `--runs=["a", "b"] --json c`: a list is one option, and nobody wants to type it as such."""
+    runs = list(takewhile(lambda word: not word.startswith("-"), words))
+    return [f"--runs={json.dumps(runs)}", *words[len(runs):]] if runs else words
+
+
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        print(f"compare: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main, arguments=with_runs_named(sys.argv[1:]))

@@ -2,137 +2,149 @@
 
     python scripts/eval_coco.py --run runs/flickr8k --data.root DIR --data.split val
     python scripts/eval_coco.py --open_clip ViT-B-32:laion2b_s34b_b79k --data.root DIR --data.split val
-    python scripts/eval_coco.py --embeddings runs/align/embeddings.npz --json result.json
     python scripts/eval_coco.py --embeddings clip.npz --data.ground_truth path/to/coco_benchmarks --trained_on zero-shot
+    python scripts/eval_coco.py --run DIR --data.split test --data.validation val --data.retriever clip.npz   # matching
+    python scripts/eval_coco.py --run DIR --sugar_crepe path/to/sugar_crepe --data.root COCO    # with its val2017
+    python scripts/eval_coco.py --run DIR --classes FOLDER    # zero-shot: FOLDER/<class name>/<picture or sound>
 
-A run is judged with and without re-ranking through its cross-modal attention; the other two by their vectors.
-The file holds image (N, D), text (M, D), image_ids (N,), caption_image_ids (M,), and may hold caption_ids (M,), audio
-(A, D), audio_image_ids (A,). With --data.ground_truth (ECCV Caption's files) CxC and ECCV are judged too; with
---data.validation a second file fixes the threshold of the matching accuracy, with --data.retriever a frozen retriever's
-file of the same items chooses its hard negatives.
+An .npz file holds image (N, D), text (M, D), image_ids (N,), caption_image_ids (M,), and may hold caption_ids (M,),
+audio (A, D), audio_image_ids (A,). With --data.ground_truth (ECCV Caption's files) CxC and ECCV are judged too. With
+--data.validation, which fixes its threshold, balanced matching is judged: accuracy, AUC, pairwise forced choice and
+calibration error, with random negatives and, with --data.retriever, hard ones; a run by its cosine and by the logits of
+its match head. A run's retrieval is judged with and without re-ranking through its cross-modal attention.
 """
 
-import json
-import sys
+import logging
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jsonargparse import auto_cli
 from rich.console import Console
 
-from eval.coco import GroundTruth
-from eval.embeddings import Embeddings, judge_embeddings, judge_matching
-from eval.protocols import figures_table
-from mm.data import open_split
-from mm.judge import embed_with_open_clip, judge_run
+from eval.protocols import Figures, figures_table
+from mm.benchmarks import judge_classes, judge_sugar_crepe
+from mm.coco_evaluation import JudgedData, judge_file, judge_split
+from mm.command import run_command
+from mm.judge import FinishedRun, JudgedModel, OpenClipPeer
 from mm.results import show
+from mm.run import commit, hardware, write_json
+
+SHOWN_BY_THE_RUN = ("all", "audio_text", "image_audio")
 
 
 @dataclass(frozen=True)
-class JudgedData:
-    """What the embeddings are of."""
+class EvalCoco:
+    """Exactly one of run, open_clip and embeddings is judged: by retrieval and, with data.validation, by balanced
+    matching; or by sugar_crepe; or by classes."""
 
-    root: str | None = None
-    """Folder in COCO caption layout or of shards, for a run or an open_clip model; without it, the run's own data."""
-    karpathy: str | None = None
-    """The official dataset_coco.json; `split` is then one of its splits."""
-    audio_root: str | None = None
-    """Where `audio/` lies, if not in `root`."""
-    dataset: str = "coco"
-    """Name of the dataset of the embeddings, for the stamp."""
-    split: str = "val"
-    """Split to judge; with embeddings, its name for the stamp."""
-    ground_truth: Path | None = None
-    """Folder of ECCV Caption's data files (or one that holds them in eccv_caption/)."""
-    validation: Path | None = None
-    """Embeddings of a validation split: fixes the threshold and the calibration of the matching accuracy."""
-    retriever: Path | None = None
-    """Embeddings of the same items by a frozen retriever: its top 20 give the hard negatives."""
-    retriever_name: str = ""
-    """Its name, for the stamp."""
-
-
-def eval_coco(run: Path | None = None, open_clip: str | None = None, embeddings: Path | None = None,
-              data: JudgedData = JudgedData(), rerank: int | None = None, trained_on: str = "unstated",
-              samples: int = 1000, seed: int = 0, json: Path | None = None) -> None:
-    """Print every figure with its interval, one table per protocol. Exactly one of run, open_clip and embeddings is
-    judged.
-
-    Args:
-        run: folder of a finished run.
-        open_clip: `<model>[:<tag or file>]`.
-        embeddings: an .npz file.
-        rerank: candidates of each query that a run scores again jointly; without it, as many as the run says.
-        data: what the embeddings are of.
-        trained_on: `zero-shot` or `trained on <dataset>`, for the stamp.
-        samples: bootstrap samples of the intervals.
-        seed: seed of the bootstrap and of the negatives.
-        json: where to write the result.
-    """
-    if sum(source is not None for source in (run, open_clip, embeddings)) != 1:
-        raise ValueError("name one of --run DIR, --open_clip MODEL and --embeddings FILE")
-    if run is not None:
-        judge_and_show_run(run, data, rerank, json)
-    elif open_clip is not None:
-        if data.root is None:
-            raise ValueError("--open_clip needs --data.root DIR, the pictures and captions to judge it on")
-        dataset = open_split(data.root, data.split, karpathy=data.karpathy, audio_root=data.audio_root)
-        found = Embeddings.of(embed_with_open_clip(open_clip, dataset))
-        judge_and_show(found, replace(data, dataset=dataset.name.split("/")[0]), trained_on, samples, seed, json)
-    elif embeddings is not None:
-        judge_and_show(Embeddings.load(embeddings), data, trained_on, samples, seed, json)
+    run: Path | None = None
+    """Folder of a finished run; what it scores is also written to <run>/eval-<dataset>.json."""
+    open_clip: str | None = None
+    """`<model>[:<tag or file>]`."""
+    embeddings: Path | None = None
+    """An .npz file, or the folder of a run that holds embeddings.npz."""
+    sugar_crepe: Path | None = None
+    """Folder of SugarCrepe's seven files; the pictures are looked for in data.root."""
+    classes: Path | None = None
+    """Folder with one folder of pictures, or of sounds, for each class: zero-shot classification."""
+    templates: list[str] | None = None
+    """Prompts of the classes, such as '["a photo of a {}."]'; by default three for pictures and three for sounds."""
+    data: JudgedData = field(default_factory=JudgedData)
+    rerank: int | None = None
+    """Candidates of each query that a run scores again jointly; without it, as many as the run says."""
+    trained_on: str | None = None
+    """`zero-shot` or `trained on <dataset>`, for the stamp; a run says it itself."""
+    samples: int = 1000
+    """Bootstrap samples of the intervals."""
+    seed: int = 0
+    """Seed of the bootstrap and of the negatives."""
+    json: Path | None = None
+    """Where to write the result."""
 
 
-def judge_and_show_run(run: Path, data: JudgedData, rerank: int | None, path: Path | None) -> None:
-    """A run's weights unchanged; the result also goes to <run>/eval-<dataset>-<split>.json, its vectors beside it."""
-    result, arrays = judge_run(
-        run, data.root, data.split, karpathy=data.karpathy, audio_root=data.audio_root, rerank=rerank
-    )
-    show(result)
-    target = run / f"eval-{result['protocol'][data.split]['dataset'].replace('/', '-')}.json"
-    np.savez(target.with_suffix(".npz"), **arrays)  # type: ignore[arg-type]  # numpy types its keywords as bool
-    for written in (target, path):
-        if written:
-            write(written, result)
-    print(f"result: {target}")
+def eval_coco(config: EvalCoco) -> None:
+    """Print every figure with its interval, one table per protocol."""
+    check_options(config)
+    started = time.perf_counter()
+    options: dict[str, Any] = {"samples": config.samples, "seed": config.seed}
+    described: dict = {}
+    arrays: dict[str, np.ndarray] = {}
+    if config.embeddings is not None:
+        figures = judge_file(config.embeddings, config.data, config.trained_on or "unstated", **options)
+    elif config.sugar_crepe is not None:
+        figures = judge_sugar_crepe(model_of(config), config.sugar_crepe, Path(config.data.root or ""), **options)
+    elif config.classes is not None:
+        figures = judge_classes(model_of(config), config.classes, config.templates, **options)
+    else:
+        described, figures, arrays = judge_split(model_of(config), config.data, **options)
+    show_figures(described, figures)
+    protocols = {name: figure.as_result() for name, figure in figures.items()}
+    result = described or next(iter(protocols.values())) | {
+        "commit": commit(), "hardware": hardware(), "seed": config.seed,
+        "seconds": round(time.perf_counter() - started, 2),
+    }  # fmt: skip
+    judged = str(config.run or config.open_clip or config.embeddings)
+    keep(result | {"judged": judged, "protocols": protocols}, arrays, config)
 
 
-def judge_and_show(found: Embeddings, data: JudgedData, trained_on: str, samples: int, seed: int,
-                   path: Path | None) -> None:
-    console, started = Console(), time.perf_counter()
-    truth = GroundTruth.load(data.ground_truth) if data.ground_truth else None
-    figures = judge_embeddings(found, ground_truth=truth, dataset=data.dataset, split=data.split, trained_on=trained_on,
-                               samples=samples, seed=seed)
-    results = {name: figure.as_result() for name, figure in figures.items()}
-    for figure in figures.values():
-        console.print(figures_table(figure))
-    if data.validation:
-        retriever = Embeddings.load(data.retriever) if data.retriever else None
-        judged = judge_matching(found, Embeddings.load(data.validation), retriever=retriever, seed=seed,
-                                retriever_name=data.retriever_name, ground_truth=truth)
-        for name, result in judged.items():
-            results[f"matching/{name}"] = asdict(result)
-            console.print(f"matching, {result.negatives} negatives, {result.pairs:,} matches and as many non-matches:"
-                          f" accuracy {result.accuracy:.2f} %"
-                          f" [{result.accuracy_interval[0]:.2f}, {result.accuracy_interval[1]:.2f}],"
-                          f" AUC {result.auc:.2f}, forced choice {result.forced_choice:.2f} %,"
-                          f" calibration error {result.calibration_error:.2f} %, threshold {result.threshold:.4f}"
-                          " fixed on the validation split")
-    if path:
-        write(path, results["all"] | {"seed": seed, "seconds": round(time.perf_counter() - started, 2),
-                                      "protocols": results})
+def check_options(c: EvalCoco) -> None:
+    """Raises ValueError on options that would not do what they say."""
+    reads = c.data.root or c.data.karpathy or c.data.audio_root
+    refused = {
+        "name one of --run DIR, --open_clip MODEL and --embeddings FILE":
+            sum(source is not None for source in (c.run, c.open_clip, c.embeddings)) != 1,
+        "--sugar_crepe and --classes are judged one at a time": c.sugar_crepe and c.classes,
+        "--sugar_crepe and --classes need a model (--run or --open_clip) for their own pictures and captions:"
+        " --embeddings were made of others": c.embeddings and (c.sugar_crepe or c.classes),
+        "--sugar_crepe needs --data.root DIR, the pictures of COCO val2017": c.sugar_crepe and not c.data.root,
+        "--templates are prompts for --classes": c.templates and not c.classes,
+        "--data.root, --data.karpathy and --data.audio_root are for models: --embeddings read nothing":
+            c.embeddings and reads,
+        "--rerank is for a run's retrieval: nothing else is scored again":
+            c.rerank is not None and (not c.run or c.sugar_crepe or c.classes),
+        "--trained_on is for models of others: a run says itself what it was trained on": c.run and c.trained_on,
+    }  # fmt: skip
+    for message, wrong in refused.items():
+        if wrong:
+            raise ValueError(message)
 
 
-def write(path: Path, result: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+def model_of(config: EvalCoco) -> JudgedModel:
+    data = config.data
+    if config.run is not None:
+        return FinishedRun(
+            config.run, data.root, karpathy=data.karpathy, audio_root=data.audio_root, rerank=config.rerank
+        )
+    assert config.open_clip is not None  # check_options
+    return OpenClipPeer(config.open_clip, data.root, config.trained_on or "unstated", karpathy=data.karpathy)
+
+
+def show_figures(described: dict, figures: dict[str, Figures]) -> None:
+    """A table per protocol; a run's own table comes first and has what three of them would repeat."""
+    if described:
+        show(described)
+    for name, figure in figures.items():
+        if not (described and name in SHOWN_BY_THE_RUN):
+            Console().print(figures_table(figure))
+
+
+def keep(result: dict, arrays: dict[str, np.ndarray], config: EvalCoco) -> None:
+    """The result where it was asked for, and a run's also in its folder, with the embeddings of a split beside it."""
+    places = [config.json] if config.json else []
+    if config.run is not None:
+        stamp = next(iter(result["protocol"].values())) if arrays else result["protocol"]
+        name = stamp["dataset"] if arrays else f"{stamp['dataset']}/{stamp['split']}"
+        places.append(config.run / f"eval-{name.replace('/', '-')}.json")
+        if arrays:
+            np.savez(places[-1].with_suffix(".npz"), **arrays)  # type: ignore[arg-type]  # numpy types its keywords as bool
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_json(place, result)
+        print(f"result: {place}")
 
 
 if __name__ == "__main__":
-    try:
-        auto_cli(eval_coco, as_positional=False, allow_abbrev=False)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"eval_coco: {error}", file=sys.stderr)
-        sys.exit(2)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    run_command(EvalCoco, eval_coco)

@@ -1,16 +1,10 @@
-"""Embeddings from a file, and the scripts that judge and compare them."""
-
-import json
-import subprocess
-import sys
-from pathlib import Path
+"""Embeddings from a file: what is judged, and what is refused by name."""
 
 import numpy as np
 import pytest
 
+from eval.coco import GroundTruth, Matches
 from eval.embeddings import Embeddings, judge_embeddings, judge_matching
-
-ROOT = Path(__file__).parents[2]
 
 
 def arrays(noise=1.0, images=40, seed=0):
@@ -19,12 +13,6 @@ def arrays(noise=1.0, images=40, seed=0):
     ids = np.arange(images) * 3
     return {"image": 4 * centre, "text": np.repeat(centre, 5, 0) + noise * rng.standard_normal((images * 5, 8)),
             "image_ids": ids, "caption_image_ids": np.repeat(ids, 5), "caption_ids": np.arange(images * 5)}
-
-
-def script(name, *arguments):
-    command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "COLUMNS": "160",
-                                                                       "OMP_NUM_THREADS": "1", "PATH": ""})
 
 
 def test_length_of_vectors_does_not_matter():
@@ -44,50 +32,83 @@ def test_sounds_are_judged_on_the_items_that_have_one():
 
 def test_matching_takes_its_threshold_from_the_validation_file():
     test, validation, easy = (Embeddings.of(arrays(noise, seed=s)) for noise, s in ((1.0, 0), (1.0, 1), (0.1, 2)))
-    found = judge_matching(test, validation, retriever=easy, retriever_name="easy")
-    assert found["random"].accuracy > found["hard"].accuracy > 50
-    assert found["hard"].negatives == "top 20 of easy" and found["hard"].threshold == found["random"].threshold
+    found = judge_matching(test, validation, retriever=easy, retriever_name="easy", validation_split="dev", samples=20)
+    random, hard = found["random/cosine"], found["hard/cosine"]
+    assert random.metrics["accuracy"] > hard.metrics["accuracy"] > 50
+    assert hard.metrics["threshold"] == random.metrics["threshold"]
+    assert "non-matches (top 20 of easy)" in str(hard.protocol) and "threshold fixed on dev" in str(hard.protocol)
 
 
-@pytest.mark.parametrize("broken, message", [
-    ({"image": np.full((40, 8), np.nan)}, "NaN"), ({"image": np.zeros((40, 8))}, "zero"),
-    ({"image_ids": np.arange(39)}, "40 integers"), ({"text": np.ones((3, 8))}, "3 integers"),
-])
-def test_broken_arrays_are_refused(broken, message):
+def test_further_scores_are_judged_on_the_same_pairs():
+    test, validation = Embeddings.of(arrays(seed=0)), Embeddings.of(arrays(seed=1))
+
+    def knows(e):
+        return lambda images, captions: (e.image_ids[images] == e.caption_image_ids[captions]).astype(float)
+
+    found = judge_matching(test, validation, joint={"oracle": (knows(test), knows(validation))}, samples=20)
+    assert set(found) == {"random/cosine", "random/oracle"}
+    assert found["random/oracle"].metrics["accuracy"] == 100 > found["random/cosine"].metrics["accuracy"]
+    assert "by oracle" in found["random/oracle"].protocol.task
+
+
+def test_known_matches_are_not_used_as_negatives():
+    """Everybody calls every image but the last a match of every caption: the last is the only negative left."""
+    found = arrays(images=6) | {"caption_image_ids": np.repeat(np.arange(6) * 3, 5)}
+    items, everything = Embeddings.of(found), {i: list(range(30)) for i in range(0, 15, 3)}
+    truth = GroundTruth(np.arange(30), found["caption_image_ids"], {"eccv": Matches(everything, {})})
+    seen = []
+
+    def watched(images, captions):
+        seen.append(images)
+        return items.cosine(images, captions)
+
+    judged = judge_matching(items, items, ground_truth=truth, joint={"watched": (watched, items.cosine)}, samples=10)
+    assert set(seen[1]) == {5} and judged["random/watched"].protocol.ground_truth == "original+eccv"
+
+
+def test_a_retriever_of_other_items_is_refused():
+    other = arrays(images=41)
+    with pytest.raises(ValueError, match="same images"):
+        judge_matching(Embeddings.of(arrays()), Embeddings.of(arrays()), retriever=Embeddings.of(other))
+
+
+BROKEN = {
+    "NaN or infinity": {"image": np.full((40, 8), np.nan)}, "is zero": {"image": np.zeros((40, 8))},
+    "40 integers": {"image_ids": np.arange(39)}, "3 integers": {"text": np.ones((3, 8))},
+    "float64": {"image_ids": np.arange(40.0) * 3}, "not numbers": {"image_ids": np.array(["a"] * 40)},
+    r"8 \(image\), 9 \(text\)": {"text": np.ones((200, 9))}, "matrix of vectors": {"text": np.ones(200)},
+    "differ in 1 images .the first is 120": {"caption_image_ids": np.append(np.repeat(np.arange(40) * 3, 5)[1:], 120)},
+    "image_ids repeat": {"image_ids": np.zeros(40, int)},
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_broken_arrays_are_refused(message):
     with pytest.raises(ValueError, match=message):
-        Embeddings.of(arrays() | broken)
+        Embeddings.of(arrays() | BROKEN[message])
 
 
-def test_files_that_are_not_embeddings_are_refused_without_running_them(tmp_path):
+def test_missing_arrays_are_named_beside_those_that_are_there():
+    found = arrays()
+    found["image_id"] = found.pop("image_ids")
+    with pytest.raises(ValueError, match=r"lack image_ids; they hold .*image_id"):
+        Embeddings.of(found)
+
+
+def test_files_that_are_not_embeddings_are_refused_by_name_without_running_them(tmp_path):
     (tmp_path / "text.npz").write_text("hello")
+    (tmp_path / "empty.npz").write_text("")
     np.savez(tmp_path / "pickled.npz", image=np.array([{"a": 1}], dtype=object))
-    for name in ("text.npz", "pickled.npz"):
-        with pytest.raises(ValueError, match="plain arrays"):
+    np.save(tmp_path / "one.npy", np.ones(3))
+    np.savez(tmp_path / "whole.npz", **arrays())
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:2000])
+    for name in ("text.npz", "empty.npz", "pickled.npz", "one.npy", "cut.npz"):
+        with pytest.raises(ValueError, match=rf"{name} is not an .npz file of plain arrays"):
             Embeddings.load(tmp_path / name)
 
 
-def test_the_script_judges_a_file_and_writes_its_protocol(tmp_path):
-    np.savez(tmp_path / "mine.npz", **arrays())
-    done = script("eval_coco.py", "--embeddings", tmp_path / "mine.npz", "--json", tmp_path / "out.json",
-                  "--data.dataset", "toy", "--trained_on", "zero-shot")
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "out.json").read_text())
-    assert result["protocol"]["captions"] == 200 and result["protocol"]["trained_on"] == "zero-shot"
-    low, high = result["intervals"]["image_to_text/R@1"]
-    assert low <= result["metrics"]["image_to_text/R@1"] <= high and "200 captions" in done.stdout
-    missing = script("eval_coco.py", "--embeddings", tmp_path / "nothing.npz")
-    assert missing.returncode == 2 and len(missing.stderr.splitlines()) == 1 and "nothing.npz" in missing.stderr
-
-
-def test_compare_tests_runs_on_the_same_items_and_refuses_others(tmp_path):
-    stamp = {"dataset": "toy", "split": "val", "images": 40, "captions": 200, "captions_per_image": 5.0}
-    for name, noise, captions in (("a", 1.5, 200), ("b", 0.5, 200), ("c", 0.5, 210)):
-        (tmp_path / name).mkdir()
-        np.savez(tmp_path / name / "embeddings.npz", **arrays(noise))
-        (tmp_path / name / "result.json").write_text(json.dumps({"protocol": {"val": stamp | {"captions": captions}}}))
-    done = script("compare.py", tmp_path / "a", tmp_path / "b", "--json", tmp_path / "out.json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out.json").read_text())["differences"]
-    assert len(found) == 6 and all(row["difference"] >= 0 for row in found) and found[3]["p"] < 0.05
-    refused = script("compare.py", tmp_path / "a", tmp_path / "c")
-    assert refused.returncode == 2 and "captions: 200 != 210" in refused.stderr
+def test_a_run_s_folder_stands_for_its_embeddings(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"embeddings\.npz"):
+        Embeddings.load(tmp_path)
+    np.savez(tmp_path / "embeddings.npz", **arrays())
+    assert len(Embeddings.load(tmp_path).text) == 200

@@ -1,12 +1,9 @@
 """Matching accuracy: the pairs are what they claim, and the numbers are right where they can be done by hand."""
 
-import json
-
 import numpy as np
 import pytest
 
 from eval import matching as m
-from eval.classification import prompts, zero_shot
 
 IDS, TEXT_IDS = np.arange(6) * 10, np.repeat(np.arange(6) * 10, 5)
 
@@ -60,24 +57,27 @@ def test_calibration_error_by_hand():
     assert m.calibration_error(np.array([0.9, 0.9]), np.array([1.0, 0.0])) == pytest.approx(0.4)
 
 
-def test_sugar_crepe_is_the_mean_over_its_seven_files(tmp_path):
-    for index, split in enumerate(m.SUGAR_CREPE):
-        row = {"filename": "a.jpg", "caption": "right" if index else "wrong", "negative_caption": "edited!"}
-        (tmp_path / f"{split}.json").write_text(json.dumps({"0": row}))
-    right = lambda names, texts: np.array([float(t == "right") for t in texts])  # noqa: E731
-    found = m.sugar_crepe(m.sugar_crepe_items(tmp_path), right)
-    assert found["add_att"] == 50 and found["swap_obj"] == 100 and found["mean"] == pytest.approx(650 / 7)
-    (tmp_path / "swap_obj.json").unlink()
-    with pytest.raises(FileNotFoundError, match="swap_obj"):
-        m.sugar_crepe_items(tmp_path)
+def test_every_measure_lies_in_its_interval_and_more_images_narrow_it():
+    def judged(images):
+        rng, ids = np.random.default_rng(0), np.arange(images)
+        pairs = m.random_pairs(ids, np.repeat(ids, 5))
+        high, low = rng.normal(0.5, 1, 5 * images), rng.normal(-0.5, 1, 5 * images)
+        return m.matching(high, low, pairs, m.calibrate(*rng.normal([[0.5], [-0.5]], 1, (2, 500))), samples=200)
+
+    few, many = judged(20), judged(500)
+    for name in ("accuracy", "auc", "forced_choice", "calibration_error"):
+        low, high = many.intervals[name]
+        assert low <= many.metrics()[name] <= high and high - low < np.diff(few.intervals[name])[0], name
+    assert "threshold" not in many.intervals
+    assert judged(20).intervals == few.intervals  # the draws are seeded
 
 
-def test_zero_shot_classification_reads_the_prompts():
-    assert prompts(["dog", "cat"], ["a {}."]) == [["a dog."], ["a cat."]]
-    classes = np.eye(3)[:, None, :].repeat(2, 1)
-    found = zero_shot(np.eye(3)[[0, 1, 1, 2]], np.array([0, 1, 2, 2]), classes, ks=(1, 2))
-    assert found.recall(1) == 75
-    with pytest.raises(ValueError, match="labels"):
-        zero_shot(np.eye(3), np.array([0, 1, 3]), classes)
-    with pytest.raises(ValueError, match=r"a thing"):
-        prompts(["dog"], ["a thing"])
+def test_drawing_every_image_once_gives_the_measures_themselves():
+    rng, image = np.random.default_rng(0), np.arange(40) // 5
+    high, low = rng.integers(0, 9, 40) + 1.0, rng.integers(0, 9, 40) + 0.0  # with ties
+    assert m.resampled_auc(high, low, image, np.ones((1, 8))) == pytest.approx(m.auc(high, low))
+    probability, label = rng.random(80), np.repeat([1.0, 0.0], 40)
+    by_image = m.resampled_calibration_error(probability, label, np.tile(image, 2), np.ones((1, 8)))
+    assert by_image == pytest.approx(m.calibration_error(probability, label))
+    doubled = m.resampled_auc(high, low, image, np.array([[2] + [0] * 7]))
+    assert doubled == pytest.approx(m.auc(high[:5], low[:5]))
