@@ -1,0 +1,51 @@
+"""compare puts runs side by side on the same items, and refuses others."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+IDS = np.arange(40) * 3
+STAMP = {"dataset": "toy", "split": "val", "images": 40, "captions": 200, "captions_per_image": 5.0}
+
+
+def write_run(folder: Path, noise: float, **stamp: object) -> Path:
+    """Captions are their image's vector and noise."""
+    folder.mkdir()
+    centre, rng = np.random.default_rng(99).standard_normal((40, 8)), np.random.default_rng(0)
+    text = np.repeat(centre, 5, 0) + noise * rng.standard_normal((200, 8))
+    np.savez(folder / "embeddings.npz", image=centre, text=text, image_ids=IDS, caption_image_ids=np.repeat(IDS, 5))
+    (folder / "result.json").write_text(json.dumps({"protocol": {"val": STAMP | stamp}}))
+    return folder
+
+
+def test_less_noise_is_better_in_every_measure_and_significantly_in_some(
+    script: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = write_run(tmp_path / "a", 1.5), write_run(tmp_path / "b", 0.5)
+    script("compare.py", a, b, "--json", tmp_path / "out.json")
+    found = json.loads((tmp_path / "out.json").read_text())
+    rows = found["differences"]
+    assert found["base"] == str(a) and len(rows) == 6
+    assert all(row["difference"] >= 0 and row["low"] <= row["difference"] <= row["high"] for row in rows)
+    assert rows[3]["p"] < 0.05 and "Difference to" in capsys.readouterr().out
+    script("compare.py", f"--runs=[{a}, {b}]")
+
+
+@pytest.mark.parametrize("stamp", [{"captions": 210}, {"trained_on": "toy", "zero_shot": False}])
+def test_two_protocols_do_not_share_a_column(refused: Callable[..., str], tmp_path: Path, stamp: dict) -> None:
+    assert f"{next(iter(stamp))}: " in refused(
+        "compare.py", write_run(tmp_path / "a", 1.0), write_run(tmp_path / "b", 1.0, **stamp))
+
+
+def test_what_cannot_be_compared_is_one_line(refused: Callable[..., str], tmp_path: Path) -> None:
+    a, b = write_run(tmp_path / "a", 1.0), write_run(tmp_path / "b", 1.0)
+    assert "two runs" in refused("compare.py", a)
+    assert "runs" in refused("compare.py") and "--jsn" in refused("compare.py", a, b, "--jsn", "x")
+    assert "finished run" in refused("compare.py", a, tmp_path)
+    (b / "embeddings.npz").unlink()
+    assert "b/embeddings.npz: no such file" in refused("compare.py", a, b)
+    (b / "result.json").write_text("{}")
+    assert "b/result.json is not a run's result" in refused("compare.py", a, b)

@@ -1,0 +1,223 @@
+"""eval_coco as a user runs it: a run, an open_clip model, a file, each under a stated protocol; mistakes in one line."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from eval.sugar_crepe import SUGAR_CREPE
+from mm.config import AlignConfig
+from mm.data.media import encode_audio
+from mm.data.module import AlignData
+from mm.data.scenes import write_scenes
+from mm.run import save_weights
+from mm.task import AlignTask
+
+BENCHMARKS = Path(__file__).parents[2] / "../shared/data/coco_benchmarks"
+CLASSES = {"red_circle": (255, 0, 0), "blue_circle": (0, 0, 255)}
+
+
+def arrays(noise: float = 1.0, seed: int = 0) -> dict[str, np.ndarray]:
+    centre, ids = np.random.default_rng(99).standard_normal((40, 8)), np.arange(40) * 3
+    text = np.repeat(centre, 5, 0) + noise * np.random.default_rng(seed).standard_normal((200, 8))
+    return {"image": centre, "text": text, "image_ids": ids, "caption_image_ids": np.repeat(ids, 5),
+            "caption_ids": np.arange(200)}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    np.savez(tmp_path / "mine.npz", **arrays())  # type: ignore[arg-type]  # numpy types its keywords as bool
+    return tmp_path / "mine.npz"
+
+
+@pytest.fixture
+def run(tiny: AlignConfig, tmp_path: Path) -> Path:
+    """An untrained run on 20 scenes, with splits of 9 and 7."""
+    root = write_scenes(tmp_path / "scenes", sizes={"train": 20, "val": 9, "test": 7}, image_size=32)
+    data = replace(tiny.data, root=str(root), cache=str(tmp_path / "cache"))
+    config = replace(tiny, data=data, text=replace(tiny.text, max_tokens=24))
+    read = AlignData(config)
+    read.setup()
+    torch.manual_seed(0)
+    save_weights(AlignTask(config, read.vocabulary), tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def judge(script: Callable[..., None], tmp_path: Path) -> Callable[..., dict]:
+    """judge(*words) -> the result of eval_coco."""
+
+    def judged(*words: object) -> dict:
+        script("eval_coco.py", *words, "--samples", "20", "--json", tmp_path / "out" / "result.json")
+        return json.loads((tmp_path / "out" / "result.json").read_text())
+
+    return judged
+
+
+@pytest.fixture
+def crepe(tmp_path: Path) -> tuple[Path, Path]:
+    """(SugarCrepe's files, whose last item has no picture; the folder of val2017/), with names like the real ones."""
+    folder, pictures = tmp_path / "crepe", tmp_path / "coco" / "val2017"
+    folder.mkdir()
+    pictures.mkdir(parents=True)
+    for index, split in enumerate(SUGAR_CREPE):
+        names = [f"{index % 3 + 1:012d}.jpg", f"{index % 3 + 2:012d}.jpg", "000000999999.jpg"]
+        texts = {"caption": f"a red square {index}", "negative_caption": f"a blue dot {index}"}
+        rows = {str(i): {"filename": name, **texts} for i, name in enumerate(names)}
+        (folder / f"{split}.json").write_text(json.dumps(rows))
+    for number in range(1, 5):
+        Image.new("RGB", (40, 30), (60 * number, 0, 0)).save(pictures / f"{number:012d}.jpg")
+    return folder, pictures.parent
+
+
+def classes_of(folder: Path, sound: bool = False) -> Path:
+    """Three files for each of two classes."""
+    for pitch, (name, colour) in enumerate(CLASSES.items(), 1):
+        (folder / name).mkdir(parents=True)
+        for i in range(3):
+            if sound:
+                wave = np.sin(np.arange(4000) * 0.1 * pitch).astype(np.float32)
+                (folder / name / f"{i}.wav").write_bytes(encode_audio(wave, 16000, "wav"))
+            else:
+                Image.new("RGB", (32, 32), colour).save(folder / name / f"{i}.png")
+    return folder
+
+
+def test_a_file_is_judged_and_says_its_protocol(judge: Callable[..., dict], file: Path,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    result = judge("--embeddings", file, "--data.dataset", "toy", "--trained_on", "zero-shot")
+    stamp = result["protocol"]
+    assert (stamp["dataset"], stamp["captions"]) == ("toy", 200)
+    assert (stamp["trained_on"], stamp["rerank_depth"]) == ("zero-shot", 0)
+    low, high = result["intervals"]["image_to_text/R@1"]
+    assert low <= result["metrics"]["image_to_text/R@1"] <= high and "200 captions" in capsys.readouterr().out
+    assert result["judged"] == str(file) and {"seed", "seconds", "commit", "hardware"} <= result.keys()
+
+
+def test_matching_of_a_file_needs_a_validation_file_and_names_the_frozen_retriever(
+    judge: Callable[..., dict], file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "minilm").mkdir()
+    np.savez(tmp_path / "minilm" / "embeddings.npz", **arrays(0.1, seed=2))  # type: ignore[arg-type]
+    np.savez(tmp_path / "dev.npz", **arrays(seed=1))  # type: ignore[arg-type]
+    files = ("--data.validation", tmp_path / "dev.npz", "--data.retriever", tmp_path / "minilm")
+    found = judge("--embeddings", file, *files)
+    random, hard = (found["protocols"][f"matching/{kind}/cosine"] for kind in ("random", "hard"))
+    assert random["metrics"]["accuracy"] > hard["metrics"]["accuracy"] > 50
+    assert "top 20 of minilm" in hard["protocol"]["task"] and "fixed on dev" in hard["protocol"]["task"]
+    assert {"accuracy", "auc", "forced_choice", "calibration_error"} == hard["intervals"].keys()
+    assert random["metrics"]["threshold"] == hard["metrics"]["threshold"]
+
+
+def test_a_run_is_judged_by_its_vectors_and_by_its_match_head(judge: Callable[..., dict], run: Path) -> None:
+    found = judge("--run", run, "--data.split", "test", "--data.validation", "val", "--rerank", 3)
+    stamp = found["protocol"]["test"]
+    assert (stamp["images"], stamp["rerank_depth"]) == (7, 3)
+    assert (stamp["trained_on"], stamp["zero_shot"]) == ("scenes/train", False)
+    assert "reranked/image_to_text/R@1" in found["metrics"]
+    assert found["protocols"].keys() == {"all", "audio_text", "image_audio", "matching/random/cosine",
+                                         "matching/random/match head"}
+    for name, figures in found["protocols"].items():
+        assert figures["protocol"]["trained_on"] == "trained on scenes/train", name
+        assert figures["protocol"]["dataset"] == "scenes" and figures["protocol"]["split"] == "test"
+    vectors = found["protocols"]["all"]["metrics"]
+    assert vectors["image_to_text/R@5"] == pytest.approx(found["metrics"]["image_to_text/R@5"], abs=1e-2)
+    head = found["protocols"]["matching/random/match head"]
+    assert head["metrics"]["threshold"] != found["protocols"]["matching/random/cosine"]["metrics"]["threshold"]
+    kept = run / "eval-scenes-test.json"
+    assert json.loads(kept.read_text()) == found and np.load(kept.with_suffix(".npz"))["image"].shape == (7, 16)
+
+
+def test_a_run_s_negatives_can_be_another_model_s(judge: Callable[..., dict], run: Path) -> None:
+    judge("--run", run, "--data.split", "test", "--rerank", 0)
+    found = judge("--run", run, "--data.split", "test", "--data.validation", "val", "--rerank", 0,
+                  "--data.retriever", run / "eval-scenes-test.npz", "--data.retriever_name", "itself")
+    assert "top 7 of itself" in found["protocols"]["matching/hard/match head"]["protocol"]["task"]
+
+
+def test_sugar_crepe_of_a_run_counts_what_is_missing(
+    judge: Callable[..., dict], run: Path, crepe: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    found = judge("--run", run, "--sugar_crepe", crepe[0], "--data.root", crepe[1])
+    assert found["protocols"].keys() == {"cosine", "match head"}
+    for figures in found["protocols"].values():
+        assert figures["metrics"].keys() == {*SUGAR_CREPE, "mean"} == figures["intervals"].keys()
+        assert figures["metrics"]["mean"] == pytest.approx(np.mean([figures["metrics"][s] for s in SUGAR_CREPE]))
+        assert (figures["protocol"]["images"], figures["protocol"]["skipped"]) == (4, 7)
+        assert figures["protocol"]["trained_on"] == "trained on scenes/train"
+    assert "1 of 5 pictures are missing" in caplog.text and "7 items are left out" in caplog.text
+    assert (run / "eval-sugar_crepe-val2017.json").is_file()
+
+
+def test_sugar_crepe_s_own_files_with_a_handful_of_pictures(
+    judge: Callable[..., dict], run: Path, tmp_path: Path
+) -> None:
+    if not BENCHMARKS.is_dir():
+        pytest.skip("needs ../shared/data/coco_benchmarks")
+    total = 0
+    for split in SUGAR_CREPE:
+        items = json.loads((BENCHMARKS / "sugar_crepe" / f"{split}.json").read_text())
+        total += len(items)
+        Image.new("RGB", (64, 48), (200, 100, 0)).save(tmp_path / items["0"]["filename"])
+    found = judge("--run", run, "--sugar_crepe", BENCHMARKS / "sugar_crepe", "--data.root", tmp_path)
+    assert found["metrics"].keys() == {*SUGAR_CREPE, "mean"} and 1 <= found["protocol"]["images"] <= 7
+    assert found["protocol"]["captions"] / 2 + found["protocol"]["skipped"] == total == 7511
+
+
+@pytest.mark.parametrize("sound", [False, True])
+def test_classes_are_told_by_their_prompts(judge: Callable[..., dict], run: Path, tmp_path: Path, sound: bool) -> None:
+    found = judge("--run", run, "--classes", classes_of(tmp_path / "shapes", sound))
+    assert found["metrics"].keys() == {"top-1 accuracy"} and found["protocol"]["images"] == 6
+    assert f"{'sounds' if sound else 'pictures'} among 2 classes, 3 prompts each" in found["protocol"]["task"]
+
+
+def test_an_open_clip_model_is_judged_alike(
+    judge: Callable[..., dict], run: Path, crepe: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", open_clip.factory._MODEL_CONFIGS | {"toy": {
+        "embed_dim": 8, "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }})  # fmt: skip
+    model = ("--open_clip", "toy", "--trained_on", "trained on nothing")
+    split = judge(*model, "--data.root", run.parent / "scenes", "--data.split", "test", "--data.validation", "val")
+    assert split["protocols"].keys() == {"all", "matching/random/cosine"} and split["protocol"]["images"] == 7
+    edits = judge(*model, "--sugar_crepe", crepe[0], "--data.root", crepe[1])
+    assert edits["protocols"].keys() == {"cosine"} and edits["protocol"]["trained_on"] == "trained on nothing"
+    assert judge(*model, "--classes", classes_of(tmp_path / "shapes"))["protocol"]["images"] == 6
+
+
+def test_options_that_do_not_fit_are_one_line(refused: Callable[..., str], file: Path, run: Path,
+                                              crepe: tuple[Path, Path]) -> None:
+    mine, its = ("eval_coco.py", "--embeddings", file), ("eval_coco.py", "--run", run)
+    assert "name one of" in refused("eval_coco.py") and "name one of" in refused(*mine, "--run", run)
+    assert "need a model" in refused(*mine, "--sugar_crepe", crepe[0])
+    assert "need a model" in refused(*mine, "--classes", run)
+    assert "--data.root" in refused(*its, "--sugar_crepe", crepe[0])
+    assert "none of SugarCrepe's 5 pictures" in refused(*its, "--sugar_crepe", crepe[0], "--data.root", run)
+    assert "says itself" in refused(*its, "--trained_on", "zero-shot") and "for a run" in refused(*mine, "--rerank", 3)
+    assert "--data.spilt" in refused(*mine, "--data.spilt", "x") and "samples" in refused(*mine, "--samples", "many")
+    assert "another split" in refused(*mine, "--data.validation", file)
+    assert "another split" in refused(*its, "--data.split", "test", "--data.validation", "test")
+    assert "data.validation" in refused(*mine, "--data.retriever", file)
+    assert "no finished run" in refused("eval_coco.py", "--run", run.parent)
+    assert "at least two folders" in refused(*its, "--classes", run)
+
+
+def test_embeddings_that_do_not_fit_are_one_line_with_their_name(refused: Callable[..., str], tmp_path: Path) -> None:
+    broken: dict[str, dict[str, np.ndarray]] = {
+        "lack image_ids": {k: v for k, v in arrays().items() if k != "image_ids"},
+        "NaN": arrays() | {"text": np.full((200, 8), np.nan)}, "40 integers": arrays() | {"image_ids": np.arange(3)},
+        "differ in 39 images": arrays() | {"caption_image_ids": np.zeros(200, int)},
+    }
+    for message, found in broken.items():
+        np.savez(tmp_path / "broken.npz", **found)  # type: ignore[arg-type]
+        line = refused("eval_coco.py", "--embeddings", tmp_path / "broken.npz")
+        assert message in line and "broken.npz" in line
+    assert "nothing.npz" in refused("eval_coco.py", "--embeddings", tmp_path / "nothing.npz")
+    assert "embeddings.npz: no such file" in refused("eval_coco.py", "--embeddings", tmp_path)
