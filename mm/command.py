@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
+from jsonargparse import auto_cli, set_parsing_settings
 
 
 def run_command(component: Callable[..., Any], then: Callable[[Any], Any] | None = None,
@@ -21,6 +21,7 @@ def run_command(component: Callable[..., Any], then: Callable[[Any], Any] | None
     stderr that starts with the script's name; any other exception is a bug and keeps its traceback.
     """
     script = Path(sys.argv[0])
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # what stands below a field is its --help
     try:
         found = auto_cli(component, args=None if arguments is None else list(arguments), as_positional=False,
                          allow_abbrev=False, exit_on_error=False)

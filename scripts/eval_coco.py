@@ -36,8 +36,7 @@ SHOWN_BY_THE_RUN = ("all", "audio_text", "image_audio")
 
 @dataclass(frozen=True)
 class EvalCoco:
-    """Exactly one of run, open_clip and embeddings is judged: by retrieval and, with data.validation, by balanced
-    matching; or by sugar_crepe; or by classes."""
+    """Judge a run, an open_clip model or embeddings: by retrieval and matching, or sugar_crepe, or classes."""
 
     run: Path | None = None
     """Folder of a finished run; what it scores is also written to <run>/eval-<dataset>.json."""

@@ -12,6 +12,7 @@ from mm.command import run_command
 @dataclass(frozen=True)
 class Inner:
     steps: int = 1
+    """How far."""
 
     def __post_init__(self) -> None:
         if self.steps < 0:
@@ -88,6 +89,12 @@ def test_a_value_that_the_dataclass_refuses_is_its_own_line(stopped: Callable[..
 @pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, FloatingPointError])
 def test_what_a_user_can_cause_is_one_line(stopped: Callable[..., str], kind: type[Exception]) -> None:
     assert stopped(fails(kind("bad\nvalue"))) == "work: bad value"
+
+
+def test_help_has_what_stands_below_a_field(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_command(Settings, arguments=["--help"])
+    assert ended.value.code == 0 and "How far. (type: int, default: 1)" in capsys.readouterr().out
 
 
 def test_a_bug_keeps_its_traceback() -> None:

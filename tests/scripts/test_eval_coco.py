@@ -1,4 +1,4 @@
-"""eval_coco as a user runs it: a run, an open_clip model, a file, each under a stated protocol; mistakes in one line."""
+"""eval_coco as a user runs it: a run, an open_clip model, a file, under a stated protocol; mistakes in one line."""
 
 import json
 from collections.abc import Callable
