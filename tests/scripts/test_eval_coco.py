@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from eval.coco import GroundTruth
 from eval.sugar_crepe import SUGAR_CREPE
 from mm.config import AlignConfig
 from mm.data.media import encode_audio
@@ -113,6 +114,28 @@ def test_matching_of_a_file_needs_a_validation_file_and_names_the_frozen_retriev
     assert "top 20 of minilm" in hard["protocol"]["task"] and "fixed on dev" in hard["protocol"]["task"]
     assert {"accuracy", "auc", "forced_choice", "calibration_error"} == hard["intervals"].keys()
     assert random["metrics"]["threshold"] == hard["metrics"]["threshold"]
+
+
+def test_the_ground_truth_folder_adds_cxc_and_eccv_and_the_thousand_protocol(
+    judge: Callable[..., dict], refused: Callable[..., str], file: Path, tmp_path: Path
+) -> None:
+    if not BENCHMARKS.is_dir():
+        pytest.skip("needs ../shared/data/coco_benchmarks")
+    truth = GroundTruth.load(BENCHMARKS)
+    images, rng = np.unique(truth.images), np.random.default_rng(0)
+    centre = rng.standard_normal((len(images), 4))
+    text = centre[np.searchsorted(images, truth.images)] + 0.1 * rng.standard_normal((len(truth.images), 4))
+    np.savez(tmp_path / "test.npz", image=centre, text=text, image_ids=images, caption_image_ids=truth.images,
+             caption_ids=truth.captions)
+    found = judge("--embeddings", tmp_path / "test.npz", "--data.ground_truth", BENCHMARKS, "--data.validation", file)
+    protocols = found["protocols"]
+    assert protocols.keys() == {"all", "folds", "cxc", "eccv", "matching/random/cosine"}
+    assert all(p["protocol"]["split"] == "karpathy-test" for p in protocols.values())
+    assert {"image_to_text/map_at_r", "text_to_image/r_precision"} <= protocols["eccv"]["metrics"].keys()
+    assert "text_to_image/R@10" in protocols["cxc"]["metrics"] and protocols["folds"]["protocol"]["images"] == 1000
+    assert protocols["matching/random/cosine"]["protocol"]["ground_truth"] == "original+cxc+eccv"
+    assert "other images" in refused("eval_coco.py", "--embeddings", file, "--data.ground_truth", BENCHMARKS)
+    assert "coco_test_ids" in refused("eval_coco.py", "--embeddings", file, "--data.ground_truth", tmp_path)
 
 
 def test_a_run_is_judged_by_its_vectors_and_by_its_match_head(judge: Callable[..., dict], run: Path) -> None:
