@@ -37,17 +37,22 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "mine.npz"
 
 
-@pytest.fixture
-def run(tiny: AlignConfig, tmp_path: Path) -> Path:
-    """An untrained run on 20 scenes, with splits of 9 and 7."""
-    root = write_scenes(tmp_path / "scenes", sizes={"train": 20, "val": 9, "test": 7}, image_size=32)
-    data = replace(tiny.data, root=str(root), cache=str(tmp_path / "cache"))
-    config = replace(tiny, data=data, text=replace(tiny.text, max_tokens=24))
+def save_run(folder: Path, tiny: AlignConfig, frozen: bool = False) -> Path:
+    """An untrained run on 20 scenes, with splits of 9 and 7; the features of frozen trunks are cached."""
+    root = write_scenes(folder / "scenes", sizes={"train": 20, "val": 9, "test": 7}, image_size=32)
+    data = replace(tiny.data, root=str(root), cache=str(folder / "cache"))
+    text = replace(tiny.text, max_tokens=24, frozen=frozen)
+    config = replace(tiny, data=data, text=text, image=replace(tiny.image, frozen=frozen))
     read = AlignData(config)
     read.setup()
     torch.manual_seed(0)
-    save_weights(AlignTask(config, read.vocabulary), tmp_path / "run")
-    return tmp_path / "run"
+    save_weights(AlignTask(config, read.vocabulary), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def run(tiny: AlignConfig, tmp_path: Path) -> Path:
+    return save_run(tmp_path, tiny)
 
 
 @pytest.fixture
@@ -198,6 +203,18 @@ def test_classes_are_told_by_their_prompts(judge: Callable[..., dict], run: Path
     found = judge("--run", run, "--classes", classes_of(tmp_path / "shapes", sound))
     assert found["metrics"].keys() == {"top-1 accuracy"} and found["protocol"]["images"] == 6
     assert f"{'sounds' if sound else 'pictures'} among 2 classes, 3 prompts each" in found["protocol"]["task"]
+
+
+def test_frozen_trunks_run_once_for_each_benchmark(
+    judge: Callable[..., dict], tiny: AlignConfig, crepe: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run, shapes = save_run(tmp_path / "frozen", tiny, frozen=True), classes_of(tmp_path / "shapes")
+    for _ in range(2):
+        assert judge("--run", run, "--sugar_crepe", crepe[0], "--data.root", crepe[1])["protocol"]["images"] == 4
+        assert judge("--run", run, "--classes", shapes)["protocol"]["images"] == 6
+        judge("--run", run, "--data.split", "test", "--data.validation", "val")
+    kept = [path.name.split("-")[:2] for path in (tmp_path / "frozen" / "cache" / "features").iterdir()]
+    assert sorted(kept) == [[m, name] for m in ("image", "text") for name in ("classes", "sugar_crepe", "test", "val")]
 
 
 def test_an_open_clip_model_is_judged_alike(
