@@ -50,7 +50,7 @@ def zero_shot_figures(vectors: Tensor | ArrayLike, labels: Tensor | ArrayLike, p
     result = zero_shot(vectors, labels, prompt_vectors, ks)
     protocol = Protocol(
         dataset, split, images=len(result.ranks), captions=classes * per_class,
-        captions_per_image=f"{per_class} a class", trained_on=trained_on, skipped=skipped,
+        captions_per_image=f"{per_class} a class", recall="none", trained_on=trained_on, skipped=skipped,
         task=f"zero-shot classification of {kind} among {classes} classes, {per_class} prompts each, by cosine")
     item = np.arange(len(result.ranks))
     values = {f"top-{k} accuracy": 100 * result.hits[:, index] for index, k in enumerate(ks)}

@@ -143,8 +143,8 @@ def judge_matching(
             result = matching(*_scores(score, pairs), pairs, fitted, samples=samples, seed=seed)
             protocol = Protocol.of_ids(
                 e.image_ids, e.caption_image_ids[pairs.text], dataset=dataset, split=split, trained_on=trained_on,
-                ground_truth=truth, task=f"binary matching by {name}, as many non-matches ({pairs.negatives}) as"
-                f" matches, threshold fixed on {validation_split}")
+                ground_truth=truth, recall="none", task=f"binary matching by {name}, as many non-matches"
+                f" ({pairs.negatives}) as matches, threshold fixed on {validation_split}")
             found[f"{kind}/{name}"] = Figures(protocol, result.metrics(), result.intervals)
     return found
 

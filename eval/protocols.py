@@ -33,7 +33,8 @@ class Protocol:
     captions_per_image: str
     """`5`, or `5-7` where images differ."""
     recall: str = "any-hit"
-    """`any-hit`: one match in the top k is enough; `true`: the share of the matches that is in the top k."""
+    """`any-hit`: one match in the top k is enough; `true`: the share of the matches that is in the top k; `none` where
+    nothing is retrieved."""
     rerank_depth: int = 0
     """How many candidates a joint head re-scored; 0 is the dual encoder alone."""
     trained_on: str = "unstated"

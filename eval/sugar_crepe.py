@@ -56,7 +56,7 @@ def sugar_crepe(items: Items, score: Score, *, scored_by: str = "cosine", traine
         images[split] = np.array([number[name] for name in names])
     protocol = Protocol(
         "sugar_crepe", "val2017", images=len(number), captions=2 * sum(map(len, asked.values())),
-        captions_per_image="2 an item", trained_on=trained_on, skipped=skipped,
+        captions_per_image="2 an item", recall="none", trained_on=trained_on, skipped=skipped,
         task=f"forced choice between a caption and its edit, by {scored_by}")
     whole = len(asked) == len(SUGAR_CREPE)
     found = mean_figures(protocol, values, images, total=("mean", SUGAR_CREPE) if whole else None, samples=samples,
