@@ -50,16 +50,32 @@ class _Items:
     name: str
 
 
+@dataclass
+class _References:
+    """What else the judgement reads: loaded before a model runs for long, so that a missing file is known at once."""
+
+    truth: GroundTruth | None
+    retriever: _Items | None
+
+    @classmethod
+    def of(cls, data: JudgedData) -> "_References":
+        if data.retriever and not data.validation:
+            raise ValueError("data.retriever gives hard negatives of balanced matching: name data.validation too, which"
+                             " fixes its threshold")
+        return cls(GroundTruth.load(data.ground_truth) if data.ground_truth else None,
+                   _read(data.retriever) if data.retriever else None)
+
+
 def judge_file(path: Path, data: JudgedData, trained_on: str, *, samples: int = 1000,
                seed: int = 0) -> dict[str, Figures]:
     """Anybody's embeddings -> figures by protocol: `all`, `five`, `folds`, `cxc`, `eccv`, `matching/random/cosine` …"""
-    items, validation = _read(path), None
+    references, items, validation = _References.of(data), _read(path), None
     if data.validation:
         validation = _read(Path(data.validation))
         if Path(data.validation).resolve() == path.resolve():
             raise ValueError("data.validation is the file that is judged: a threshold must come from another split")
     stated = {"dataset": data.dataset, "split": data.split, "trained_on": trained_on}
-    return _figures(items, validation, data, stated, {"samples": samples, "seed": seed})
+    return _figures(items, validation, references, data, stated, {"samples": samples, "seed": seed})
 
 
 def judge_split(model: JudgedModel, data: JudgedData, *, samples: int = 1000,
@@ -71,7 +87,7 @@ def judge_split(model: JudgedModel, data: JudgedData, *, samples: int = 1000,
     """
     if data.validation == data.split:
         raise ValueError(f"data.validation is {data.split}, which is judged: a threshold must come from another split")
-    dataset, trained_on = model.open(data.split), model.trained_on
+    references, dataset, trained_on = _References.of(data), model.open(data.split), model.trained_on
     described: dict = {}
     if isinstance(model, FinishedRun):
         described, judged = model.judge(dataset, data.split)
@@ -89,22 +105,18 @@ def judge_split(model: JudgedModel, data: JudgedData, *, samples: int = 1000,
         validation = _Items(Embeddings.of(other.arrays), other.joint, data.validation)
     stated = {"dataset": dataset.name.split("/")[0], "split": data.split, "trained_on": trained_on}
     items = _Items(Embeddings.of(judged.arrays), judged.joint, data.split)
-    found = _figures(items, validation, data, stated, {"samples": samples, "seed": seed})
+    found = _figures(items, validation, references, data, stated, {"samples": samples, "seed": seed})
     skipped = sum(dataset.skipped.values())
     figures = {name: replace(f, protocol=replace(f.protocol, skipped=skipped)) for name, f in found.items()}
     return described, figures, judged.arrays
 
 
-def _figures(items: _Items, validation: _Items | None, data: JudgedData, stated: dict[str, Any],
-             options: dict[str, Any]) -> dict[str, Figures]:
-    truth = GroundTruth.load(data.ground_truth) if data.ground_truth else None
+def _figures(items: _Items, validation: _Items | None, references: _References, data: JudgedData,
+             stated: dict[str, Any], options: dict[str, Any]) -> dict[str, Figures]:
+    truth, retriever = references.truth, references.retriever
     found = judge_embeddings(items.embeddings, ground_truth=truth, **stated, **options)
     if validation is None:
-        if data.retriever:
-            raise ValueError("data.retriever gives hard negatives of balanced matching: name data.validation too, which"
-                             " fixes its threshold")
         return found
-    retriever = _read(data.retriever) if data.retriever else None
     matched = judge_matching(
         items.embeddings, validation.embeddings, ground_truth=truth, validation_split=validation.name,
         joint={name: (scorer, validation.joint[name]) for name, scorer in items.joint.items()},
