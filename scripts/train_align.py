@@ -17,8 +17,9 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mm.config import AlignConfig, EvalConfig
 from mm.data.module import AlignData, has_bf16
@@ -54,8 +55,7 @@ def build_trainer(config: AlignConfig, folder: Path) -> Trainer:
         ModelCheckpoint(folder / "checkpoints", every_n_train_steps=train.checkpoint_every, save_last=True),
     ]
     if train.ema:
-        start = train.steps // 10
-        callbacks.append(EMAWeightAveraging(decay=train.ema, use_buffers=False, update_starting_at_step=start))
+        callbacks.append(MovingAverage(train.ema, start=train.steps // 10))
     if train.evaluate_every:
         callbacks.append(EvaluateEvery(train.evaluate_every))
     if config.resume:
@@ -76,6 +76,21 @@ def build_trainer(config: AlignConfig, folder: Path) -> Trainer:
         sync_batchnorm=True,
         enable_model_summary=False,
     )
+
+
+class MovingAverage(WeightAveraging):
+    """Exponential moving average of the weights from step `start` on; buffers are the newest.
+
+    Lightning's own computes decay·a + (1 - decay)·b, which moves even a weight that does not change, by rounding: a
+    frozen trunk would be another trunk after training, and its cached features would be computed again.
+    """
+
+    def __init__(self, decay: float, start: int) -> None:
+        super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.start = start
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None and step_idx >= self.start
 
 
 class KeepHistory(Callback):

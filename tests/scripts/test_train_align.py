@@ -193,6 +193,15 @@ def test_a_killed_run_goes_on_to_the_same_weights(train: Callable[..., Path], ki
     assert history(resumed) == history(whole) and list(history(whole)) == [9]
 
 
+def test_a_moving_average_leaves_a_frozen_trunk_alone(train: Callable[..., Path]) -> None:
+    """To the bit: its features are cached by its weights."""
+    flags = ["--image.frozen", "true", "--eval.rerank", "0"]
+    plain, averaged = (weights(train(*flags, "--train.ema", ema, name=f"ema{ema}")) for ema in ("0", "0.9"))
+    trunk = [name for name in plain if "image.trunk" in name]
+    assert trunk and all(torch.equal(plain[name], averaged[name]) for name in trunk)
+    assert not torch.equal(plain["pool.text.score.weight"], averaged["pool.text.score.weight"])
+
+
 def photographs(folder: Path) -> Path:
     """The same scenes in COCO layout."""
     for split, size in (("train", 16), ("val", 4)):
