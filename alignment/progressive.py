@@ -45,8 +45,12 @@ class LossConfig:
 
 @dataclass
 class Aligned:
-    """One side of a pair: embedding (B, E) and tokens (B, T, P) are unit vectors, mask (B, T) bool, present
-    (B,) bool."""
+    """One side of a pair: embedding (N, E) and tokens (N, T, P) are unit vectors, mask (N, T) bool, present
+    (N,) bool.
+
+    A side may hold several rows of each of B samples, as several captions of an image: N is a multiple of B, and row r
+    belongs to sample r mod B.
+    """
 
     embedding: Tensor
     tokens: Tensor
@@ -85,46 +89,56 @@ class ProgressiveAlignment(nn.Module):
         for a, b in self.pairs:
             if a not in sides or b not in sides:
                 continue
-            rows = (sides[a].present & sides[b].present).nonzero().squeeze(1)
-            if len(rows) > 1:
-                self.pair(loss, (a, b), sides, rows, ids[rows], weights, match)
+            rows_a, rows_b = paired_rows(sides[a].present, sides[b].present)
+            if len(rows_a) > 1:
+                self.pair(loss, (a, b), sides, (rows_a, rows_b), ids[rows_a % len(ids)], weights, match)
         return loss
 
     def pair(
-        self, loss: LossTerms, pair: tuple[str, str], sides: dict[str, Aligned], rows: Tensor, ids: Tensor,
-        weights: LossWeights, match: MatchLogits,
+        self, loss: LossTerms, pair: tuple[str, str], sides: dict[str, Aligned], rows: tuple[Tensor, Tensor],
+        ids: Tensor, weights: LossWeights, match: MatchLogits,
     ) -> None:  # fmt: skip
-        """Add one pair's terms, over the `rows` that have both modalities. A term of weight zero is not computed."""
+        """Add one pair's terms, over its `rows` (P,) of each side, ids (P,). A term of weight zero is not computed."""
         (a, b), config = pair, self.config
         x, y = sides[a], sides[b]
+        i, j = rows
         if weights.contrastive[pair] > 0:
-            value = self.contrastive[f"{a}_{b}"](x.embedding[rows], y.embedding[rows], ids)
+            value = self.contrastive[f"{a}_{b}"](x.embedding[i], y.embedding[j], ids)
             loss.add(f"global/{a}_{b}", value, weights.contrastive[pair])
         if weights.fine[pair] > 0 and config.codes > 0:
-            value = self.codes(x.tokens[rows], x.mask[rows], y.tokens[rows], y.mask[rows], ids)
+            value = self.codes(x.tokens[i], x.mask[i], y.tokens[j], y.mask[j], ids)
             loss.add(f"codes/{a}_{b}", value, weights.fine[pair] * config.codes)
         # Batches come in random order, so the first rows are a random sample.
-        few = rows[: config.fine_rows]
+        i, j, few = i[: config.fine_rows], j[: config.fine_rows], ids[: config.fine_rows]
         if weights.fine[pair] > 0 and config.fine > 0:
-            value = self.late[f"{a}_{b}"](x.tokens[few], x.mask[few], y.tokens[few], y.mask[few], ids[: len(few)])
+            value = self.late[f"{a}_{b}"](x.tokens[i], x.mask[i], y.tokens[j], y.mask[j], few)
             loss.add(f"fine/{a}_{b}", value, weights.fine[pair] * config.fine)
         if weights.match[pair] > 0 and config.match > 0:
             loss.add(f"match/{a}_{b}", self.matching(pair, sides, rows, ids, match), weights.match[pair] * config.match)
 
     def matching(
-        self, pair: tuple[str, str], sides: dict[str, Aligned], rows: Tensor, ids: Tensor, match: MatchLogits
-    ) -> Tensor:
-        """One positive and two hard negatives for each of the first rows, all through the joint head in one call.
+        self, pair: tuple[str, str], sides: dict[str, Aligned], rows: tuple[Tensor, Tensor], ids: Tensor,
+        match: MatchLogits,
+    ) -> Tensor:  # fmt: skip
+        """One positive and two hard negatives for each of the first pairs, all through the joint head in one call.
 
         The negatives come from the whole batch: the larger it is, the harder they are.
         """
-        a, b = pair
+        (a, b), (i, j), count = pair, rows, self.config.match_rows
         with torch.no_grad():
-            similarity = sides[a].embedding[rows] @ sides[b].embedding[rows].T
+            similarity = sides[a].embedding[i] @ sides[b].embedding[j].T
             wrong_b, wrong_a = hard_negatives(similarity, ids, self.contrastive[f"{a}_{b}"].scale)
-        count = self.config.match_rows
-        few, wrong_b, wrong_a = rows[:count], wrong_b[:count], wrong_a[:count]
-        from_a = torch.cat([few, few, rows[wrong_a]])
-        from_b = torch.cat([few, rows[wrong_b], few])
-        logits = match(a, b, from_a, from_b)
-        return matching_loss(logits[: len(few)], logits[len(few) :])
+        few_a, few_b, wrong_b, wrong_a = i[:count], j[:count], j[wrong_b[:count]], i[wrong_a[:count]]
+        logits = match(a, b, torch.cat([few_a, few_a, wrong_a]), torch.cat([few_b, wrong_b, few_b]))
+        return matching_loss(logits[: len(few_a)], logits[len(few_a) :])
+
+
+def paired_rows(present_a: Tensor, present_b: Tensor) -> tuple[Tensor, Tensor]:
+    """present of two sides (N,), (M,) bool -> rows of each (P,), (P,) that belong to one sample, both present.
+
+    All samples once before any sample twice: the first pairs are of different samples.
+    """
+    row = torch.arange(max(len(present_a), len(present_b)), device=present_a.device)
+    i, j = row % len(present_a), row % len(present_b)
+    kept = present_a[i] & present_b[j]
+    return i[kept], j[kept]

@@ -19,6 +19,10 @@ class ModelConfig:
     """Which encoders are built."""
     embedding: int = 128
     """Width of the retrieval embedding."""
+    head: int = 0
+    """Hidden width of what is added to the linear projection onto the embedding; 0 for the linear projection alone."""
+    head_dropout: float = 0.0
+    """Before and inside of it."""
     token_embedding: int = 64
     """Width of the token embeddings of late interaction."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -93,14 +97,8 @@ class MultimodalModel(nn.Module):
         self.encoders: Any = nn.ModuleDict(encoders)
         self.backbone = Backbone(config.backbone)
         self.pool = nn.ModuleDict({m: AttentionPool(width) for m in config.modalities})
-        # Untrained pooled vectors share one large direction and differ in a small remainder. Centred and scaled, the
-        # remainder is what the contrastive loss sees from the first step on, instead of after a plateau at ln(batch
-        # size).
         self.project: Any = nn.ModuleDict(
-            {
-                m: nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, config.embedding))
-                for m in config.modalities
-            }
+            {m: Projection(width, config.embedding, config.head, config.head_dropout) for m in config.modalities}
         )
         self.project_tokens = nn.ModuleDict({m: nn.Linear(width, config.token_embedding) for m in config.modalities})
         self.match_head = MatchHead(config.embedding, width)
@@ -148,15 +146,34 @@ class MultimodalModel(nn.Module):
         begins at zero, has only to learn what looking at the other side adds.
         """
         out = self.backbone({a: Stream(left.tokens, left.mask), b: Stream(right.tokens, right.mask)}, fuse=True)
-        x, y = (self.project_settled(m, out.streams[m]) for m in (a, b))
+        pooled = {m: self.pool[m](s.x, s.mask) for m, s in out.streams.items()}
+        x, y = (nn.functional.normalize(self.project[m](pooled[m], settled=True).float(), dim=-1) for m in (a, b))
         return MatchOutput(self.match_head(x, y), out.losses, out.load)
 
-    def project_settled(self, modality: str, stream: Stream) -> Tensor:
-        """Unit vectors (N, E) by the statistics of the embedding reading: chosen hard pairs must not move them."""
-        center, linear = self.project[modality]
-        pooled = self.pool[modality](stream.x, stream.mask)
-        settled = nn.functional.batch_norm(pooled, center.running_mean, center.running_var, eps=center.eps)
-        return nn.functional.normalize(linear(settled).float(), dim=-1)
+
+class Projection(nn.Module):
+    """Pooled vectors (N, D) -> (N, E): centred, scaled, and projected; a `hidden` width adds a small network.
+
+    Untrained pooled vectors share one large direction and differ in a small remainder. Centred and scaled, the
+    remainder is what the contrastive loss sees from the first step on, instead of after a plateau at ln(batch size).
+    """
+
+    def __init__(self, width: int, embedding: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.center, self.linear = nn.BatchNorm1d(width, affine=False), nn.Linear(width, embedding)
+        self.net: nn.Module | None = None
+        if hidden:
+            drop = nn.Dropout(dropout)
+            self.net = nn.Sequential(drop, nn.Linear(width, hidden), nn.GELU(), drop, nn.Linear(hidden, embedding))
+
+    def forward(self, x: Tensor, settled: bool = False) -> Tensor:
+        """`settled` centres by the running statistics, and leaves them: chosen hard pairs must not move them."""
+        center = self.center
+        if settled:
+            x = nn.functional.batch_norm(x, center.running_mean, center.running_var, eps=center.eps)
+        else:
+            x = center(x)
+        return self.linear(x) if self.net is None else self.linear(x) + self.net(x)
 
 
 class MatchHead(nn.Module):

@@ -41,7 +41,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class Example:
-    """One decoded image with one of its captions: image (3, H, W) uint8, audio (S,) int16 with S what there is of it.
+    """One decoded image with some of its captions: image (3, H, W) uint8, audio (S,) int16 with S what there is of it.
 
     An absent picture is zeros with `has_image` False; absent sound is an empty `audio`, or None where the whole split
     has no sound. `audio_samples` is the length that a batch is padded to.
@@ -49,7 +49,7 @@ class Example:
 
     index: int
     image_id: int
-    caption: str
+    captions: tuple[str, ...]
     image: Tensor | None
     has_image: bool
     audio: Tensor | None
@@ -108,7 +108,7 @@ class _View:
         waveform = resample(sample.audio, sample.sample_rate, self.sample_rate)
         return np.round(np.clip(waveform, -1.0, 1.0) * 32767).astype(np.int16)
 
-    def _example(self, index: int, caption: str, picture: np.ndarray | None, waveform: np.ndarray | None) -> Example:
+    def _example(self, index: int, captions: tuple[str, ...], picture: np.ndarray | None, waveform: np.ndarray | None) -> Example:
         image, audio = None, None
         if "image" in self.decode:
             size = self.image_size
@@ -116,14 +116,15 @@ class _View:
             image = torch.from_numpy(shown).permute(2, 0, 1)
         if "audio" in self.decode and self.audio_samples:
             audio = torch.from_numpy(np.zeros(0, np.int16) if waveform is None else waveform)
-        return Example(index, self.dataset.image_ids[index], caption, image, picture is not None, audio,
+        return Example(index, self.dataset.image_ids[index], captions, image, picture is not None, audio,
                        self.audio_samples)
 
 
 class TrainView(_View):
-    """(index, epoch) -> Example with one of the image's captions, a random crop and a random stretch of its sound.
+    """(index, epoch) -> Example with `captions` of the image's captions, a random crop and a random stretch of its sound.
 
     Args:
+        captions: how many, drawn without repetition while there are enough; an image without any has the empty one.
         augment: None resizes only, as in evaluation.
         cache: keep up to CACHE_BYTES of decoded samples (without loader workers: each would hold its own).
         fit: without augmentation, "crop" keeps the aspect and cuts the centre, "squash" keeps everything.
@@ -135,18 +136,17 @@ class TrainView(_View):
     def __init__(
         self, dataset: CaptionDataset, *, image_size: int, augment: Augment | None = None, audio_seconds: float = 0.0,
         sample_rate: int = 16000, seed: int = 0, cache: bool = False, fit: Literal["crop", "squash"] = "crop",
-        unreadable: Literal["error", "skip"] = "error", decode: Collection[str] = ("image", "audio"),
+        unreadable: Literal["error", "skip"] = "error", decode: Collection[str] = ("image", "audio"), captions: int = 1,
     ) -> None:
         super().__init__(dataset, image_size=image_size, audio_seconds=audio_seconds, sample_rate=sample_rate,
                          cache=cache, fit=fit, unreadable=unreadable, decode=decode)
-        self.augment, self.seed = augment, seed
+        self.augment, self.seed, self.captions = augment, seed, captions
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
         index, epoch = key
         # Each choice has a slot of its own, so that switching one off leaves the others as they were.
         chance = np.random.default_rng((self.seed, epoch, index)).random(7)
-        captions = self.dataset.captions[index]
-        caption = captions[int(chance[0] * len(captions))] if captions else ""
+        drawn = self._draw(self.dataset.captions[index], float(chance[0]))
         picture, waveform = self._decoded(index)
         if picture is not None:
             picture = resized(picture, self.image_size, self.fit) if self.augment is None else \
@@ -155,7 +155,12 @@ class TrainView(_View):
             spare = max(0, len(waveform) - self.audio_samples)
             first = int(chance[6] * (spare + 1)) if self.augment is not None else 0
             waveform = waveform[first:first + self.audio_samples]
-        return self._example(index, caption, picture, waveform)
+        return self._example(index, drawn, picture, waveform)
+
+    def _draw(self, captions: tuple[str, ...], chance: float) -> tuple[str, ...]:
+        """Captions in their order from a random one on, around the end: as many as asked for."""
+        first = int(chance * len(captions))
+        return tuple(captions[(first + k) % len(captions)] if captions else "" for k in range(self.captions))
 
 
 class EvalView(_View):
@@ -182,7 +187,7 @@ class EvalView(_View):
         picture = None if picture is None else resized(picture, self.image_size, self.fit)
         waveform = None if waveform is None else waveform[: self.audio_samples]
         captions = self.dataset.captions[index]
-        return self._example(index, captions[0] if captions else "", picture, waveform)
+        return self._example(index, captions[:1] or ("",), picture, waveform)
 
 
 class Collate:
@@ -197,7 +202,8 @@ class Collate:
         self._rows: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        batch = self.text([e.caption for e in examples], torch.tensor([e.image_id for e in examples]))
+        captions = [c for at_once in zip(*(e.captions for e in examples), strict=True) for c in at_once]
+        batch = self.text(captions, torch.tensor([e.image_id for e in examples]))
         if examples[0].image is not None:
             batch.inputs["image"] = torch.stack([e.image for e in examples if e.image is not None])
             batch.present["image"] = torch.tensor([e.has_image for e in examples])
@@ -209,7 +215,7 @@ class Collate:
         return batch
 
     def text(self, captions: Sequence[str], image_ids: Tensor) -> Batch:
-        """A batch of captions alone; image_ids (B,) int64."""
+        """A batch of captions alone, a multiple of B of them; image_ids (B,) int64."""
         if new := [caption for caption in dict.fromkeys(captions) if caption not in self._rows]:
             tokens, mask = self.tokenizer(new)
             # Without the padding of the call that met them first: a batch's length must not depend on what came before.

@@ -48,6 +48,8 @@ class DataConfig:
     """Random crops and mirroring of training pictures; none for scenes, whose captions say left and right."""
     views: int = 1
     """Cached features of a frozen image trunk: the plain picture and views-1 augmented ones, one per epoch in turn."""
+    captions: int = 1
+    """Captions of each picture in a training step, all of them its positives: text is cheaper than pictures."""
     fit: Literal["crop", "squash"] = "squash"
     """How a picture becomes a square: cut the centre out, or change the aspect and keep everything."""
     in_memory: bool = True
@@ -64,10 +66,11 @@ class DataConfig:
 
 @dataclass
 class CachedExample:
-    """An example, and the cached features (T, F) of those of its modalities whose trunk is frozen."""
+    """An example, and the cached features of those of its modalities whose trunk is frozen: one (T, F) for each of its
+    captions, one for its picture or sound."""
 
     example: Example
-    features: dict[str, Tensor] = field(default_factory=dict)
+    features: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
 
 class AlignData(LightningDataModule):
@@ -100,6 +103,7 @@ class AlignData(LightningDataModule):
             seed=self.config.seed,
             cache=self.config.data.in_memory,
             decode=self.raw,
+            captions=self.config.data.captions,
             **self.view,
         )
 
@@ -191,7 +195,8 @@ class AlignData(LightningDataModule):
         """CachedExamples -> Batch, with cached features in the place of raw input."""
         batch = self.collate([e.example for e in examples])
         for modality in examples[0].features:
-            batch.features[modality], batch.masks[modality] = stack_rows(e.features[modality] for e in examples)
+            each = zip(*(e.features[modality] for e in examples), strict=True)
+            batch.features[modality], batch.masks[modality] = stack_rows(row for rows in each for row in rows)
             batch.present.setdefault(modality, batch.masks[modality].any(1))
         return batch
 
@@ -231,12 +236,12 @@ class CachedView:
     def __getitem__(self, key: Key | int) -> CachedExample:
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         example = self.view[key]  # type: ignore[index]
-        return CachedExample(example, {m: self.features(m, index, epoch, example.caption) for m in self.cached})
+        return CachedExample(example, {m: self.features(m, index, epoch, example.captions) for m in self.cached})
 
-    def features(self, modality: str, index: int, epoch: int, caption: str) -> Tensor:
+    def features(self, modality: str, index: int, epoch: int, captions: tuple[str, ...]) -> tuple[Tensor, ...]:
         views = sum(1 for s, m, _ in self.data.stores if (s, m) == (self.split, modality))
-        row = self.data.caption_rows[self.split][caption] if modality == "text" else index
-        return self.data.stores[self.split, modality, epoch % views][row]
+        rows = [self.data.caption_rows[self.split][c] for c in captions] if modality == "text" else [index]
+        return tuple(self.data.stores[self.split, modality, epoch % views][row] for row in rows)
 
 
 def has_bf16(device: str) -> bool:

@@ -49,6 +49,7 @@ class Batch:
     masks["text"] (B, L) bool and masks["audio"] (B, S) bool, True where the input is real.
     features[m] (B, T, F) stand in for inputs[m] when a frozen trunk's output was cached; masks[m] is then (B, T).
     present[m] (B,) bool: whether the sample has that modality. ids (B,) int64: equal ids are the same image.
+    With K captions of each image, the tensors of text have K·B rows: row r belongs to sample r mod B.
     """
 
     ids: Tensor

@@ -15,6 +15,7 @@ from alignment import (
     ScheduleConfig,
     loss_weights,
 )
+from alignment.progressive import paired_rows
 
 CONFIG = LossConfig(fine_rows=4, match_rows=4, shared_codes=8)
 
@@ -105,6 +106,33 @@ def test_the_joint_head_sees_positives_first_and_then_wrong_pairs() -> None:
     (left, right), few = seen[0], CONFIG.match_rows
     assert len(left) == len(right) == 3 * few
     assert torch.equal(left[:few], right[:few]) and not (left[few:] == right[few:]).any()
+
+
+def test_several_captions_of_an_image_are_pairs_of_their_own_and_never_its_negatives() -> None:
+    """As if the image had been given once for each of its captions."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def match(a: str, b: str, left: Tensor, right: Tensor) -> Tensor:
+        seen.append((left, right))
+        return torch.zeros(len(left))
+
+    loss, image, text = build("image", "text"), side(0), side(2, rows=12)
+    torch.manual_seed(1)
+    once = loss({"image": image, "text": text}, torch.arange(6), JOINT, match).terms
+    twice = Aligned(*(torch.cat([x, x]) for x in (image.embedding, image.tokens, image.mask, image.present)))
+    torch.manual_seed(1)
+    torch.testing.assert_close(once, loss({"image": twice, "text": text}, torch.arange(6).repeat(2), JOINT, match).terms)
+    left, right = seen[0]
+    few = CONFIG.match_rows
+    assert left[:few].tolist() == right[:few].tolist() == [0, 1, 2, 3]
+    assert not (left[few:] % 6 == right[few:] % 6).any()
+
+
+def test_rows_pair_up_by_sample_and_absent_ones_drop_out() -> None:
+    image, text = torch.tensor([True, False, True]), torch.tensor([True, True, False, True, True, True])
+    i, j = paired_rows(image, text)
+    assert (i.tolist(), j.tolist()) == ([0, 0, 2], [0, 3, 5])
+    assert [x.tolist() for x in paired_rows(text, image)] == [[0, 3, 5], [0, 0, 2]]
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])

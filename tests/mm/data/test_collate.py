@@ -36,7 +36,7 @@ def view(dataset, **changes):
 
 
 def same(a, b):
-    return a.caption == b.caption and torch.equal(a.image, b.image) and torch.equal(a.audio, b.audio)
+    return a.captions == b.captions and torch.equal(a.image, b.image) and torch.equal(a.audio, b.audio)
 
 
 def test_an_example_depends_on_seed_epoch_and_index_only(dataset):
@@ -78,12 +78,27 @@ def test_loader_workers_change_nothing(dataset):
 
 def test_turning_augmentation_off_keeps_the_caption(dataset):
     for epoch in range(5):
-        assert view(dataset)[1, epoch].caption == view(dataset, augment=None)[1, epoch].caption
+        assert view(dataset)[1, epoch].captions == view(dataset, augment=None)[1, epoch].captions
 
 
 def test_every_caption_is_drawn_about_as_often(dataset):
-    drawn = Counter(view(dataset, decode=())[1, epoch].caption for epoch in range(600))
+    drawn = Counter(view(dataset, decode=())[1, epoch].captions[0] for epoch in range(600))
     assert set(drawn) == set(dataset.captions[1]) and min(drawn.values()) > 150
+
+
+def test_several_captions_come_one_of_each_sample_after_the_other(dataset):
+    source = view(dataset, captions=2, decode=())
+    examples = [source[index, 3] for index in range(4)]
+    assert all(len(set(e.captions)) == 2 and set(e.captions) <= set(dataset.captions[i]) for i, e in enumerate(examples))
+    assert all(e.captions[:1] == view(dataset, decode=())[i, 3].captions for i, e in enumerate(examples))
+    batch = Collate(letters)(examples)
+    found = ["".join(map(chr, row[row > 0].tolist())) for row in batch.inputs["text"]]
+    assert found == [e.captions[k] for k in (0, 1) for e in examples] and len(batch.ids) == 4
+
+
+def test_captions_recur_where_an_image_has_too_few(dataset):
+    drawn = view(dataset, captions=7, decode=())[0, 0].captions
+    assert len(drawn) == 7 and set(drawn) == set(dataset.captions[0])
 
 
 def test_a_batch_marks_what_is_absent(dataset):
