@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -29,6 +28,7 @@ from kernels.nearest_code import assign, nearest_code
 from kernels.nearest_code import reference as nearest_code_reference
 from kernels.testing import ContrastiveCase, GroupedMLPCase, NearestCodeCase
 from kernels.timing import Contest, Run
+from mm.command import run_command
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Op = Literal["grouped_mlp", "nearest_code", "info_nce"]
@@ -281,4 +281,4 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False, allow_abbrev=False)
+    run_command(main)

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import auto_cli
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mm.command import run_command
 from mm.data.coco import CocoFolder
 from mm.data.download import archives, fetch, unpack
 from mm.data.preparation import Preparation, prepare_split
@@ -91,10 +91,7 @@ def _list(title: str, lines: Sequence[str]) -> None:
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s %(message)s")
     try:
-        auto_cli(prepare_coco, as_positional=False, allow_abbrev=False)
-    except (ValueError, OSError) as error:
-        print(f"prepare_coco: {error}", file=sys.stderr)
-        sys.exit(2)
+        run_command(prepare_coco)
     except KeyboardInterrupt:
         print("prepare_coco: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -4,11 +4,9 @@
     python scripts/prepare_scenes.py --root data/scenes_coco --layout coco --val 5000
 """
 
-import sys
 from pathlib import Path
 
-from jsonargparse import auto_cli
-
+from mm.command import run_command
 from mm.data.scenes import Layout, write_scenes
 
 
@@ -36,12 +34,8 @@ def prepare_scenes(
     """
     sizes = {"train": train, "val": val, "seen": seen, "test": test}
     sizes = {split: size for split, size in sizes.items() if size}
-    try:
-        print(write_scenes(root, seed=seed, sizes=sizes, image_size=image_size, layout=layout))
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    print(write_scenes(root, seed=seed, sizes=sizes, image_size=image_size, layout=layout))
 
 
 if __name__ == "__main__":
-    auto_cli(prepare_scenes, as_positional=False, allow_abbrev=False)
+    run_command(prepare_scenes)

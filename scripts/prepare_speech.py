@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import auto_cli
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mm.command import run_command
 from mm.data.coco import CocoFolder
 from mm.data.speech import build_synthesizer, mirror_pictures, speak_split
 
@@ -65,10 +65,7 @@ def prepare_speech(
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s %(message)s")
     try:
-        auto_cli(prepare_speech, as_positional=False, allow_abbrev=False)
-    except (ValueError, OSError) as error:
-        print(f"prepare_speech: {error}", file=sys.stderr)
-        sys.exit(2)
+        run_command(prepare_speech)
     except KeyboardInterrupt:
         print("prepare_speech: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

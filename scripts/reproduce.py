@@ -8,10 +8,9 @@ Nothing in the table is typed by hand: every figure comes from a file that train
 """
 
 import json
-import sys
 from pathlib import Path
 
-from jsonargparse import auto_cli
+from mm.command import run_command
 
 BEGIN, END = "<!-- RESULTS: written by scripts/reproduce.py -->", "<!-- /RESULTS -->"
 COLUMNS = (
@@ -147,8 +146,4 @@ def use_table(runs: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        auto_cli(reproduce, as_positional=False, allow_abbrev=False)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"reproduce: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(reproduce)

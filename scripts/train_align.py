@@ -10,17 +10,16 @@ embeddings.npz, diagnostics.npz, report.html.
 
 import csv
 import logging
-import sys
 import time
 import warnings
 from pathlib import Path
 
-from jsonargparse import auto_cli
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from mm.command import run_command
 from mm.config import AlignConfig, EvalConfig
 from mm.data.module import AlignData, has_bf16
 from mm.evaluate import evaluate_split
@@ -126,8 +125,4 @@ if __name__ == "__main__":
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
     keep_freed_memory()
-    try:
-        train_align(auto_cli(AlignConfig, as_positional=False, allow_abbrev=False))
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        print(f"train_align: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(AlignConfig, train_align)

@@ -9,17 +9,16 @@ reconstructions.png (inputs above, reconstructions below; for text also .txt).
 """
 
 import logging
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
-from jsonargparse import auto_cli
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
 from encoders.weights import save_encoder
+from mm.command import run_command
 from mm.data.module import AlignData, has_bf16
 from mm.data.sample import CaptionDataset
 from mm.reconstructions import draw_reconstructions
@@ -87,8 +86,4 @@ def judge(task: VQVAETask, data: AlignData, validation: CaptionDataset, folder: 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        train_vqvae(auto_cli(VQVAEConfig, as_positional=False, allow_abbrev=False))
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        print(f"train_vqvae: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(VQVAEConfig, train_vqvae)

@@ -1,6 +1,7 @@
 """scripts/prepare_scenes.py: writes what was asked for; a user's mistake is one line and exit code 2."""
 
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ def test_only_the_splits_asked_for_are_written(tmp_path: Path, layout: str) -> N
         open_split(tmp_path / "scenes", "train")
 
 
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("words, named", [
+    (["--val", "2"], "name another folder"), (["--val", "many"], "val"), (["--layuot", "coco"], "--layuot"),
+    (["--layout", "tar"], "layout"),
+])
+def test_a_mistake_is_one_line_and_exit_code_2(
+    refused: Callable[..., str], tmp_path: Path, words: list[str], named: str
+) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(SystemExit) as stopped:
-        prepare_scenes(tmp_path, val=2)
-    said = capsys.readouterr().err
-    assert stopped.value.code == 2
-    assert said.count("\n") == 1 and "name another folder" in said
+    assert named in refused("prepare_scenes.py", "--root", tmp_path, *words)
