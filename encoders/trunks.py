@@ -8,7 +8,7 @@ nothing in them is executed.
 import hashlib
 import importlib.resources
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -47,14 +47,19 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 def load_weights(module: nn.Module, path: str | Path) -> None:
     """Read `path` into `module`. Raises ValueError, naming the first difference, where it is another model's."""
-    loaded, expected = read_weights(path), module.state_dict()
+    loaded = read_weights(path)
+    if differs := first_difference(loaded, module.state_dict()):
+        raise ValueError(f"weights file {path} does not fit the model: {differs}")
+    module.load_state_dict(loaded)
+
+
+def first_difference(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """The first tensor by name that is not in both states, or not in one shape, in words; "" where they fit."""
     for name in sorted(loaded.keys() | expected.keys()):
         there, here = (tuple(state[name].shape) if name in state else "absent" for state in (loaded, expected))
         if there != here:
-            raise ValueError(
-                f"weights file {path} does not fit the model: {name} is {there} in the file and {here} here"
-            )
-    module.load_state_dict(loaded)
+            return f"{name} is {there} in the file and {here} here"
+    return ""
 
 
 class ConvTrunk(Trunk):

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from encoders.base import Encoder
-from encoders.trunks import read_weights
+from encoders.trunks import first_difference, read_weights
 
 BACKBONE_SIDE = ("bottleneck.up.", "bottleneck.bypass.", "bottleneck.gate", "bottleneck.position")
 
@@ -31,10 +31,8 @@ def load_encoder(encoder: Encoder, path: str | Path) -> None:
 
     Raises ValueError, naming the first difference, where the file was made with other settings.
     """
-    loaded, expected = read_weights(path), vqvae_state(encoder)
-    for name in sorted(loaded.keys() | expected.keys()):
-        there, here = (tuple(state[name].shape) if name in state else "absent" for state in (loaded, expected))
-        if there != here:
-            raise ValueError(f"{path} does not fit this encoder: {name} is {there} in the file and {here} here; "
-                             "use the settings of the run that wrote it, in config.yaml beside it")
+    loaded = read_weights(path)
+    if differs := first_difference(loaded, vqvae_state(encoder)):
+        raise ValueError(f"{path} does not fit this encoder: {differs}; "
+                         "use the settings of the run that wrote it, in config.yaml beside it")
     encoder.load_state_dict(loaded, strict=False)

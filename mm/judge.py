@@ -1,7 +1,6 @@
 """Models that already exist, on data: a finished run, or a bare open_clip model as a peer."""
 
 import time
-from argparse import ArgumentError
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -59,10 +58,7 @@ class FinishedRun:
 
     def __init__(self, folder: Path, root: str | None = None, *, karpathy: str | None = None,
                  audio_root: str | None = None, rerank: int | None = None) -> None:
-        try:
-            self.task = load_run(folder)
-        except ArgumentError as error:  # its settings are checked as on a command line
-            raise ValueError(f"{folder}/model.json holds settings that this code does not know: {error}") from None
+        self.task = load_run(folder)
         config, trained = self.task.config, self.task.config.data
         read = trained if root is None else replace(trained, root=root, karpathy=karpathy, audio_root=audio_root)
         depth = config.eval.rerank if rerank is None else rerank

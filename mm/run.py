@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import zipfile
+from argparse import ArgumentError
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from safetensors.torch import save_file
 
-from encoders.trunks import NO_WEIGHTS, read_weights
+from encoders.trunks import NO_WEIGHTS, first_difference, read_weights
 from eval.fingerprint import Fingerprint, check, fingerprint
 from mm.config import AlignConfig
 from mm.probe import probe
@@ -23,6 +24,7 @@ from mm.task import AlignTask
 
 logger = logging.getLogger(__name__)
 VOCABULARY = "encoders.text.trunk.vocabulary"
+REMEDY = "use the code that wrote it (the commit is in its result.json), or train it again"
 
 
 def save_weights(task: AlignTask, folder: Path) -> None:
@@ -41,23 +43,42 @@ def save_weights(task: AlignTask, folder: Path) -> None:
 def load_run(folder: str | Path) -> AlignTask:
     """The task of a finished run, in evaluation mode, checked to behave as it did when it was saved.
 
-    Nothing of the folder is executed.
+    Nothing of the folder is executed. Raises ValueError, naming the folder, where it holds no run that this code can
+    load.
     """
     folder = Path(folder)
-    if not (folder / "model.safetensors").is_file() or not (folder / "model.json").is_file():
-        raise ValueError(f"{folder} holds no finished run: expected model.safetensors and model.json in it")
-    described = json.loads((folder / "model.json").read_text())
-    if described.get("kind") != "align":
-        raise ValueError(f"{folder} is a {described.get('kind')} run: this needs one of scripts/train_align.py")
-    config = config_from_dict(described["config"])
+    described = _described(folder)
     state = read_weights(folder / "model.safetensors")
-    task = AlignTask(without_pretrained_weights(config), state.get(VOCABULARY))
-    loss = {k.removeprefix("loss."): state.pop(k) for k in list(state) if k.startswith("loss.")}
-    task.model.load_state_dict(state)
-    task.loss.load_state_dict(loss)
-    task.config = config
-    check(Fingerprint.of_json(described["fingerprint"]), lambda: probe(task))
+    try:
+        config = config_from_dict(described["config"])
+        task = AlignTask(without_pretrained_weights(config), state.get(VOCABULARY))
+        loss = {k.removeprefix("loss."): state.pop(k) for k in list(state) if k.startswith("loss.")}
+        for module, own in ((task.model, state), (task.loss, loss)):
+            if differs := first_difference(own, module.state_dict()):
+                raise ValueError(f"model.safetensors does not fit the settings in model.json: {differs}; {REMEDY}")
+            module.load_state_dict(own)
+        task.config = config
+        check(Fingerprint.of_json(described["fingerprint"]), lambda: probe(task))
+    except ValueError as error:
+        raise ValueError(f"the run {folder} cannot be loaded: {error}") from error
     return task.eval()
+
+
+def _described(folder: Path) -> dict:
+    """The content of model.json."""
+    path = folder / "model.json"
+    if not (folder / "model.safetensors").is_file() or not path.is_file():
+        raise ValueError(f"{folder} holds no finished run: expected model.safetensors and model.json in it")
+    try:
+        described = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): {REMEDY}") from error
+    kind = described.get("kind") if isinstance(described, dict) else None
+    if kind != "align":
+        raise ValueError(f"{folder} is a {kind} run: this needs one of scripts/train_align.py")
+    if absent := {"config", "fingerprint"} - described.keys():
+        raise ValueError(f"{path} has no {min(absent)}: {REMEDY}")
+    return described
 
 
 def without_pretrained_weights(config: AlignConfig) -> AlignConfig:
@@ -69,10 +90,16 @@ def without_pretrained_weights(config: AlignConfig) -> AlignConfig:
 
 
 def config_from_dict(values: dict) -> AlignConfig:
-    """asdict(config) -> config, with every name and type checked as on the command line."""
+    """asdict(config) -> config, with every name and type checked as on the command line.
+
+    Raises ValueError naming a setting that this code does not know, or whose value it does not take.
+    """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(AlignConfig, "run")
-    return parser.instantiate(parser.parse_object({"run": values})).run
+    parser.add_class_arguments(AlignConfig, "config")
+    try:
+        return parser.instantiate(parser.parse_object({"config": values})).config
+    except ArgumentError as error:
+        raise ValueError(f"settings that this code does not take: {' '.join(str(error).split())}; {REMEDY}") from error
 
 
 def write_config(config: AlignConfig, folder: Path) -> None:

@@ -60,6 +60,6 @@ def test_70b_has_70_billion_parameters_and_uses_a_tenth() -> None:
 
 
 def test_an_unknown_key_in_a_part_is_refused() -> None:
-    with pytest.raises(Exception, match="sizze"):
+    with pytest.raises(ValueError, match="sizze"):
         config_from_dict({"image": {"sizze": 3}})
     assert config_from_dict({"image": {"size": 32}}).image == replace(AlignConfig().image, size=32)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mm.config import AlignConfig
 from mm.data.sample import Batch
-from mm.run import config_from_dict, load_run, newest_checkpoint, save_weights, write_config
+from mm.run import VOCABULARY, config_from_dict, load_run, newest_checkpoint, save_weights, write_config
 from mm.task import AlignTask
 
 
@@ -25,6 +25,11 @@ def saved(
     task.model(tiny_batch())
     save_weights(task, tmp_path / "run")
     return task.eval(), tmp_path / "run"
+
+
+def change(path: Path, **changed: object) -> None:
+    """Set keys of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
 
 
 def test_a_run_comes_back_to_the_bit(saved: tuple[AlignTask, Path], tiny_batch: Callable[..., Batch]) -> None:
@@ -53,9 +58,36 @@ def test_weights_that_were_changed_are_noticed(saved: tuple[AlignTask, Path]) ->
 def test_no_finished_run_and_a_run_of_another_kind_are_refused(saved: tuple[AlignTask, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no finished run"):
         load_run(tmp_path / "nowhere")
-    path = saved[1] / "model.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "kind": "vqvae"}))
+    change(saved[1] / "model.json", kind="vqvae")
     with pytest.raises(ValueError, match="is a vqvae run"):
+        load_run(saved[1])
+
+
+def test_a_run_of_another_version_is_one_line_that_names_it_and_the_remedy(saved: tuple[AlignTask, Path]) -> None:
+    task, folder = saved
+    config = asdict(task.config)
+    wider = {**config, "image": {**config["image"], "width": 32}}
+    for settings, named in (({**config, "modle": 3}, "modle"), ({**config, "seed": "many"}, "seed"),
+                            (wider, r"encoders\.image\..* is \(.*\) in the file and \(.*\) here")):
+        change(folder / "model.json", config=settings)
+        with pytest.raises(ValueError, match=f"{folder} cannot be loaded.*{named}.*train it again") as refused:
+            load_run(folder)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("prefix", ["pool.image.", "loss.", VOCABULARY])
+def test_a_run_without_some_of_its_weights_is_refused(saved: tuple[AlignTask, Path], prefix: str) -> None:
+    path = saved[1] / "model.safetensors"
+    state = load_file(path)
+    save_file({k: v for k, v in state.items() if not k.startswith(prefix)}, path)
+    with pytest.raises(ValueError, match=f"{saved[1]} cannot be loaded: .*(absent|vocabulary)"):
+        load_run(saved[1])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"kind": "align"}'])
+def test_a_damaged_description_is_named(saved: tuple[AlignTask, Path], content: str) -> None:
+    (saved[1] / "model.json").write_text(content)
+    with pytest.raises(ValueError, match=str(saved[1])):
         load_run(saved[1])
 
 
@@ -69,8 +101,10 @@ def test_a_config_survives_json_and_yaml(tiny: AlignConfig, tmp_path: Path) -> N
 def test_a_config_with_an_unknown_key_is_refused_by_name(tiny: AlignConfig) -> None:
     values = asdict(tiny)
     values["model"]["backbone"]["widht"] = 3
-    with pytest.raises(Exception, match="widht"):
+    with pytest.raises(ValueError, match="widht"):
         config_from_dict(values)
+    with pytest.raises(ValueError, match=r"train\.steps.*many"):
+        config_from_dict({"train": {"steps": "many"}})
 
 
 def checkpoint(path: Path, age: int) -> Path:
