@@ -20,6 +20,7 @@ class AudioConfig:
     encoder_weights: str | None = None
     """model.safetensors of a `train_vqvae` run with the same settings, to start from."""
     frozen: bool = False
+    """A frozen trunk is not trained and its features are cached on disk."""
     learning_rate_factor: float = 1.0
     """Multiplies the learning rate of the trunk."""
     sample_rate: int = 16000
@@ -27,6 +28,7 @@ class AudioConfig:
     seconds: float = 1.76
     """Clips are cut or padded to this length."""
     mels: int = 64
+    """Bands of the log-mel picture."""
     window: int = 400
     """Samples per analysis window."""
     hop: int = 160

@@ -18,7 +18,9 @@ class BackboneConfig:
     width: int = 128
     """D, the width of a token."""
     layers: int = 2
+    """Blocks of self-attention, cross-modal attention and experts."""
     heads: int = 4
+    """Heads of either attention."""
     dropout: float = 0.0
     """On every residual branch."""
     moe: MoEConfig = field(default_factory=MoEConfig)

@@ -14,8 +14,11 @@ from mm.model import MultimodalModel
 @dataclass(frozen=True)
 class OptimConfig:
     learning_rate: float = 7e-4
+    """At its height, after the warm-up."""
     weight_decay: float = 0.05
+    """AdamW's, of matrices only."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's."""
     warmup: float = 0.05
     """Share of the run over which the learning rate rises from nothing."""
     final: float = 0.02

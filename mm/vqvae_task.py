@@ -34,7 +34,9 @@ class PretrainConfig:
     checkpoint_every: int = 200
     """Steps between checkpoints to resume from."""
     accelerator: str = "auto"
+    """Lightning's: auto, cpu, gpu, …"""
     devices: int | Literal["auto"] = "auto"
+    """How many of them."""
     strategy: str = "auto"
     """Any Lightning strategy: auto, ddp, …"""
 
@@ -46,7 +48,9 @@ class VQVAEConfig:
     name: str | None = None
     """The run is written to <runs>/<name>; vqvae_<modality> by default."""
     runs: str = "runs"
+    """Folder of all runs."""
     seed: int = 0
+    """Of the initial weights and the order of the samples."""
     resume: bool = False
     """Go on from the newest checkpoint of the run of this name."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -37,7 +37,9 @@ class DataConfig:
     Without it, the embedded scenes are generated under `cache`.
     """
     train: str = "train"
+    """Split to train on."""
     val: str = "val"
+    """Split to evaluate on."""
     karpathy: str | None = None
     """The official dataset_coco.json; `train` and `val` then name its splits, joined by + where several."""
     audio_root: str | None = None
