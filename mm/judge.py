@@ -16,6 +16,7 @@ from torch import Tensor
 from encoders.trunks import open_clip_model
 from eval.embeddings import Scorer
 from mm.data import open_split
+from mm.data.collection import same_collection
 from mm.data.module import AlignData
 from mm.data.sample import CaptionDataset
 from mm.embed import SplitEmbeddings, embed_split, joint_scores
@@ -66,20 +67,29 @@ class FinishedRun:
             config, data=replace(read, in_memory=False), eval=replace(config.eval, rerank=depth)
         )
         self.data = AlignData(self.task.config)
-        self.training_set = f"{Path(trained.root or 'scenes').name}/{trained.train}"
+        self.trained = trained
+        self.training_set = f"{trained.folder.resolve().name}/{trained.train}"
         self.trained_on = f"trained on {self.training_set}"
         self.modalities = self.task.model.modalities
 
     def open(self, split: str) -> CaptionDataset:
         return self.data.open(split)
 
-    def judge(self, dataset: CaptionDataset, split: str) -> tuple[dict, Judged]:
-        """Retrieval on a split, with and without re-ranking -> (result.json content, Judged)."""
+    def judge(
+        self, dataset: CaptionDataset, split: str, *, samples: int = 1000, seed: int = 0
+    ) -> tuple[dict, Judged]:
+        """Retrieval on a split, with and without re-ranking -> (result.json content, Judged).
+
+        samples, seed: of the bootstrap behind the intervals.
+        """
         started, config = time.perf_counter(), self.task.config
         self.task.config = replace(config, data=replace(config.data, val=split))
         self.data.cache_features(self.task.model, {split: dataset})
         evaluation = evaluate_split(self.task.model, self.task.loss, self.data, dataset, split, config.eval)
-        result = describe(self.task, {split: evaluation}, {split: dataset}, self.training_set)
+        result = describe(
+            self.task, {split: evaluation}, {split: dataset}, self.training_set, samples=samples, seed=seed,
+            zero_shot=not same_collection(dataset, split, config.data, self.trained),
+        )  # fmt: skip
         result["seconds"] = round(time.perf_counter() - started, 1)
         return result, self._judged(evaluation.embeddings)
 

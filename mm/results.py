@@ -75,9 +75,13 @@ def report(result: dict, embeddings: SplitEmbeddings, dataset: CaptionDataset, f
 
 
 def describe(
-    task: AlignTask, evaluations: dict[str, Evaluation], splits: dict[str, CaptionDataset], trained_on: str
+    task: AlignTask, evaluations: dict[str, Evaluation], splits: dict[str, CaptionDataset], trained_on: str, *,
+    zero_shot: bool = False, samples: int = 1000, seed: int = 0,
 ) -> dict:
-    """The content of result.json. Metrics of further splits carry the split's name in front."""
+    """The content of result.json. Metrics of further splits carry the split's name in front.
+
+    zero_shot: the splits are of another collection than `trained_on`. samples, seed: of the intervals' bootstrap.
+    """
     total, active = count_parameters(task.model)
     metrics: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
@@ -86,14 +90,14 @@ def describe(
         metrics |= {f"{prefix}{k}": round(v, 3) for k, v in evaluation.metrics().items()}
         for kind, results in (("", evaluation.results), ("reranked/", evaluation.reranked)):
             for direction, found in results.items():
-                intervals |= recall_intervals(found, f"{prefix}{kind}{direction}/")
+                intervals |= recall_intervals(found, f"{prefix}{kind}{direction}/", samples, seed)
     first = next(iter(evaluations))
     metrics |= chance(evaluations[first]) | use(evaluations[first])
     return {
         "metrics": metrics,
         "intervals": intervals,
         "protocol": {
-            s: protocol(splits[s], s, trained_on, task.config.eval.rerank if e.reranked else 0)
+            s: protocol(splits[s], s, trained_on, zero_shot, task.config.eval.rerank if e.reranked else 0)
             for s, e in evaluations.items()
         },
         "config": asdict(task.config),
@@ -105,13 +109,15 @@ def describe(
     }
 
 
-def recall_intervals(found: RetrievalResult, prefix: str) -> dict[str, tuple[float, float]]:
+def recall_intervals(
+    found: RetrievalResult, prefix: str, samples: int, seed: int
+) -> dict[str, tuple[float, float]]:
     """95 % bootstrap intervals over images of every R@k, in percent."""
     values = {f"{prefix}R@{k}": 100 * found.hits[:, i] for i, k in enumerate(found.ks)}
-    return mean_intervals(values, found.query_ids)
+    return mean_intervals(values, found.query_ids, samples=samples, seed=seed)
 
 
-def protocol(dataset: CaptionDataset, split: str, trained_on: str, rerank_depth: int) -> dict:
+def protocol(dataset: CaptionDataset, split: str, trained_on: str, zero_shot: bool, rerank_depth: int) -> dict:
     """What the numbers mean."""
     captions = [len(c) for c in dataset.captions]
     return {
@@ -122,7 +128,7 @@ def protocol(dataset: CaptionDataset, split: str, trained_on: str, rerank_depth:
         "captions_per_image": round(sum(captions) / len(captions), 2),
         "recall": "any-hit",
         "rerank_depth": rerank_depth,
-        "zero_shot": dataset.name.split("/")[0] != trained_on.split("/")[0],
+        "zero_shot": zero_shot,
         "trained_on": trained_on,
         "skipped": dataset.skipped,
     }

@@ -65,6 +65,11 @@ class DataConfig:
                 f"data.in_memory with data.workers={self.workers}: each worker would hold its own copy; set one to 0"
             )
 
+    @property
+    def folder(self) -> Path:
+        """Where the splits lie."""
+        return Path(self.cache) / "scenes" if self.root is None else Path(self.root)
+
 
 @dataclass
 class CachedExample:
@@ -118,8 +123,8 @@ class AlignData(LightningDataModule):
     def open(self, split: str) -> CaptionDataset:
         data = self.config.data
         if data.root is None:
-            return open_split(ensure_scenes(Path(data.cache) / "scenes", image_size=self.config.image.size), split)
-        return open_split(data.root, split, karpathy=data.karpathy, audio_root=data.audio_root)
+            return open_split(ensure_scenes(data.folder, image_size=self.config.image.size), split)
+        return open_split(data.folder, split, karpathy=data.karpathy, audio_root=data.audio_root)
 
     def cache_features(self, model: "MultimodalModel", splits: dict[str, CaptionDataset]) -> None:
         """Run every frozen trunk over `splits` once, or find that it was done. `splits` maps names to datasets."""

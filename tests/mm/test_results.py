@@ -50,8 +50,8 @@ def test_the_protocol_says_what_was_counted_and_trained_on(
     on_scenes: Callable[..., AlignConfig], open_data: Callable[[AlignConfig], AlignData]
 ) -> None:
     dataset = open_data(on_scenes()).open("val")
-    stamp = protocol(dataset, "val", "scenes/train", 7)
+    stamp = protocol(dataset, "val", "scenes/train", False, 7)
     assert (stamp["images"], stamp["captions"], stamp["captions_per_image"]) == (9, 45, 5.0)
     assert stamp["rerank_depth"] == 7 and stamp["split"] == "val"
     assert stamp["zero_shot"] is False
-    assert protocol(dataset, "val", "flickr8k/train", 7)["zero_shot"] is True
+    assert protocol(dataset, "val", "flickr8k/train", True, 7)["zero_shot"] is True

@@ -162,6 +162,19 @@ def test_a_run_is_judged_by_its_vectors_and_by_its_match_head(judge: Callable[..
     assert json.loads(kept.read_text()) == found and np.load(kept.with_suffix(".npz"))["image"].shape == (7, 16)
 
 
+def test_a_set_of_the_same_name_is_zero_shot_and_samples_and_seed_reach_the_run_s_own_table(
+    judge: Callable[..., dict], run: Path, tmp_path: Path
+) -> None:
+    other = write_scenes(tmp_path / "other" / "scenes", seed=1, sizes={"test": 9}, image_size=32)
+    judged = ("--run", run, "--data.root", other, "--data.split", "test", "--rerank", 0)
+    found, again = judge(*judged), judge(*judged, "--seed", 1)
+    stamp = found["protocol"]["test"]
+    assert (stamp["dataset"], stamp["trained_on"], stamp["zero_shot"]) == ("scenes/test", "scenes/train", True)
+    assert found["protocols"]["all"]["protocol"]["trained_on"] == "zero-shot, trained on scenes/train"
+    assert str(tmp_path) not in json.dumps(found["protocol"])
+    assert found["metrics"] == again["metrics"] and found["intervals"] != again["intervals"]
+
+
 def test_a_run_s_negatives_can_be_another_model_s(judge: Callable[..., dict], run: Path) -> None:
     judge("--run", run, "--data.split", "test", "--rerank", 0)
     found = judge("--run", run, "--data.split", "test", "--data.validation", "val", "--rerank", 0,
