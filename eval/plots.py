@@ -49,7 +49,8 @@ def similarity_histogram(matched: np.ndarray, unmatched: np.ndarray) -> str:
     low, high = float(both.min()), float(both.max())
     bins = np.linspace(low, high if high > low else low + 1e-3, 70).tolist()
     for values, label, colour in ((unmatched, "unmatched", COLOURS[5]), (matched, "matched", COLOURS[0])):
-        axes.hist(values, bins=bins, density=True, alpha=0.6, label=label, color=colour)
+        if len(values):  # a single image has no unmatched pair
+            axes.hist(values, bins=bins, density=True, alpha=0.6, label=label, color=colour)
     axes.set(xlabel="similarity", ylabel="density")
     axes.legend(frameon=False)
     return png_uri(figure)

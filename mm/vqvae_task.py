@@ -40,6 +40,11 @@ class PretrainConfig:
     strategy: str = "auto"
     """Any Lightning strategy: auto, ddp, …"""
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)}: it must be at least 1")
+
 
 @dataclass(frozen=True)
 class VQVAEConfig:

@@ -17,6 +17,7 @@ from pathlib import Path
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mm.command import run_command
@@ -30,11 +31,15 @@ from mm.task import AlignTask
 
 
 def train_align(config: AlignConfig) -> None:
+    check_options(config)
     started, folder = time.perf_counter(), Path(config.runs) / config.name
     write_config(config, folder)
     seed_everything(config.seed, verbose=False)
     data = AlignData(config)
     data.setup()
+    if len(set(config.model.modalities) & data.train.modalities) < 2:
+        raise ValueError(f"{data.train.name} has {', '.join(sorted(data.train.modalities))}, the model"
+                         f" {', '.join(config.model.modalities)}: to be aligned, two must be in both")
     task = AlignTask(config, data.vocabulary)
     splits = {config.data.train: data.train} | {split: data.open(split) for split in data.evaluation_splits}
     data.cache_features(task.model, splits)
@@ -46,7 +51,18 @@ def train_align(config: AlignConfig) -> None:
         print(f"report: {folder / 'report.html'}")
 
 
+def check_options(config: AlignConfig) -> None:
+    """Raises ValueError on numbers that no run can have."""
+    train = config.train
+    numbers = {"train.steps": train.steps, "train.batch_size": train.batch_size,
+               "train.checkpoint_every": train.checkpoint_every, "eval.batch_size": config.eval.batch_size}
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: it must be at least 1")
+
+
 def build_trainer(config: AlignConfig, folder: Path) -> Trainer:
+    """Raises ValueError on an accelerator or strategy that this machine does not have."""
     train = config.train
     bf16 = train.precision == "bf16" or (train.precision == "auto" and has_bf16("cpu"))
     callbacks: list[Callback] = [
@@ -60,21 +76,24 @@ def build_trainer(config: AlignConfig, folder: Path) -> Trainer:
     if config.resume:
         callbacks.append(KeepHistory(folder / "metrics.csv"))
     every = min(10, train.steps)
-    return Trainer(
-        max_steps=train.steps,
-        max_epochs=1,
-        accelerator=train.accelerator,
-        devices=train.devices,
-        strategy=train.strategy,
-        precision="bf16-mixed" if bf16 else "32-true",
-        use_distributed_sampler=False,
-        logger=CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=every),
-        log_every_n_steps=every,
-        callbacks=callbacks,
-        num_sanity_val_steps=0,
-        sync_batchnorm=True,
-        enable_model_summary=False,
-    )
+    try:
+        return Trainer(
+            max_steps=train.steps,
+            max_epochs=1,
+            accelerator=train.accelerator,
+            devices=train.devices,
+            strategy=train.strategy,
+            precision="bf16-mixed" if bf16 else "32-true",
+            use_distributed_sampler=False,
+            logger=CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=every),
+            log_every_n_steps=every,
+            callbacks=callbacks,
+            num_sanity_val_steps=0,
+            sync_batchnorm=True,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ModuleNotFoundError) as error:
+        raise ValueError(f"train.accelerator, train.devices or train.strategy: {error}") from error
 
 
 class MovingAverage(WeightAveraging):

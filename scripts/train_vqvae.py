@@ -10,12 +10,14 @@ reconstructions.png (inputs above, reconstructions below; for text also .txt).
 
 import logging
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from encoders.weights import save_encoder
 from mm.command import run_command
@@ -53,15 +55,19 @@ def train_vqvae(config: VQVAEConfig) -> None:
 
 
 def build_trainer(config: VQVAEConfig, folder: Path) -> Trainer:
+    """Raises ValueError on an accelerator or strategy that this machine does not have."""
     train = config.train
     bf16 = train.precision == "bf16" or (train.precision == "auto" and has_bf16("cpu"))
     checkpoints = ModelCheckpoint(folder / "checkpoints", every_n_train_steps=train.checkpoint_every, save_last=True)
-    return Trainer(
-        max_steps=train.steps, max_epochs=-1, accelerator=train.accelerator, devices=train.devices,
-        strategy=train.strategy, precision="bf16-mixed" if bf16 else "32-true", use_distributed_sampler=False,
-        logger=CSVLogger(folder.parent, name=folder.name, version=""), log_every_n_steps=10,
-        callbacks=[RichProgressBar(), checkpoints], num_sanity_val_steps=0, enable_model_summary=False,
-    )
+    try:
+        return Trainer(
+            max_steps=train.steps, max_epochs=-1, accelerator=train.accelerator, devices=train.devices,
+            strategy=train.strategy, precision="bf16-mixed" if bf16 else "32-true", use_distributed_sampler=False,
+            logger=CSVLogger(folder.parent, name=folder.name, version=""), log_every_n_steps=min(10, train.steps),
+            callbacks=[RichProgressBar(), checkpoints], num_sanity_val_steps=0, enable_model_summary=False,
+        )
+    except (MisconfigurationException, ModuleNotFoundError) as error:
+        raise ValueError(f"train.accelerator, train.devices or train.strategy: {error}") from error
 
 
 def judge(task: VQVAETask, data: AlignData, validation: CaptionDataset, folder: Path, started: float) -> None:
@@ -86,4 +92,6 @@ def judge(task: VQVAETask, data: AlignData, validation: CaptionDataset, folder: 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
     run_command(VQVAEConfig, train_vqvae)

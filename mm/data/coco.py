@@ -170,19 +170,29 @@ def _read_json(path: Path) -> Any:
 def _read_annotations(path: Path, skipped: Counter[str]) -> list[_Record]:
     coco = COCO()
     coco.dataset = _read_json(path)
+    if not (isinstance(coco.dataset, dict) and {"images", "annotations"} <= coco.dataset.keys()):
+        raise ValueError(f"{path} is not a COCO caption file: it has no lists `images` and `annotations`")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # createIndex prints
             coco.createIndex()
         unknown = sum(len(anns) for image_id, anns in coco.imgToAnns.items() if image_id not in coco.imgs)
         if unknown:
             skipped["annotation of unknown images"] = unknown
+        for image in coco.dataset["images"]:
+            if image["file_name"] != (other := coco.imgs[image["id"]]["file_name"]):
+                raise ValueError(f"image id {image['id']} stands for {image['file_name']!r} and for {other!r}")
         return [
             _Record(int(i), str(image["file_name"]),
-                    [(int(a["id"]), str(a["caption"])) for a in coco.imgToAnns.get(i, [])])
+                    [(int(a["id"]), _text(a["caption"])) for a in coco.imgToAnns.get(i, [])])
             for i, image in coco.imgs.items()
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not a COCO caption file: {type(error).__name__} {error}") from error
+
+
+def _text(caption: Any) -> str:
+    """A caption as a file says it; null is an empty one, not the word "None"."""
+    return "" if caption is None else str(caption)
 
 
 def _read_karpathy(path: Path, split: str) -> list[_Record]:
@@ -192,7 +202,7 @@ def _read_karpathy(path: Path, split: str) -> list[_Record]:
     try:
         return [
             _Record(int(image["cocoid"]), "/".join(filter(None, (image.get("filepath"), image["filename"]))),
-                    [(int(s["sentid"]), str(s["raw"])) for s in image["sentences"]])
+                    [(int(s["sentid"]), _text(s["raw"])) for s in image["sentences"]])
             for image in _read_json(path)["images"] if image["split"] in wanted
         ]
     except (KeyError, TypeError) as error:

@@ -108,7 +108,9 @@ class _View:
         waveform = resample(sample.audio, sample.sample_rate, self.sample_rate)
         return np.round(np.clip(waveform, -1.0, 1.0) * 32767).astype(np.int16)
 
-    def _example(self, index: int, captions: tuple[str, ...], picture: np.ndarray | None, waveform: np.ndarray | None) -> Example:
+    def _example(
+        self, index: int, captions: tuple[str, ...], picture: np.ndarray | None, waveform: np.ndarray | None
+    ) -> Example:
         image, audio = None, None
         if "image" in self.decode:
             size = self.image_size
@@ -121,7 +123,7 @@ class _View:
 
 
 class TrainView(_View):
-    """(index, epoch) -> Example with `captions` of the image's captions, a random crop and a random stretch of its sound.
+    """(index, epoch) -> Example with `captions` of the image's captions, a random crop and a random stretch of sound.
 
     Args:
         captions: how many, drawn without repetition while there are enough; an image without any has the empty one.

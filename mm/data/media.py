@@ -4,6 +4,7 @@ Kept apart from the datasets so that a folder, a shard and a generator all decod
 """
 
 import io
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,6 +61,8 @@ def decode_audio(data: bytes, name: str) -> tuple[np.ndarray, int]:
         waveform, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, ValueError) as error:
         raise ValueError(f"audio {name} does not decode: {_line(error)}") from error
+    if not np.isfinite(waveform).all():
+        raise ValueError(f"audio {name} holds samples that are not finite numbers")
     return waveform[:, 0] if waveform.shape[1] == 1 else waveform.mean(axis=1), rate
 
 
@@ -106,4 +109,5 @@ def encode_sample(
 
 
 def _line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    """Its first line, without the memory address of the buffer that was decoded."""
+    return re.sub(r"\s*<_io\.BytesIO[^>]*>", "", (str(error) or type(error).__name__).splitlines()[0])

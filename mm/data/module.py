@@ -124,7 +124,18 @@ class AlignData(LightningDataModule):
         data = self.config.data
         if data.root is None:
             return open_split(ensure_scenes(data.folder, image_size=self.config.image.size), split)
-        return open_split(data.folder, split, karpathy=data.karpathy, audio_root=data.audio_root)
+        dataset = open_split(data.folder, split, karpathy=data.karpathy, audio_root=data.audio_root)
+        self._report_absent(dataset)
+        return dataset
+
+    def _report_absent(self, dataset: CaptionDataset) -> None:
+        """Log which of the model's modalities the split lacks, wholly or in part."""
+        for modality in self.config.model.modalities:
+            silent = dataset.has_audio.count(False) if modality == "audio" else 0
+            if modality not in dataset.modalities:
+                logger.warning("%s has no %s: it goes on without", dataset.name, modality)
+            elif silent:
+                logger.warning("%s: %d of %d images have no audio", dataset.name, silent, len(dataset))
 
     def cache_features(self, model: "MultimodalModel", splits: dict[str, CaptionDataset]) -> None:
         """Run every frozen trunk over `splits` once, or find that it was done. `splits` maps names to datasets."""

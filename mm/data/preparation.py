@@ -56,7 +56,7 @@ def prepare_split(
     advance: Callable[[int], None] = lambda count: None,
 ) -> Prepared:
     """Write a COCO split as shards. `advance` is called with the number of images dealt with, for a progress bar."""
-    settings = {**asdict(preparation), "source": _fingerprint(dataset)}
+    settings = {**asdict(preparation), "source": _fingerprint(dataset), "skipped": dataset.skipped}
     if (whole := _already_whole(folder, split, settings)) is not None:
         advance(len(dataset))
         return whole

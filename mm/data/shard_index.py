@@ -42,7 +42,7 @@ def join_records(records: list[dict[str, Any]], settings: Any) -> dict[str, Any]
 
 
 def read_index(folder: str | Path, split: str) -> dict[str, Any]:
-    """The content of the index. ValueError if it is not JSON or of another version."""
+    """The content of the index. ValueError if it is not JSON, of another version or without its lists."""
     path = index_path(folder, split)
     try:
         index = json.loads(path.read_text())
@@ -52,7 +52,16 @@ def read_index(folder: str | Path, split: str) -> dict[str, Any]:
     if version != INDEX_VERSION:
         raise ValueError(f"shard index {path} has version {version}, this program reads {INDEX_VERSION}; "
                          "delete it to have it rebuilt")
+    if absent := {"shards", "samples"} - index.keys():
+        raise ValueError(f"shard index {path} has no {', '.join(sorted(absent))}; delete it to have it rebuilt")
     return index
+
+
+def left_out_before(index: dict[str, Any]) -> dict[str, int]:
+    """What could not go into the shards when they were made, counted by reason."""
+    settings, files = index.get("settings"), len(index.get("left_out", ()))
+    counts = dict(settings.get("skipped", {})) if isinstance(settings, dict) else {}
+    return counts | ({"unreadable file": files} if files else {})
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -31,6 +31,7 @@ from mm.data.sample import Sample
 from mm.data.shard_index import (
     index_path,
     join_records,
+    left_out_before,
     read_index,
     scan_shard,
     scan_split,
@@ -151,7 +152,7 @@ class ShardFolder:
         for shard in self._shards:
             self._check_size(shard)
         self.image_ids = [int(sample["image_id"]) for sample in self._samples]
-        skipped: Counter[str] = Counter()
+        skipped = Counter(left_out_before(index))
         texts = [self._texts(sample, skipped) for sample in self._samples]
         self.captions = [tuple(caption for _, caption in pairs) for pairs in texts]
         self.caption_ids = [tuple(caption_id for caption_id, _ in pairs) for pairs in texts]

@@ -222,6 +222,21 @@ def test_data_that_is_not_there_is_named(refusal: Callable[..., str], tmp_path: 
     assert "captions_train.json" in refusal(root=tmp_path / "coco")
 
 
+@pytest.mark.parametrize("option, value", [
+    ("--train.steps", "0"), ("--train.steps", "-1"), ("--eval.batch_size", "0"), ("--train.checkpoint_every", "0"),
+])
+def test_numbers_that_no_run_can_have_are_named(refusal: Callable[..., str], option: str, value: str) -> None:
+    assert refusal(option, value) == f"train_align: {option[2:]}={value}: it must be at least 1"
+
+
+def test_an_accelerator_that_is_not_there_is_one_line(refusal: Callable[..., str]) -> None:
+    assert "train.accelerator" in refusal("--train.accelerator", "tpu")
+
+
+def test_one_modality_cannot_be_aligned(refusal: Callable[..., str]) -> None:
+    assert "two must be in both" in refusal("--model.modalities", "[image]")
+
+
 def test_a_batch_larger_than_the_split_is_refused(refusal: Callable[..., str]) -> None:
     assert "batch of 21" in (line := refusal("--train.batch_size", "21")) and "20 images" in line
 

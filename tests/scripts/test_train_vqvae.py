@@ -97,6 +97,12 @@ def test_settings_that_make_no_sense_are_one_line_and_exit_code_2(
         train(tmp_path, scenes, "image", "--train.steps", "2", "--image.bottleneck.mode", "continuous")
     assert stopped.value.code == 2
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("train_vqvae: image.bottleneck.mode=continuous")
+    for option, value, named in (("steps", "0", "train.steps=0"), ("accelerator", "tpu", "train.accelerator")):
+        with pytest.raises(SystemExit) as stopped:
+            train(tmp_path, scenes, "image", f"--train.{option}", value)
+        assert stopped.value.code == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith("train_vqvae: ") and named in line
 
 
 def test_metrics_are_written_as_training_goes(tmp_path: Path, scenes: Path) -> None:

@@ -62,6 +62,7 @@ def test_skips_are_counted_and_reported_in_one_line(root, caplog):
     def spoil(content):
         content["images"] += [{"id": 900, "file_name": "gone.jpg"}, {"id": 901, "file_name": "photo_000.png"}]
         content["annotations"][0]["caption"] = "   "
+        content["annotations"][2]["caption"] = None
         content["annotations"] += [{"id": 800, "image_id": 900, "caption": "a picture that is not there"},
                                    {"id": 801, "image_id": 77777, "caption": "an annotation of nothing"}]
 
@@ -69,7 +70,7 @@ def test_skips_are_counted_and_reported_in_one_line(root, caplog):
     soundfile.write(root / "audio" / "photo_001.flac", np.zeros(0), 16000)
     with caplog.at_level(logging.WARNING):
         dataset = CocoFolder(root, "train")
-    assert dataset.skipped == {"missing image": 1, "empty caption": 1, "image without captions": 1,
+    assert dataset.skipped == {"missing image": 1, "empty caption": 2, "image without captions": 1,
                                "annotation of unknown images": 1, "zero-length audio": 1}
     assert dataset.missing == ["gone.jpg"]
     assert dataset.captions[0] == ("picture 0, caption 1",)
@@ -91,7 +92,13 @@ def test_missing_folder_and_split_are_named(root):
         open_split(root, "test")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"images": [{"id": 1}], "annotations": [{"id": 2}]}', '"text"',
+def test_an_id_of_two_pictures_is_named(root):
+    edit(root, lambda content: content["images"].append({"id": 100, "file_name": "photo_001.png"}))
+    with pytest.raises(ValueError, match=r"image id 100 stands for 'photo_000\.png' and for 'photo_001\.png'"):
+        CocoFolder(root, "train")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"images": [{"id": 1}], "annotations": [{"id": 2}]}', '"text"',
                                   '{"images": [{"id": "x", "file_name": "a.jpg"}], "annotations": []}'])
 def test_a_broken_annotation_file_is_one_line(root, text):
     (root / "annotations" / "captions_train.json").write_text(text)
@@ -112,11 +119,22 @@ def test_a_picture_that_does_not_decode_is_named(root):
     with pytest.raises(ValueError, match=r"photo_002\.png does not decode") as caught:
         CocoFolder(root, "train")[2]
     assert "\n" not in str(caught.value)
+    path.write_bytes(b"no picture at all")
+    with pytest.raises(ValueError, match=r"photo_002\.png does not decode: cannot identify image file$"):
+        CocoFolder(root, "train")[2]
 
 
 def test_a_sound_that_does_not_decode_is_named(root):
     (root / "audio" / "photo_002.flac").write_bytes(b"fLaC" + bytes(9000))
-    with pytest.raises(ValueError, match=r"photo_002\.flac does not decode"):
+    with pytest.raises(ValueError, match=r"photo_002\.flac does not decode") as caught:
+        CocoFolder(root, "train")[2]
+    assert "BytesIO" not in str(caught.value)
+
+
+def test_a_sound_of_samples_that_are_no_numbers_is_named(root):
+    (root / "audio" / "photo_002.flac").unlink()
+    soundfile.write(root / "audio" / "photo_002.wav", np.full(6000, np.nan), 16000, subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"photo_002\.wav holds samples that are not finite"):
         CocoFolder(root, "train")[2]
 
 

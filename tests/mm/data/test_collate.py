@@ -89,7 +89,8 @@ def test_every_caption_is_drawn_about_as_often(dataset):
 def test_several_captions_come_one_of_each_sample_after_the_other(dataset):
     source = view(dataset, captions=2, decode=())
     examples = [source[index, 3] for index in range(4)]
-    assert all(len(set(e.captions)) == 2 and set(e.captions) <= set(dataset.captions[i]) for i, e in enumerate(examples))
+    for i, example in enumerate(examples):
+        assert len(set(example.captions)) == 2 and set(example.captions) <= set(dataset.captions[i])
     assert all(e.captions[:1] == view(dataset, decode=())[i, 3].captions for i, e in enumerate(examples))
     batch = Collate(letters)(examples)
     found = ["".join(map(chr, row[row > 0].tolist())) for row in batch.inputs["text"]]

@@ -1,14 +1,18 @@
 """A run's data: frozen trunks run once, and a step's batch is the same whoever asks for it and when."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mm.config import AlignConfig
+from mm.data.coco import write_coco
 from mm.data.module import AlignData, DataConfig
 from mm.data.sample import Batch
+from mm.data.scenes.folder import sample_at
 from mm.model import MultimodalModel
 from mm.task import AlignTask
 
@@ -44,6 +48,21 @@ def test_a_resumed_run_sees_the_batches_it_would_have_seen(on_scenes: OnScenes, 
     assert len(found[0]) == 10 and len(found[1]) == 5
     for whole, resumed in zip(found[0][5:], found[1], strict=True):
         assert_same(whole, resumed)
+
+
+def test_a_modality_that_a_split_lacks_is_reported(
+    on_scenes: OnScenes, open_data: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoken, silent = (sample_at(0, "train", i, 32) for i in range(2))
+    write_coco([spoken, replace(silent, audio=None)], tmp_path / "set", "train")
+    write_coco([replace(sample_at(0, "val", 0, 32), audio=None)], tmp_path / "set", "val")
+    data = open_data(on_scenes(data={"root": str(tmp_path / "set")}))
+    assert "set/train: 1 of 2 images have no audio" in caplog.text
+    data.open("val")
+    assert "set/val has no audio" in caplog.text
+    caplog.clear()
+    open_data(on_scenes(data={"root": str(tmp_path / "set")}, model={"modalities": ("image", "text")}))
+    assert "audio" not in caplog.text
 
 
 def test_ranks_share_a_step(on_scenes: OnScenes, open_data: Open) -> None:

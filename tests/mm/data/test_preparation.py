@@ -53,8 +53,15 @@ def test_what_cannot_be_read_is_listed_and_the_rest_goes_on(source, tmp_path):
     assert len(done.left_out) == 3
     for line, name in zip(done.left_out, ["photo_002.jpg", "photo_004.jpg", "photo_006.flac"], strict=True):
         assert name in line and "\n" not in line
-    assert dataset.image_ids == [100, 101, 103, 105, 106, 107]
+    assert dataset.image_ids == [100, 101, 103, 105, 106, 107] and dataset.skipped == {"unreadable file": 3}
     assert [dataset.has_audio[i] for i in (3, 4, 5)] == [True, False, True]
+
+
+def test_shards_still_count_what_the_folder_lacked(source, tmp_path):
+    source.files[2].unlink()
+    lacking = CocoFolder(tmp_path / "coco", "train")
+    prepare_split(lacking, tmp_path / "shards", "train", Preparation())
+    assert open_split(tmp_path / "shards", "train").skipped == lacking.skipped == {"missing image": 1}
 
 
 def test_pictures_of_every_mode_and_format_come_out_as_rgb(tmp_path, photographs):

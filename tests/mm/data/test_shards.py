@@ -104,6 +104,9 @@ def test_a_lost_shard_and_a_broken_index_are_named(folder):
     index_path(folder, "train").write_text("{")
     with pytest.raises(ValueError, match=r"train\.index\.json is not JSON"):
         open_split(folder, "train")
+    index_path(folder, "train").write_text(json.dumps({"version": 1}))
+    with pytest.raises(ValueError, match=r"train\.index\.json has no samples, shards; delete it"):
+        open_split(folder, "train")
     index_path(folder, "train").write_text(json.dumps({"version": 0}))
     with pytest.raises(ValueError, match="version 0"):
         open_split(folder, "train")
