@@ -41,6 +41,13 @@ class AudioConfig:
     """Sounds per step that are decoded in training: a sample of the batch estimates the same loss."""
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
 
+    def __post_init__(self) -> None:
+        if self.seconds * self.sample_rate < self.window or self.hop < 1:
+            raise ValueError(
+                f"audio.seconds={self.seconds} at audio.sample_rate={self.sample_rate} must hold at least one window of"
+                f" audio.window={self.window} samples, and audio.hop={self.hop} be positive"
+            )
+
 
 class LogMel(nn.Module):
     """waveform (B, S) -> log-mel (B, mels, frames), about zero mean and unit variance."""

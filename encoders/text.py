@@ -42,6 +42,10 @@ class TextConfig:
     and a sample of it estimates the same loss."""
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
 
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"text.max_tokens={self.max_tokens}: it must be at least 1")
+
 
 class Tokenizer:
     """list of B captions -> ids (B, L) int64, mask (B, L) bool;

@@ -16,6 +16,8 @@ def image_draws(images: int, samples: int = 1000, seed: int = 0) -> np.ndarray:
     """(samples, images) float32: how often each image is drawn in each bootstrap sample."""
     if images < 1:
         raise ValueError("an interval needs at least one image")
+    if samples < 1:
+        raise ValueError(f"an interval needs at least one bootstrap sample, not {samples}")
     generator = np.random.default_rng(seed)
     picks = generator.integers(0, images, (samples, images), dtype=np.int32)
     picks += np.arange(samples, dtype=np.int32)[:, None] * images

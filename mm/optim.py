@@ -26,6 +26,13 @@ class OptimConfig:
     clip: float = 1.0
     """Largest gradient norm; 0 switches clipping off."""
 
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or self.weight_decay < 0 or self.clip < 0:
+            raise ValueError(
+                f"optim.learning_rate={self.learning_rate} must be positive, optim.weight_decay={self.weight_decay} and"
+                f" optim.clip={self.clip} not negative"
+            )
+
 
 def learning_rate(config: OptimConfig, schedule: ScheduleConfig, progress: float) -> float:
     """Factor on the base learning rate at `progress` in [0, 1]:

@@ -45,6 +45,9 @@ def train_align(config: AlignConfig) -> None:
     data.cache_features(task.model, splits)
     trainer = build_trainer(config, folder)
     trainer.fit(task, data, ckpt_path=newest_checkpoint(folder) if config.resume else None, weights_only=True)
+    if config.resume and trainer.global_step < config.train.steps:
+        raise ValueError(f"{folder} has finished with {trainer.global_step} steps, of which its schedules are"
+                         f" fractions: a run of {config.train.steps} needs another --name and no --resume")
     if trainer.is_global_zero:
         save_weights(task, folder)
         show(judge(task, data, {s: splits[s] for s in data.evaluation_splits}, folder, started))
@@ -118,10 +121,15 @@ class KeepHistory(Callback):
         self.rows = list(csv.DictReader(path.open())) if path.is_file() else []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for row in self.rows if trainer.logger else ():
+        rows, self.rows = self.rows, []
+        for row in rows if trainer.logger else ():
             step = int(row.pop("step"))
             if step < trainer.global_step:
                 trainer.logger.log_metrics({k: float(v) for k, v in row.items() if v}, step)  # type: ignore[union-attr]
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that was killed in its evaluation has no step left, and training does not start."""
+        self.on_train_start(trainer, pl_module)
 
 
 class EvaluateEvery(Callback):

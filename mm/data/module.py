@@ -60,6 +60,9 @@ class DataConfig:
     """Processes that decode samples while the model trains."""
 
     def __post_init__(self) -> None:
+        for name in ("views", "captions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name}={getattr(self, name)}: it must be at least 1")
         if self.in_memory and self.workers:
             raise ValueError(
                 f"data.in_memory with data.workers={self.workers}: each worker would hold its own copy; set one to 0"

@@ -121,7 +121,8 @@ def test_several_captions_of_an_image_are_pairs_of_their_own_and_never_its_negat
     once = loss({"image": image, "text": text}, torch.arange(6), JOINT, match).terms
     twice = Aligned(*(torch.cat([x, x]) for x in (image.embedding, image.tokens, image.mask, image.present)))
     torch.manual_seed(1)
-    torch.testing.assert_close(once, loss({"image": twice, "text": text}, torch.arange(6).repeat(2), JOINT, match).terms)
+    both = loss({"image": twice, "text": text}, torch.arange(6).repeat(2), JOINT, match)
+    torch.testing.assert_close(once, both.terms)
     left, right = seen[0]
     few = CONFIG.match_rows
     assert left[:few].tolist() == right[:few].tolist() == [0, 1, 2, 3]

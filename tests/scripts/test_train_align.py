@@ -193,6 +193,19 @@ def test_a_killed_run_goes_on_to_the_same_weights(train: Callable[..., Path], ki
     assert history(resumed) == history(whole) and list(history(whole)) == [9]
 
 
+def test_a_run_killed_in_its_evaluation_is_evaluated_and_not_trained_again(
+    train: Callable[..., Path], refusal: Callable[..., str]
+) -> None:
+    flags = ["--train.steps", "12", "--eval.rerank", "0"]
+    run = train(*flags)
+    before, logged = weights(run), history(run)
+    (run / "result.json").unlink()
+    train(*flags, "--resume", "true")
+    assert (run / "result.json").is_file() and history(run) == logged and list(logged) == [9]
+    assert all(torch.equal(value, before[name]) for name, value in weights(run).items())
+    assert "finished with 12 steps" in refusal("--train.steps", "14", "--eval.rerank", "0", "--resume", "true")
+
+
 def test_a_moving_average_leaves_a_frozen_trunk_alone(train: Callable[..., Path]) -> None:
     """To the bit: its features are cached by its weights."""
     flags = ["--image.frozen", "true", "--eval.rerank", "0"]
@@ -227,6 +240,14 @@ def test_data_that_is_not_there_is_named(refusal: Callable[..., str], tmp_path: 
 ])
 def test_numbers_that_no_run_can_have_are_named(refusal: Callable[..., str], option: str, value: str) -> None:
     assert refusal(option, value) == f"train_align: {option[2:]}={value}: it must be at least 1"
+
+
+@pytest.mark.parametrize("option, value", [
+    ("--data.views", "0"), ("--data.captions", "0"), ("--audio.seconds", "0"), ("--text.max_tokens", "0"),
+    ("--optim.learning_rate", "-1"),
+])
+def test_settings_outside_of_their_range_are_named(refusal: Callable[..., str], option: str, value: str) -> None:
+    assert option[2:] in refusal(option, value)
 
 
 def test_an_accelerator_that_is_not_there_is_one_line(refusal: Callable[..., str]) -> None:
