@@ -23,7 +23,7 @@ MatchLogits = Callable[[str, str, Tensor, Tensor], Tensor]
 @dataclass(frozen=True)
 class LossConfig:
     contrastive: Literal["softmax", "sigmoid"] = "softmax"
-    temperature: float = 0.07
+    temperature: float = 0.1
     """Initial temperature of the contrastive terms; learned from there."""
     vq: float = 0.25
     """Weight of each modality's commitment, codebook and reconstruction losses."""
@@ -35,7 +35,7 @@ class LossConfig:
     """Weight of binary matching through cross-modal attention."""
     fine_rows: int = 32
     """Samples per step and process on which late interaction is computed: it costs rows² token similarities."""
-    match_rows: int = 16
+    match_rows: int = 8
     """Samples per step on which matching is computed: it costs three joint forwards each."""
     moe: float = 1.0
     """Weight of the router's own losses, which carry their coefficients with them."""

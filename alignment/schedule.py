@@ -17,7 +17,7 @@ class ScheduleConfig:
     global_only: contrastive terms alone, from the first step."""
     stage2: float = 0.15
     """Progress at which the fine-grained terms and audio begin."""
-    stage3: float = 0.75
+    stage3: float = 0.85
     """Progress at which matching and image-audio begin."""
     ramp: float = 0.05
     """Progress a new term takes from nothing to its full weight."""

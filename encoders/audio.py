@@ -35,7 +35,7 @@ class AudioConfig:
     """Samples between frames."""
     width: int = 128
     """Width of the scratch trunk."""
-    depth: int = 2
+    depth: int = 1
     """Blocks of the scratch trunk."""
     reconstruct_sounds: int = 32
     """Sounds per step that are decoded in training: a sample of the batch estimates the same loss."""

@@ -26,11 +26,11 @@ class ImageConfig:
     """Pixels per side."""
     pool: int = 1
     """Average pooling of a timm trunk's patch grid, per side."""
-    width: int = 128
+    width: int = 96
     """Width of the scratch trunk."""
-    stride: int = 16
+    stride: int = 8
     """Pixels per token and side of the scratch trunk: 8, 16 or 32."""
-    depth: int = 2
+    depth: int = 1
     """Blocks of the scratch trunk's late stage."""
     reconstruct_images: int = 32
     """Images per step whose pixels are decoded in training: a sample of the batch estimates the same loss."""

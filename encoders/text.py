@@ -33,7 +33,7 @@ class TextConfig:
     """Captions are cut here, start and end tokens included."""
     width: int = 128
     """Width of the scratch trunk."""
-    depth: int = 2
+    depth: int = 1
     """Layers of the scratch trunk."""
     heads: int = 4
     """Attention heads of the scratch trunk."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from alignment import LossConfig, ScheduleConfig
+from alignment import PAIRS, LossConfig, ScheduleConfig
 from encoders import AudioConfig, ImageConfig, TextConfig
 from mm.data.module import DataConfig
 from mm.model import ModelConfig
@@ -12,9 +12,9 @@ from mm.optim import OptimConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = 120
+    steps: int = 150
     """Optimizer steps of the whole run; the schedules are fractions of it."""
-    batch_size: int = 128
+    batch_size: int = 32
     """Images per step, over all processes."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto is bf16 autocast where the processor has it."""
@@ -33,10 +33,17 @@ class TrainConfig:
 @dataclass(frozen=True)
 class EvalConfig:
     batch_size: int = 256
-    rerank: int = 4
+    rerank: int = 2
     """How many candidates of each query are scored again through cross-modal attention; 0 for none."""
+    rerank_pairs: tuple[str, ...] = ("image_text",)
+    """Which pairs are re-ranked: image_text, audio_text, image_audio. Each costs a joint forward per candidate."""
     rerank_weight: float = 1.0
     """Weight of the first-stage logit that is added to the match logit when re-ranking."""
+
+    def __post_init__(self) -> None:
+        known = [f"{a}_{b}" for a, b in PAIRS]
+        if unknown := [pair for pair in self.rerank_pairs if pair not in known]:
+            raise ValueError(f"eval.rerank_pairs names {unknown[0]!r}: choose from {', '.join(known)}")
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def evaluate_split(
         x, y = with_partner(parts[a], parts[b]), with_partner(parts[b], parts[a])
         forward, backward = retrieval_both(x.vectors, y.vectors, x.ids, y.ids)
         evaluation.results |= {f"{a}_to_{b}": forward, f"{b}_to_{a}": backward}
-        if config.rerank:
+        if config.rerank and f"{a}_{b}" in config.rerank_pairs:
             evaluation.reranked[f"{a}_to_{b}"] = rerank(model, loss, (a, b), x, y, config, swap=False)
             evaluation.reranked[f"{b}_to_{a}"] = rerank(model, loss, (a, b), x, y, config, swap=True)
     return evaluation

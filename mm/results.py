@@ -187,7 +187,7 @@ def show(result: dict) -> None:
             table.add_row(
                 direction.replace("_to_", " → "),
                 *recalls,
-                *([] if again is None else [f"{again:.1f}"]),
+                *(["—" if again is None else f"{again:.1f}"] if depth else []),
                 f"{metrics[f'chance/{direction}/R@1']:.2f}",
             )
         console.print(table)
