@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from encoders.base import Encoder, EncoderOutput, Features
+from encoders.joined_trunk import JoinedTrunk, build_joined_trunk
 from encoders.trunks import ConvTrunk, OpenClipImageTrunk, TimmTrunk
 from encoders.vqvae import Bottleneck, BottleneckConfig, FeatureDecoder, feature_reconstruction
 
@@ -13,9 +14,10 @@ from encoders.vqvae import Bottleneck, BottleneckConfig, FeatureDecoder, feature
 @dataclass(frozen=True)
 class ImageConfig:
     trunk: str = "scratch"
-    """scratch | timm/<name> | open_clip/<name>[:tag]."""
+    """scratch | timm/<name> | open_clip/<name>[:tag] | timm/<a>[@pixels]+timm/<b>[@pixels], joined place by place."""
     weights: str | None = None
-    """Local file for the trunk (safetensors); without it, a pretrained trunk is fetched by its library."""
+    """Local file for the trunk (safetensors), of joined trunks one each, joined by +; without it, a pretrained trunk is
+    fetched by its library."""
     encoder_weights: str | None = None
     """model.safetensors of a `train_vqvae` run with the same settings, to start from."""
     frozen: bool = False
@@ -25,7 +27,7 @@ class ImageConfig:
     size: int = 64
     """Pixels per side."""
     pool: int = 1
-    """Average pooling of a timm trunk's patch grid, per side."""
+    """Average pooling of a timm trunk's patch grid, or of joined trunks' common one, per side."""
     width: int = 96
     """Width of the scratch trunk."""
     stride: int = 8
@@ -37,7 +39,7 @@ class ImageConfig:
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
 
 
-ImageTrunk = ConvTrunk | TimmTrunk | OpenClipImageTrunk
+ImageTrunk = ConvTrunk | TimmTrunk | OpenClipImageTrunk | JoinedTrunk
 
 
 class ImageEncoder(Encoder):
@@ -116,10 +118,12 @@ class PixelDecoder(nn.Module):
 
 def build_image_trunk(config: ImageConfig) -> ImageTrunk:
     library, _, name = config.trunk.partition("/")
+    if "+" in config.trunk:
+        return build_joined_trunk(config.trunk, config.size, config.weights, config.pool)
     if library == "timm":
         return TimmTrunk(name, (config.size, config.size), config.weights, config.pool)
     if library == "open_clip":
         return OpenClipImageTrunk(name, config.weights)
     if config.trunk == "scratch":
         return ConvTrunk(config.size, config.width, config.depth, config.stride)
-    raise ValueError(f"image.trunk={config.trunk!r}: use scratch, timm/<name> or open_clip/<name>")
+    raise ValueError(f"image.trunk={config.trunk!r}: use scratch, timm/<name>, open_clip/<name> or timm/<a>+timm/<b>")

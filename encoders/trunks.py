@@ -124,7 +124,7 @@ class TimmTrunk(Trunk):
             load_weights(self.model, weights)
         if hasattr(self.model, "set_input_size"):
             self.model.set_input_size(img_size=size)
-        self.pool, self.width = pool, self.model.num_features
+        self.size, self.pool, self.width = size, pool, self.model.num_features
         self.mean, self.std = self.model.pretrained_cfg["mean"], self.model.pretrained_cfg["std"]
         self.prefix = getattr(self.model, "num_prefix_tokens", 0)
         with torch.no_grad():

@@ -1,0 +1,75 @@
+"""Several pretrained trunks over one picture: what they see is joined place by place, channel beside channel.
+
+Trunks trained differently miss different things (self-supervised DINOv2 and an ImageNet-22k classifier, say), and a
+frozen trunk costs its features once. `timm/<a>[@pixels]+timm/<b>[@pixels]`.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, interpolate, layer_norm
+
+from encoders.base import Features, Trunk
+from encoders.trunks import TimmTrunk, pool_grid
+
+
+class JoinedTrunk(Trunk):
+    """images (B, 3, H, W) in 0..1 -> tokens (B, 1 + g·g, ΣF): a summary, then a grid as fine as the coarsest part's.
+
+    Each part reads the picture at its own size and by its own normalisation. Its summary is the mean of its prefix
+    tokens, or of its grid where it has none. Parts are layer-normed before they are joined: whose features are larger
+    says nothing. `pool` averages the joined grid.
+    """
+
+    mean, std = (0.0,) * 3, (1.0,) * 3
+
+    def __init__(self, parts: list[TimmTrunk], pool: int = 1) -> None:
+        super().__init__()
+        self.parts, self.pool = nn.ModuleList(parts), pool
+        grids = [round((part.tokens - part.prefix) ** 0.5) for part in parts]
+        for part, grid in zip(parts, grids, strict=True):
+            if grid**2 != part.tokens - part.prefix:
+                raise ValueError(f"image.trunk joins square grids, but one part has {part.tokens - part.prefix} patches")
+        self.grid, self.width = min(grids), sum(part.width for part in parts)
+        self.tokens = 1 + (self.grid // pool) ** 2
+
+    def forward(self, image: Tensor) -> Features:
+        parts = [self.part(part, image) for part in self.parts]  # type: ignore[arg-type]
+        summary = torch.cat([s for s, _ in parts], -1)
+        patches = pool_grid(torch.cat([g for _, g in parts], -1), self.pool)
+        x = torch.cat([summary[:, None], patches], 1)
+        return Features(x, x.new_ones(x.shape[:2], dtype=torch.bool))
+
+    def part(self, trunk: TimmTrunk, image: Tensor) -> tuple[Tensor, Tensor]:
+        """One trunk's summary (B, F) and its grid (B, g·g, F) at the joined resolution, both layer-normed."""
+        mean, std = (image.new_tensor(x).view(3, 1, 1) for x in (trunk.mean, trunk.std))
+        x = trunk((resized(image, trunk.size) - mean) / std).tokens
+        prefix, patches = x[:, : trunk.prefix], x[:, trunk.prefix :]
+        summary = (prefix if trunk.prefix else patches).mean(1)
+        side = round(patches.shape[1] ** 0.5)
+        grid = adaptive_avg_pool2d(patches.transpose(1, 2).unflatten(2, (side, side)), self.grid)
+        return layer_norm(summary, x.shape[-1:]), layer_norm(grid.flatten(2).transpose(1, 2), x.shape[-1:])
+
+
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, 3, H, W) -> (B, 3, *size), bicubic with antialiasing; itself where it has that size."""
+    return image if image.shape[-2:] == size else interpolate(image, size, mode="bicubic", antialias=True)
+
+
+def build_joined_trunk(trunk: str, size: int, weights: str | None, pool: int) -> JoinedTrunk:
+    """`timm/<a>[@pixels]+timm/<b>[@pixels]`; `size` is for parts that name none; weights: their files, joined by +.
+
+    Raises ValueError on a part that is not timm's, a size that is no number, or another number of files than of parts.
+    """
+    specs = trunk.split("+")
+    files = [weights] * len(specs) if weights is None or "+" not in weights else weights.split("+")
+    if len(files) != len(specs) or (weights and "+" not in weights and weights != "none"):
+        raise ValueError(f"image.trunk={trunk!r} has {len(specs)} parts: image.weights needs as many files, joined by +")
+    parts = []
+    for spec, file in zip(specs, files, strict=True):
+        library, _, name = spec.strip().partition("/")
+        name, _, pixels = name.partition("@")
+        if library != "timm" or (pixels and not pixels.isdigit()):
+            raise ValueError(f"image.trunk={trunk!r}: each part must be timm/<name> or timm/<name>@<pixels>")
+        side = int(pixels or size)
+        parts.append(TimmTrunk(name, (side, side), file))
+    return JoinedTrunk(parts, pool)
