@@ -28,7 +28,9 @@ class JoinedTrunk(Trunk):
         grids = [round((part.tokens - part.prefix) ** 0.5) for part in parts]
         for part, grid in zip(parts, grids, strict=True):
             if grid**2 != part.tokens - part.prefix:
-                raise ValueError(f"image.trunk joins square grids, but one part has {part.tokens - part.prefix} patches")
+                    raise ValueError(
+                    f"image.trunk joins square grids of tokens, but a part has {part.tokens - part.prefix} of them"
+                )
         self.grid, self.width = min(grids), sum(part.width for part in parts)
         self.tokens = 1 + (self.grid // pool) ** 2
 
@@ -63,7 +65,9 @@ def build_joined_trunk(trunk: str, size: int, weights: str | None, pool: int) ->
     specs = trunk.split("+")
     files = [weights] * len(specs) if weights is None or "+" not in weights else weights.split("+")
     if len(files) != len(specs) or (weights and "+" not in weights and weights != "none"):
-        raise ValueError(f"image.trunk={trunk!r} has {len(specs)} parts: image.weights needs as many files, joined by +")
+        raise ValueError(
+            f"image.trunk={trunk!r} has {len(specs)} parts: image.weights needs as many files, joined by +"
+        )
     parts = []
     for spec, file in zip(specs, files, strict=True):
         library, _, name = spec.strip().partition("/")

@@ -1,6 +1,5 @@
 """Joined trunks: each part sees what it would see alone, and the parts meet place by place."""
 
-from pathlib import Path
 
 import pytest
 import timm
