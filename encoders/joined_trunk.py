@@ -28,7 +28,7 @@ class JoinedTrunk(Trunk):
         grids = [round((part.tokens - part.prefix) ** 0.5) for part in parts]
         for part, grid in zip(parts, grids, strict=True):
             if grid**2 != part.tokens - part.prefix:
-                    raise ValueError(
+                raise ValueError(
                     f"image.trunk joins square grids of tokens, but a part has {part.tokens - part.prefix} of them"
                 )
         self.grid, self.width = min(grids), sum(part.width for part in parts)

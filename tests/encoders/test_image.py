@@ -57,7 +57,7 @@ def test_a_picture_of_another_size_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"trunk": "torch/resnet"}, "use scratch, timm/<name> or open_clip/<name>"), ({"size": 30}, "must be a multiple")],
+    [({"trunk": "torch/resnet"}, "use scratch, timm/<name>, open_clip/<name>"), ({"size": 30}, "must be a multiple")],
 )
 def test_settings_that_cannot_be_built_say_so(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
