@@ -102,6 +102,7 @@ def _concatenate(parts: list[Embedded]) -> Embedded:
         torch.cat([pad(p.encoded.tokens.bfloat16(), 0) for p in parts]),
         torch.cat([pad(p.encoded.codes, -1) for p in parts]),
         torch.cat([pad(p.encoded.mask, False) for p in parts]),
+        torch.cat([p.encoded.summary for p in parts]),
     )
     tokens = torch.cat([pad(p.tokens, 0) for p in parts])
     return Embedded(
@@ -151,4 +152,5 @@ def _trimmed(encoded: EncoderOutput) -> EncoderOutput:
     """Without the columns that are padding in every row."""
     used = encoded.mask.any(0).nonzero()
     longest = int(used.max()) + 1 if len(used) else 1
-    return EncoderOutput(encoded.tokens[:, :longest].float(), encoded.codes[:, :longest], encoded.mask[:, :longest])
+    tokens, codes, mask = (x[:, :longest] for x in (encoded.tokens, encoded.codes, encoded.mask))
+    return EncoderOutput(tokens.float(), codes, mask, encoded.summary)

@@ -12,7 +12,7 @@ from mm.config import EvalConfig
 from mm.data.module import AlignData
 from mm.data.sample import CaptionDataset
 from mm.embed import Embedded, SplitEmbeddings, embed_split, joint_scores
-from mm.model import MultimodalModel
+from mm.model import MultimodalModel, select
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,7 @@ def with_partner(part: Embedded, other: Embedded) -> Embedded:
     if bool(keep.all()):
         return part
     rows = keep.nonzero().squeeze(1)
-    encoded = type(part.encoded)(part.encoded.tokens[rows], part.encoded.codes[rows], part.encoded.mask[rows])
-    return Embedded(part.vectors[rows], part.tokens[rows], part.ids[rows], encoded)
+    return Embedded(part.vectors[rows], part.tokens[rows], part.ids[rows], select(part.encoded, rows))
 
 
 def rerank(
