@@ -87,7 +87,8 @@ def rerank(
     asking = torch.arange(len(shortlist)).repeat_interleave(depth)
     found: Tensor = shortlist.flatten()
     rows, columns = (found, asking) if swap else (asking, found)
-    scores = joint_scores(model, loss, *pair, x, y, rows, columns, config.rerank_weight)
+    weights = (config.rerank_global, config.rerank_late)
+    scores = joint_scores(model, loss, *pair, x, y, rows, columns, weights)
     return reranked(
         queries.vectors, gallery.vectors, queries.ids, gallery.ids, shortlist, scores.view(len(shortlist), depth)
     )
