@@ -10,20 +10,21 @@ from jsonargparse import auto_cli, set_parsing_settings
 
 
 def run_command(component: Callable[..., Any], then: Callable[[Any], Any] | None = None,
-                arguments: Sequence[str] | None = None) -> None:
+                arguments: Sequence[str] | None = None, positional: bool = False) -> None:
     """Call the function `component`, or build the dataclass `component` and pass it to `then`, from the command line.
 
         run_command(eval_coco)
         run_command(AlignConfig, train_align)
 
-    `arguments` stand in for the command line's. Errors that a user can cause (ValueError, OSError such as a missing
-    file, FloatingPointError of a diverged run, an option nobody knows) end the process with code 2 and one line on
-    stderr that starts with the script's name; any other exception is a bug and keeps its traceback.
+    `arguments` stand in for the command line's; with `positional`, what has no default needs no --name. Errors that a
+    user can cause (ValueError, OSError such as a missing file, FloatingPointError of a diverged run, an option nobody
+    knows) end the process with code 2 and one line on stderr that starts with the script's name; any other exception is
+    a bug and keeps its traceback.
     """
     script = Path(sys.argv[0])
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # what stands below a field is its --help
     try:
-        found = auto_cli(component, args=None if arguments is None else list(arguments), as_positional=False,
+        found = auto_cli(component, args=None if arguments is None else list(arguments), as_positional=positional,
                          allow_abbrev=False, exit_on_error=False)
         if then is not None:
             then(found)

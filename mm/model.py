@@ -100,15 +100,16 @@ class MultimodalModel(nn.Module):
         self.backbone = Backbone(config.backbone)
         self.pool = nn.ModuleDict({m: AttentionPool(width) for m in config.modalities})
         head = (config.embedding, config.head, config.head_dropout)
-        self.project: Any = nn.ModuleDict({m: Projection(width, *head) for m in config.modalities})
+        project = {m: Projection(width, *head) for m in config.modalities}
         self.direct: Any = nn.ModuleDict()
         if config.direct:
             for m, e in encoders.items():
                 if e.bottleneck.bypass is None:
                     raise ValueError(f"model.direct goes around the codes of {m}.bottleneck.mode=vq: use mode=both")
             self.direct.update({m: Projection(e.bottleneck.summary_width, *head) for m, e in encoders.items()})
-            for projection in self.project.values():
+            for projection in project.values():
                 projection.begin_at_nothing()
+        self.project: Any = nn.ModuleDict(project)
         self.project_tokens = nn.ModuleDict({m: nn.Linear(width, config.token_embedding) for m in config.modalities})
         self.match_head = MatchHead(config.embedding, width)
 
@@ -176,15 +177,15 @@ class Projection(nn.Module):
     def __init__(self, width: int, embedding: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.center, self.linear = nn.BatchNorm1d(width, affine=False), nn.Linear(width, embedding)
-        self.net: nn.Module | None = None
+        self.net: nn.Sequential | None = None
         if hidden:
             drop = nn.Dropout(dropout)
             self.net = nn.Sequential(drop, nn.Linear(width, hidden), nn.GELU(), drop, nn.Linear(hidden, embedding))
 
     def begin_at_nothing(self) -> None:
-        for last in (self.linear, *(self.net[-1:] if isinstance(self.net, nn.Sequential) else ())):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        for layer in (self.linear, *([] if self.net is None else [self.net[-1]])):
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, settled: bool = False) -> Tensor:
         """`settled` centres by the running statistics, and leaves them: chosen hard pairs must not move them."""

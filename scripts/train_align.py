@@ -15,11 +15,12 @@ import warnings
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from mm.checkpoint import SyncedCheckpointIO, regular_checkpoints
 from mm.command import run_command
 from mm.config import AlignConfig, EvalConfig
 from mm.data.module import AlignData, has_bf16
@@ -70,7 +71,7 @@ def build_trainer(config: AlignConfig, folder: Path) -> Trainer:
     bf16 = train.precision == "bf16" or (train.precision == "auto" and has_bf16("cpu"))
     callbacks: list[Callback] = [
         RichProgressBar(),
-        ModelCheckpoint(folder / "checkpoints", every_n_train_steps=train.checkpoint_every, save_last=True),
+        regular_checkpoints(folder, train.checkpoint_every),
     ]
     if train.ema:
         callbacks.append(MovingAverage(train.ema, start=train.steps // 10))
@@ -91,6 +92,7 @@ def build_trainer(config: AlignConfig, folder: Path) -> Trainer:
             logger=CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=every),
             log_every_n_steps=every,
             callbacks=callbacks,
+            plugins=[SyncedCheckpointIO()],
             num_sanity_val_steps=0,
             sync_batchnorm=True,
             enable_model_summary=False,

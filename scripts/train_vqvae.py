@@ -15,11 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from encoders.weights import save_encoder
+from mm.checkpoint import SyncedCheckpointIO, regular_checkpoints
 from mm.command import run_command
 from mm.data.module import AlignData, has_bf16
 from mm.data.sample import CaptionDataset
@@ -58,13 +59,14 @@ def build_trainer(config: VQVAEConfig, folder: Path) -> Trainer:
     """Raises ValueError on an accelerator or strategy that this machine does not have."""
     train = config.train
     bf16 = train.precision == "bf16" or (train.precision == "auto" and has_bf16("cpu"))
-    checkpoints = ModelCheckpoint(folder / "checkpoints", every_n_train_steps=train.checkpoint_every, save_last=True)
+    checkpoints = regular_checkpoints(folder, train.checkpoint_every)
     try:
         return Trainer(
             max_steps=train.steps, max_epochs=-1, accelerator=train.accelerator, devices=train.devices,
             strategy=train.strategy, precision="bf16-mixed" if bf16 else "32-true", use_distributed_sampler=False,
             logger=CSVLogger(folder.parent, name=folder.name, version=""), log_every_n_steps=min(10, train.steps),
             callbacks=[RichProgressBar(), checkpoints], num_sanity_val_steps=0, enable_model_summary=False,
+            plugins=[SyncedCheckpointIO()],
         )
     except (MisconfigurationException, ModuleNotFoundError) as error:
         raise ValueError(f"train.accelerator, train.devices or train.strategy: {error}") from error

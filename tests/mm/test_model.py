@@ -90,7 +90,7 @@ def test_a_direct_reading_begins_as_the_trunks_alone(
 
 def test_a_direct_reading_would_go_around_the_codes(tiny: AlignConfig, tiny_task: Callable[..., AlignTask]) -> None:
     codes_alone = replace(tiny.image, bottleneck=replace(tiny.image.bottleneck, mode="vq"))
-    with pytest.raises(ValueError, match="image.bottleneck.mode=vq"):
+    with pytest.raises(ValueError, match=r"image\.bottleneck\.mode=vq"):
         tiny_task(model=replace(tiny.model, direct=True), image=codes_alone)
 
 

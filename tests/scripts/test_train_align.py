@@ -183,14 +183,27 @@ def killed_at(train: Callable[..., Path]) -> Callable[..., None]:
     return run
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(train: Callable[..., Path], killed_at: Callable[..., None]) -> None:
-    """Dropout, drawn negatives, sampled positions and the moving average; and no logged row is lost or doubled."""
+def test_a_killed_run_goes_on_to_the_same_weights(
+    train: Callable[..., Path], killed_at: Callable[..., None], tmp_path: Path
+) -> None:
+    """Dropout, drawn negatives, sampled positions, the moving average, and whatever the number of workers; and no
+    logged row is lost or doubled."""
     flags = ["--train.steps", "14", "--eval.rerank", "0", "--train.ema", "0.8"]
     killed_at(11, *flags)
-    resumed, whole = train(*flags, "--resume", "true", name="killed"), train(*flags, name="whole")
+    kept = sorted(p.name for p in (tmp_path / "killed" / "checkpoints").glob("*.ckpt"))
+    assert kept == ["epoch=0-step=10.ckpt", "epoch=0-step=8.ckpt", "last.ckpt"]
+    other = ["--data.in_memory", "false", "--data.workers", "1"]
+    resumed, whole = train(*flags, *other, "--resume", "true", name="killed"), train(*flags, name="whole")
     expected, found = weights(whole), weights(resumed)
     assert not [name for name, value in expected.items() if not torch.equal(value, found[name])]
     assert history(resumed) == history(whole) and list(history(whole)) == [9]
+
+
+def test_a_seed_is_a_curve(train: Callable[..., Path]) -> None:
+    """200 steps, logged to the last bit."""
+    flags = ["--train.steps", "200", "--model.modalities", "[image,text]", "--eval.rerank", "0", "--data.train", "val"]
+    first, second = (history(train(*flags, name=name)) for name in ("first", "second"))
+    assert first == second and len(first) == 20
 
 
 def test_a_run_killed_in_its_evaluation_is_evaluated_and_not_trained_again(
