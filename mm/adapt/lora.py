@@ -1,0 +1,229 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): PEFT's for linear layers, native ones for fused experts.
+
+PEFT adapts modules. The experts' weights are two three-dimensional parameters of one module, which it passes over
+without a word; here each expert E gets its own pair of factors, and what is not adapted is listed.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from encoders.trunks import first_difference, read_weights
+from eval.fingerprint import Fingerprint, check
+from mm.adapt.extra import require
+from mm.probe import probe
+from mm.run import write_json
+from mm.task import AlignTask
+
+EXPERTS = ("w_in", "w_out")
+"""The fused parameters of mm.moe.MoE."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    rank: int = 16
+    """r, the inner width of an update."""
+    alpha: float = 32.0
+    """An update is scaled by alpha / rank."""
+    dropout: float = 0.1
+    """On what an update reads; of an expert, the same inputs for all tokens of a step."""
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Last names of what is adapted: linear layers, and w_in and w_out, the experts."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            raise ValueError(f"lora: rank={self.rank} must be at least 1, alpha={self.alpha} positive and"
+                             f" dropout={self.dropout} in [0, 1)")
+        if not self.targets:
+            raise ValueError("lora.targets is empty: name what is adapted, such as q_proj")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Every weight of a model by name, with its shape: what is adapted, and what is not."""
+
+    targeted: dict[str, tuple[int, ...]]
+    untargeted: dict[str, tuple[int, ...]]
+
+    def lines(self) -> list[str]:
+        """One line for each parameter."""
+        return [f"{mark} {name} {'×'.join(map(str, shape)) or 'scalar'}"
+                for mark, part in (("adapted  ", self.targeted), ("untouched", self.untargeted))
+                for name, shape in part.items()]
+
+    def summary(self) -> str:
+        def size(part: dict[str, tuple[int, ...]]) -> str:
+            return f"{len(part)} parameters of {sum(torch.Size(s).numel() for s in part.values()):,} numbers"
+
+        return f"adapted: {size(self.targeted)}; untouched: {size(self.untargeted)}"
+
+
+class ExpertLora(nn.Module):
+    """Fused weights (E, O, I) -> (E, O, I): for each expert the weight plus scale · B A, which begins at nothing."""
+
+    def __init__(self, weight: Tensor, config: LoraConfig) -> None:
+        super().__init__()
+        experts, outputs, inputs = weight.shape
+        self.scale, self.merged = config.alpha / config.rank, False
+        self.lora_A = nn.Parameter(weight.new_empty(experts, config.rank, inputs).uniform_(-1, 1) * inputs**-0.5)
+        self.lora_B = nn.Parameter(weight.new_zeros(experts, outputs, config.rank))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.merged:
+            return weight
+        kept = self.dropout(torch.ones_like(self.lora_A[0, 0]))
+        return weight + self.update(kept)
+
+    def update(self, kept: Tensor | float = 1.0) -> Tensor:
+        """-> (E, O, I)."""
+        return self.scale * self.lora_B @ (self.lora_A * kept)
+
+    @torch.no_grad()
+    def merge(self, weight: Tensor, merged: bool) -> None:
+        """Add the update to the weight (E, O, I) in its place, or take it out again."""
+        if merged != self.merged:
+            weight.add_(self.update(), alpha=1 if merged else -1)
+            self.merged = merged
+
+
+def coverage(model: nn.Module, config: LoraConfig) -> Coverage:
+    """What `attach` would adapt. Raises ValueError on a target that matches nothing or has less rank than asked for."""
+    linears, experts = _matching(model, config)
+    targeted = {f"{name}.weight" for name in linears} | set(experts)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    for target in config.targets:
+        if not any(_last(name) == target for name in (*linears, *experts)):
+            there = sorted({_last(n) for n, m in model.named_modules() if isinstance(m, nn.Linear)} | set(EXPERTS))
+            raise ValueError(f"lora.targets: {target!r} is no linear layer nor expert weight of this model; it has"
+                             f" {', '.join(there)}")
+    for name in targeted:
+        if config.rank > (most := min(shapes[name][-2:])):
+            raise ValueError(f"lora.rank={config.rank} is larger than {name}, whose matrices are"
+                             f" {shapes[name][-2]}×{shapes[name][-1]}: at most {most}")
+    return Coverage({n: s for n, s in shapes.items() if n in targeted},
+                    {n: s for n, s in shapes.items() if n not in targeted})
+
+
+def attach(model: nn.Module, config: LoraConfig) -> Coverage:
+    """Freeze the model and put an adapter on what `config` targets. Raises ValueError as `coverage` does."""
+    found = coverage(model, config)
+    linears, experts = _matching(model, config)
+    model.requires_grad_(False)
+    if linears:
+        peft = require("peft")
+        peft.inject_adapter_in_model(_peft_config(config, linears), model)
+    for name in experts:
+        owner, weight = model.get_submodule(name.rpartition(".")[0]), _last(name)
+        parametrize.register_parametrization(owner, weight, ExpertLora(getattr(owner, weight), config))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return found
+
+
+def merge(model: nn.Module, merged: bool = True) -> None:
+    """Put every update into its weight, so that it costs nothing; `merged=False` takes them out again."""
+    for layer in _peft_layers(model).values():
+        layer.merge() if merged else layer.unmerge()
+    for _, owner, weight in _expert_adapters(model):
+        chain = owner.parametrizations[weight]
+        chain[0].merge(chain.original, merged)
+
+
+def bake(model: nn.Module) -> None:
+    """Merge and drop the adapters: the plain model again, with other weights."""
+    merge(model)
+    for name, layer in _peft_layers(model).items():
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, layer.get_base_layer())
+    for _, owner, weight in _expert_adapters(model):
+        parametrize.remove_parametrizations(owner, weight, leave_parametrized=True)
+    model.requires_grad_(True)
+
+
+def adapter_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The adapters' own tensors: PEFT's under the names that PEFT gives them in a file, and the experts'."""
+    linear = {f"base_model.model.{name}.{side}.weight": getattr(layer, side)["default"].weight
+              for name, layer in _peft_layers(model).items() for side in ("lora_A", "lora_B")}
+    experts = {f"{name}.{side}": getattr(owner.parametrizations[weight][0], side)
+               for name, owner, weight in _expert_adapters(model) for side in ("lora_A", "lora_B")}
+    return linear, experts
+
+
+def save_adapter(model: nn.Module, config: LoraConfig, folder: Path, base: Fingerprint) -> None:
+    """adapter_model.safetensors and adapter_config.json, which PEFT reads, experts.safetensors, and adapter.json.
+
+    base: the fingerprint of the run without the adapter.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    linear, experts = adapter_tensors(model)
+    for tensors, name in ((linear, "adapter_model"), (experts, "experts")):
+        if tensors:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / f"{name}.safetensors")
+    if linear:
+        _peft_config(config, list(_peft_layers(model))).save_pretrained(str(folder))
+    write_json(folder / "adapter.json", {"kind": "lora", "config": asdict(config), "base": base.as_json()})
+
+
+def load_adapter(task: AlignTask, folder: str | Path) -> LoraConfig:
+    """Attach the adapter in a folder to the run it was trained on.
+
+    Raises ValueError where the folder holds none, or the task is another base.
+    """
+    folder = Path(folder)
+    try:
+        described = json.loads((folder / "adapter.json").read_text())
+        config = LoraConfig(**described["config"] | {"targets": tuple(described["config"]["targets"])})
+        stored = Fingerprint.of_json(described["base"])
+    except (FileNotFoundError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} holds no adapter: expected adapter.json of scripts/finetune.py in it") from error
+    try:
+        check(stored, lambda: probe(task))
+    except ValueError as error:
+        raise ValueError(f"the adapter {folder} was trained on another base: {error}") from error
+    attach(task.model, config)
+    for own, name in zip(adapter_tensors(task.model), ("adapter_model", "experts"), strict=True):
+        loaded = read_weights(folder / f"{name}.safetensors") if own else {}
+        if differs := first_difference(loaded, own):
+            raise ValueError(f"the adapter {folder / name}.safetensors does not fit its adapter.json: {differs}")
+        with torch.no_grad():
+            for key, tensor in own.items():
+                tensor.copy_(loaded[key])
+    return config
+
+
+def _peft_config(config: LoraConfig, linears: list[str]) -> Any:
+    return require("peft").LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout,
+                                      target_modules=sorted(linears))
+
+
+def _matching(model: nn.Module, config: LoraConfig) -> tuple[list[str], list[str]]:
+    """Names of the linear layers and of the fused parameters that the targets name."""
+    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and _last(n) in config.targets]
+    experts = [n for n, p in model.named_parameters()
+               if _last(n) in config.targets and _last(n) in EXPERTS and p.ndim == 3]
+    return linears, experts
+
+
+def _peft_layers(model: nn.Module) -> dict[str, Any]:
+    """PEFT's layers by the name of the linear layer that each stands for."""
+    return {name: m for name, m in model.named_modules() if hasattr(m, "lora_A") and hasattr(m, "get_base_layer")}
+
+
+def _expert_adapters(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
+    """(full name, the module that owns it, its last name) of every fused parameter with an adapter."""
+    for name, owner in list(model.named_modules()):
+        for weight in EXPERTS:
+            if parametrize.is_parametrized(owner, weight):
+                yield f"{name}.{weight}", owner, weight
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
