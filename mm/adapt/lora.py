@@ -98,7 +98,7 @@ def coverage(model: nn.Module, config: LoraConfig) -> Coverage:
     """What `attach` would adapt. Raises ValueError on a target that matches nothing or has less rank than asked for."""
     linears, experts = _matching(model, config)
     targeted = {f"{name}.weight" for name in linears} | set(experts)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    shapes = _shapes(model)
     for target in config.targets:
         if not any(_last(name) == target for name in (*linears, *experts)):
             there = sorted({_last(n) for n, m in model.named_modules() if isinstance(m, nn.Linear)} | set(EXPERTS))
@@ -129,30 +129,50 @@ def attach(model: nn.Module, config: LoraConfig) -> Coverage:
 
 
 def merge(model: nn.Module, merged: bool = True) -> None:
-    """Put every update into its weight, so that it costs nothing; `merged=False` takes them out again."""
-    for layer in _peft_layers(model).values():
+    """Put every update into its weight, so that it costs nothing; `merged=False` takes them out again.
+
+    Raises ValueError where a weight is packed.
+    """
+    layers, experts = _peft_layers(model), list(_expert_adapters(model))
+    packed = [name for name, layer in layers.items() if parametrize.is_parametrized(layer.get_base_layer())]
+    packed += [name for name, owner, weight in experts if len(owner.parametrizations[weight]) > 1]
+    if packed:
+        raise ValueError(f"{packed[0]} is packed in four bits and cannot take its update in place: bake the model")
+    for layer in layers.values():
         layer.merge() if merged else layer.unmerge()
-    for _, owner, weight in _expert_adapters(model):
+    for _, owner, weight in experts:
         chain = owner.parametrizations[weight]
         chain[0].merge(chain.original, merged)
 
 
 def bake(model: nn.Module) -> None:
-    """Merge and drop the adapters: the plain model again, with other weights."""
-    merge(model)
+    """Merge and drop the adapters: the plain model again, with other weights, in evaluation mode."""
+    model.eval()
     for name, layer in _peft_layers(model).items():
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, layer.get_base_layer())
+        base = layer.get_base_layer()
+        if parametrize.is_parametrized(base, "weight"):
+            settle(base, "weight")
+        layer.merge()
+        setattr(model.get_submodule(parent), last, base)
     for _, owner, weight in _expert_adapters(model):
-        parametrize.remove_parametrizations(owner, weight, leave_parametrized=True)
-    model.requires_grad_(True)
+        settle(owner, weight)
+
+
+@torch.no_grad()
+def settle(owner: nn.Module, weight: str) -> None:
+    """A weight that is computed from others becomes a plain parameter with the value it has now."""
+    value = getattr(owner, weight).clone()
+    parametrize.remove_parametrizations(owner, weight, leave_parametrized=True)
+    delattr(owner, weight)
+    owner.register_parameter(weight, nn.Parameter(value))
 
 
 def adapter_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The adapters' own tensors: PEFT's under the names that PEFT gives them in a file, and the experts'."""
     linear = {f"base_model.model.{name}.{side}.weight": getattr(layer, side)["default"].weight
               for name, layer in _peft_layers(model).items() for side in ("lora_A", "lora_B")}
-    experts = {f"{name}.{side}": getattr(owner.parametrizations[weight][0], side)
+    experts = {f"{name}.{side}": getattr(owner.parametrizations[weight][-1], side)
                for name, owner, weight in _expert_adapters(model) for side in ("lora_A", "lora_B")}
     return linear, experts
 
@@ -207,8 +227,8 @@ def _peft_config(config: LoraConfig, linears: list[str]) -> Any:
 def _matching(model: nn.Module, config: LoraConfig) -> tuple[list[str], list[str]]:
     """Names of the linear layers and of the fused parameters that the targets name."""
     linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and _last(n) in config.targets]
-    experts = [n for n, p in model.named_parameters()
-               if _last(n) in config.targets and _last(n) in EXPERTS and p.ndim == 3]
+    experts = [n for n, shape in _shapes(model).items()
+               if _last(n) in config.targets and _last(n) in EXPERTS and len(shape) == 3]
     return linears, experts
 
 
@@ -219,10 +239,23 @@ def _peft_layers(model: nn.Module) -> dict[str, Any]:
 
 def _expert_adapters(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
     """(full name, the module that owns it, its last name) of every fused parameter with an adapter."""
-    for name, owner in list(model.named_modules()):
+    modules: list[tuple[str, Any]] = list(model.named_modules())
+    for name, owner in modules:
         for weight in EXPERTS:
-            if parametrize.is_parametrized(owner, weight):
+            adapted = parametrize.is_parametrized(owner, weight)
+            if adapted and isinstance(owner.parametrizations[weight][-1], ExpertLora):
                 yield f"{name}.{weight}", owner, weight
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Every parameter's shape by name; a packed one has the name and shape of what it unpacks to."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        owner, packed, rest = name.partition(".parametrizations.")
+        weight = rest.partition(".")[0]
+        value = getattr(model.get_submodule(owner), weight) if packed else parameter
+        found[f"{owner}.{weight}" if packed else name] = tuple(value.shape)
+    return found
 
 
 def _last(name: str) -> str:
