@@ -104,7 +104,8 @@ def finetune(config: FinetuneConfig) -> None:
     memory, trained = PeakMemory(), time.perf_counter()
     build_trainer(config, folder, [RichProgressBar(), best, memory]).fit(task, data)
     minutes = (time.perf_counter() - trained) / 60
-    adaptation = {"strategy": strategy, "run": config.run, "base": base.digest, "trainable": trainable(task),
+    adaptation = {"strategy": strategy, "run": config.run, "base": base.digest,
+                  "targets": list(config.lora.targets) if task.adapters else [], "trainable": trainable(task),
                   "peak_memory_gib": memory.bytes / 2**30, "minutes": minutes, "estimate": asdict(planned),
                   "selected": {"metric": config.metric, "on": validation.name, "step": best.step, "value": best.value},
                   "ledger": sizes, "before": before}  # fmt: skip

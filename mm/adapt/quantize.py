@@ -33,7 +33,7 @@ class LedgerRow:
 
 
 class NF4(nn.Module):
-    """Packed bytes (N / 2, 1) uint8 -> the weight, of its own shape, in float32."""
+    """Packed bytes (B, 1) uint8, two values in each -> the weight (...) in its own shape, float32."""
 
     def __init__(self) -> None:
         super().__init__()
