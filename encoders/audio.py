@@ -127,7 +127,7 @@ class AudioEncoder(Encoder):
             )
             tokens = self.trunk.tokens
         self.frames = frames
-        self.bottleneck = Bottleneck(config.bottleneck, self.trunk.width, width, tokens)
+        self.bottleneck = Bottleneck(config.bottleneck, self.trunk.width, width, tokens, self.trunk.prefix)
         self.decoder: nn.Module | None = None
         if config.bottleneck.mode != "continuous":
             code_width = config.bottleneck.quantizer.width

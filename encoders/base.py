@@ -22,21 +22,25 @@ class EncoderOutput:
     """One modality on its way into the backbone.
 
     tokens (B, T, D) enter the backbone; codes (B, T, Q) int64 are their discrete names, -1 at padding;
-    mask (B, T) bool; losses and metrics are named scalars.
+    mask (B, T) bool; summary (B, S) is what the trunk itself says of the whole: its prefix tokens, and the mean of the
+    others; losses and metrics are named scalars.
     """
 
     tokens: Tensor
     codes: Tensor
     mask: Tensor
+    summary: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Trunk(nn.Module):
-    """What reads the raw input: at most `tokens` tokens of `width` features."""
+    """What reads the raw input: at most `tokens` tokens of `width` features, the first `prefix` of which (CLS) stand
+    for the whole."""
 
     width: int
     tokens: int
+    prefix: int = 0
 
 
 class Encoder(nn.Module):

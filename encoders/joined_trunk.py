@@ -21,6 +21,7 @@ class JoinedTrunk(Trunk):
     """
 
     mean, std = (0.0,) * 3, (1.0,) * 3
+    prefix = 1
 
     def __init__(self, parts: list[TimmTrunk], pool: int = 1) -> None:
         super().__init__()

@@ -162,12 +162,14 @@ class OpenClipImageTrunk(Trunk):
         self.mean, self.std = self.model.image_mean, self.model.image_std
         with torch.no_grad():
             size = self.model.image_size
-            probe = self.eval()(torch.zeros(1, 3, *(size if isinstance(size, tuple) else (size, size)))).tokens
-        self.tokens, self.width = probe.shape[1:]
+            probe = torch.zeros(1, 3, *(size if isinstance(size, tuple) else (size, size)))
+            pooled, tokens = self.eval().model(probe)
+        self.width, self.prefix = tokens.shape[-1], int(pooled.shape[-1] == tokens.shape[-1])
+        self.tokens = self.prefix + tokens.shape[1]
 
     def forward(self, image: Tensor) -> Features:
         pooled, tokens = self.model(image)
-        if pooled.shape[-1] == tokens.shape[-1]:
+        if self.prefix:
             tokens = torch.cat([pooled[:, None], tokens], 1)
         return Features(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool))
 

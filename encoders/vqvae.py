@@ -26,12 +26,15 @@ class BottleneckConfig:
 class Bottleneck(nn.Module):
     """Features (B, T, F) -> tokens (B, T, D) = up(quantize(down(x))) + sigmoid(gate) · bypass(x) + position.
 
+    `summary` (B, (P + 1)·F): the P prefix tokens, and the mean of the others.
     `vectors` (B, T, C), the quantized code vectors alone, are what a decoder sees: nothing leaks around the codes.
     """
 
-    def __init__(self, config: BottleneckConfig, features: int, width: int, max_tokens: int) -> None:
+    def __init__(
+        self, config: BottleneckConfig, features: int, width: int, max_tokens: int, prefix: int = 0
+    ) -> None:
         super().__init__()
-        self.mode = config.mode
+        self.mode, self.prefix, self.summary_width = config.mode, prefix, (prefix + 1) * features
         self.norm = nn.LayerNorm(features)
         self.position = nn.Parameter(torch.randn(max_tokens, width) * 0.02)
         self.quantizer: Quantizer | None = None
@@ -68,7 +71,13 @@ class Bottleneck(nn.Module):
             gate = torch.sigmoid(self.gate)
             tokens = tokens + gate * self.bypass(x)
             metrics["bypass_gate"] = gate.detach().mean()
-        return EncoderOutput(tokens, codes, mask, losses, metrics), vectors
+        return EncoderOutput(tokens, codes, mask, self.summarise(x, mask), losses, metrics), vectors
+
+    def summarise(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Features (B, T, F), mask (B, T) -> (B, (P + 1)·F)."""
+        real = mask[:, self.prefix :, None]
+        mean = (x[:, self.prefix :] * real).sum(1) / real.sum(1).clamp(min=1)
+        return torch.cat([x[:, : self.prefix].flatten(1), mean], 1)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """codes (B, T, Q) -> code vectors (B, T, C)."""

@@ -37,8 +37,10 @@ class EvalConfig:
     """How many candidates of each query are scored again through cross-modal attention; 0 for none."""
     rerank_pairs: tuple[str, ...] = ("image_text",)
     """Which pairs are re-ranked: image_text, audio_text, image_audio. Each costs a joint forward per candidate."""
-    rerank_weight: float = 1.0
-    """Weight of the first-stage logit that is added to the match logit when re-ranking."""
+    rerank_global: float = 1.0
+    """Weight of the embeddings' logit, which is added to the match logit when re-ranking."""
+    rerank_late: float = 1.0
+    """Weight of the late interaction's logit, which is added to the match logit when re-ranking."""
 
     def __post_init__(self) -> None:
         known = [f"{a}_{b}" for a, b in PAIRS]

@@ -102,6 +102,7 @@ def _concatenate(parts: list[Embedded]) -> Embedded:
         torch.cat([pad(p.encoded.tokens.bfloat16(), 0) for p in parts]),
         torch.cat([pad(p.encoded.codes, -1) for p in parts]),
         torch.cat([pad(p.encoded.mask, False) for p in parts]),
+        torch.cat([p.encoded.summary for p in parts]),
     )
     tokens = torch.cat([pad(p.tokens, 0) for p in parts])
     return Embedded(
@@ -122,17 +123,17 @@ def count_codes(encoded: EncoderOutput, model: MultimodalModel, modality: str) -
 @torch.inference_mode()
 def joint_scores(
     model: MultimodalModel, loss: ProgressiveAlignment, a: str, b: str, left: Embedded, right: Embedded,
-    rows: Tensor, columns: Tensor, weight: float, batch_size: int = 256,
+    rows: Tensor, columns: Tensor, weights: tuple[float, float], batch_size: int = 256,
 ) -> Tensor:  # fmt: skip
     """Scores of the pairs (rows[i] of a, columns[i] of b): rows (P,), columns (P,) -> (P,) fp32.
 
-    The match logit plus `weight` times the first-stage logits (global and late interaction, at their learned
-    scales): all three are log-odds up to a constant of the query. Pairs of like length go together, so that little
-    padding is computed.
+    The match logit plus `weights` times the logits of the embeddings and of late interaction, at their learned scales:
+    all three are log-odds up to a constant of the query. Pairs of like length go together, so that little padding is
+    computed.
     """
     model.eval()
     name = f"{a}_{b}"
-    global_scale, late_scale = loss.contrastive[name].scale, loss.late[name].scale
+    global_scale, late_scale = weights[0] * loss.contrastive[name].scale, weights[1] * loss.late[name].scale
     out = torch.empty(len(rows))
     order = (left.encoded.mask.sum(1)[rows] + right.encoded.mask.sum(1)[columns]).argsort()
     chunks = order.split(batch_size)
@@ -143,7 +144,7 @@ def joint_scores(
             score = model.match(a, b, x, y).logits.float()
             late = paired_late_interaction(left.tokens[i], left.encoded.mask[i], right.tokens[j], right.encoded.mask[j])
         cosine = (left.vectors[i] * right.vectors[j]).sum(1).to(score.device)
-        out[chunk] = (score + weight * (global_scale * cosine + late_scale * late)).cpu()
+        out[chunk] = (score + global_scale * cosine + late_scale * late).cpu()
     return out
 
 
@@ -151,4 +152,5 @@ def _trimmed(encoded: EncoderOutput) -> EncoderOutput:
     """Without the columns that are padding in every row."""
     used = encoded.mask.any(0).nonzero()
     longest = int(used.max()) + 1 if len(used) else 1
-    return EncoderOutput(encoded.tokens[:, :longest].float(), encoded.codes[:, :longest], encoded.mask[:, :longest])
+    tokens, codes, mask = (x[:, :longest] for x in (encoded.tokens, encoded.codes, encoded.mask))
+    return EncoderOutput(tokens.float(), codes, mask, encoded.summary)

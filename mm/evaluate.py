@@ -12,7 +12,7 @@ from mm.config import EvalConfig
 from mm.data.module import AlignData
 from mm.data.sample import CaptionDataset
 from mm.embed import Embedded, SplitEmbeddings, embed_split, joint_scores
-from mm.model import MultimodalModel
+from mm.model import MultimodalModel, select
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,7 @@ def with_partner(part: Embedded, other: Embedded) -> Embedded:
     if bool(keep.all()):
         return part
     rows = keep.nonzero().squeeze(1)
-    encoded = type(part.encoded)(part.encoded.tokens[rows], part.encoded.codes[rows], part.encoded.mask[rows])
-    return Embedded(part.vectors[rows], part.tokens[rows], part.ids[rows], encoded)
+    return Embedded(part.vectors[rows], part.tokens[rows], part.ids[rows], select(part.encoded, rows))
 
 
 def rerank(
@@ -88,7 +87,8 @@ def rerank(
     asking = torch.arange(len(shortlist)).repeat_interleave(depth)
     found: Tensor = shortlist.flatten()
     rows, columns = (found, asking) if swap else (asking, found)
-    scores = joint_scores(model, loss, *pair, x, y, rows, columns, config.rerank_weight)
+    weights = (config.rerank_global, config.rerank_late)
+    scores = joint_scores(model, loss, *pair, x, y, rows, columns, weights)
     return reranked(
         queries.vectors, gallery.vectors, queries.ids, gallery.ids, shortlist, scores.view(len(shortlist), depth)
     )

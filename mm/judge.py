@@ -105,7 +105,7 @@ class FinishedRun:
         def match_head(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
             rows, columns = torch.from_numpy(images), torch.from_numpy(captions)
             model, loss, image, text = self.task.model, self.task.loss, parts["image"], parts["text"]
-            return joint_scores(model, loss, "image", "text", image, text, rows, columns, weight=0.0).numpy()
+            return joint_scores(model, loss, "image", "text", image, text, rows, columns, weights=(0.0, 0.0)).numpy()
 
         return Judged(found.arrays(), {"match head": match_head} if {"image", "text"} <= parts.keys() else {})
 

@@ -23,6 +23,8 @@ class ModelConfig:
     """Hidden width of what is added to the linear projection onto the embedding; 0 for the linear projection alone."""
     head_dropout: float = 0.0
     """Before and inside of it."""
+    direct: bool = False
+    """Project each trunk's summary straight onto the embedding; what the backbone read is added to it, from nothing."""
     token_embedding: int = 64
     """Width of the token embeddings of late interaction."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -97,9 +99,16 @@ class MultimodalModel(nn.Module):
         self.encoders: Any = nn.ModuleDict(encoders)
         self.backbone = Backbone(config.backbone)
         self.pool = nn.ModuleDict({m: AttentionPool(width) for m in config.modalities})
-        self.project: Any = nn.ModuleDict(
-            {m: Projection(width, config.embedding, config.head, config.head_dropout) for m in config.modalities}
-        )
+        head = (config.embedding, config.head, config.head_dropout)
+        self.project: Any = nn.ModuleDict({m: Projection(width, *head) for m in config.modalities})
+        self.direct: Any = nn.ModuleDict()
+        if config.direct:
+            for m, e in encoders.items():
+                if e.bottleneck.bypass is None:
+                    raise ValueError(f"model.direct goes around the codes of {m}.bottleneck.mode=vq: use mode=both")
+            self.direct.update({m: Projection(e.bottleneck.summary_width, *head) for m, e in encoders.items()})
+            for projection in self.project.values():
+                projection.begin_at_nothing()
         self.project_tokens = nn.ModuleDict({m: nn.Linear(width, config.token_embedding) for m in config.modalities})
         self.match_head = MatchHead(config.embedding, width)
 
@@ -131,13 +140,20 @@ class MultimodalModel(nn.Module):
         The modalities share the call and the experts, and do not see each other.
         """
         out = self.backbone({m: Stream(e.tokens, e.mask) for m, e in encoded.items()}, fuse=False)
-        unit = nn.functional.normalize
-        pooled = {m: self.pool[m](s.x, s.mask) for m, s in out.streams.items()}
-        embeddings = {m: unit(self.project[m](x).float(), dim=-1) for m, x in pooled.items()}
-        tokens = {m: unit(self.project_tokens[m](s.x).float(), dim=-1) for m, s in out.streams.items()}
+        embeddings = {m: self.read(m, s, encoded[m].summary) for m, s in out.streams.items()}
+        tokens = {
+            m: nn.functional.normalize(self.project_tokens[m](s.x).float(), dim=-1) for m, s in out.streams.items()
+        }
         return ModelOutput(
             encoded, embeddings, tokens, {m: s.mask for m, s in out.streams.items()}, out.losses, out.load
         )
+
+    def read(self, modality: str, stream: Stream, summary: Tensor, settled: bool = False) -> Tensor:
+        """What leaves the backbone (B, T, D), and the trunk's summary (B, S) -> unit vectors (B, E)."""
+        x = self.project[modality](self.pool[modality](stream.x, stream.mask), settled)
+        if modality in self.direct:
+            x = x + self.direct[modality](summary, settled)
+        return nn.functional.normalize(x.float(), dim=-1)
 
     def match(self, a: str, b: str, left: EncoderOutput, right: EncoderOutput) -> MatchOutput:
         """EncoderOutputs of N paired samples of modalities a and b -> MatchOutput with logits (N,).
@@ -146,8 +162,7 @@ class MultimodalModel(nn.Module):
         begins at zero, has only to learn what looking at the other side adds.
         """
         out = self.backbone({a: Stream(left.tokens, left.mask), b: Stream(right.tokens, right.mask)}, fuse=True)
-        pooled = {m: self.pool[m](s.x, s.mask) for m, s in out.streams.items()}
-        x, y = (nn.functional.normalize(self.project[m](pooled[m], settled=True).float(), dim=-1) for m in (a, b))
+        x, y = (self.read(m, out.streams[m], e.summary, settled=True) for m, e in ((a, left), (b, right)))
         return MatchOutput(self.match_head(x, y), out.losses, out.load)
 
 
@@ -165,6 +180,11 @@ class Projection(nn.Module):
         if hidden:
             drop = nn.Dropout(dropout)
             self.net = nn.Sequential(drop, nn.Linear(width, hidden), nn.GELU(), drop, nn.Linear(hidden, embedding))
+
+    def begin_at_nothing(self) -> None:
+        for last in (self.linear, *(self.net[-1:] if isinstance(self.net, nn.Sequential) else ())):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, settled: bool = False) -> Tensor:
         """`settled` centres by the running statistics, and leaves them: chosen hard pairs must not move them."""
@@ -194,7 +214,7 @@ class MatchHead(nn.Module):
 
 def select(encoded: EncoderOutput, rows: Tensor) -> EncoderOutput:
     """The rows (N,) of an EncoderOutput; its losses, which belong to the whole batch, stay behind."""
-    return EncoderOutput(encoded.tokens[rows], encoded.codes[rows], encoded.mask[rows])
+    return EncoderOutput(encoded.tokens[rows], encoded.codes[rows], encoded.mask[rows], encoded.summary[rows])
 
 
 def count_parameters(model: MultimodalModel) -> tuple[int, int]:

@@ -45,6 +45,15 @@ def test_a_closed_gate_leaves_the_codes() -> None:
     torch.testing.assert_close(both(features())[0].tokens, alone(features())[0].tokens)
 
 
+def test_the_summary_is_the_prefix_and_the_mean_of_what_is_real() -> None:
+    bottleneck = Bottleneck(BottleneckConfig("continuous"), features=6, width=10, max_tokens=5, prefix=1)
+    given = features()                                             # 1, 3 and 5 real tokens, the first of them the prefix
+    summary = bottleneck(given)[0].summary
+    normed = torch.nn.functional.layer_norm(given.tokens, (6,))
+    assert summary.shape == (3, bottleneck.summary_width) and (summary[0, 6:] == 0).all()
+    torch.testing.assert_close(summary[1], torch.cat([normed[1, 0], normed[1, 1:3].mean(0)]))
+
+
 def test_the_decoder_does_not_see_the_bypass() -> None:
     bottleneck = build("both")
     _, vectors = bottleneck(features())

@@ -60,7 +60,8 @@ def test_joint_scores_are_match_plus_weighed_first_stage(embedded: Built) -> Non
     task, _, found = embedded
     image, text = found.parts["image"], found.parts["text"]
     rows, columns = torch.tensor([0, 8, 3, 3, 5]), torch.tensor([44, 0, 17, 2, 30])
-    scores = joint_scores(task.model, task.loss, "image", "text", image, text, rows, columns, weight=0.5, batch_size=2)
+    weights = (0.5, 0.25)
+    scores = joint_scores(task.model, task.loss, "image", "text", image, text, rows, columns, weights, batch_size=2)
     late = late_interaction(image.tokens, image.encoded.mask, text.tokens, text.encoded.mask)
     for k, (i, j) in enumerate(zip(rows, columns, strict=True)):
         left, right = select(image.encoded, i[None]), select(text.encoded, j[None])
@@ -68,5 +69,5 @@ def test_joint_scores_are_match_plus_weighed_first_stage(embedded: Built) -> Non
         match = task.model.match("image", "text", left, right).logits
         cosine = image.vectors[i] @ text.vectors[j]
         contrastive, fine = task.loss.contrastive["image_text"].scale, task.loss.late["image_text"].scale
-        expected = match + 0.5 * (contrastive * cosine + fine * late[i, j])
+        expected = match + 0.5 * contrastive * cosine + 0.25 * fine * late[i, j]
         torch.testing.assert_close(scores[k : k + 1], expected, rtol=1e-3, atol=2e-2)  # tokens are kept in bf16

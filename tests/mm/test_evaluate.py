@@ -67,10 +67,11 @@ def test_what_has_no_partner_is_not_asked_for() -> None:
     def part(ids: list[int]) -> Embedded:
         count = len(ids)
         mask = torch.ones(count, 2, dtype=torch.bool)
-        encoded = EncoderOutput(torch.randn(count, 2, 4), torch.zeros(count, 2, 1), mask)
+        encoded = EncoderOutput(torch.randn(count, 2, 4), torch.zeros(count, 2, 1), mask, torch.randn(count, 4))
         return Embedded(torch.randn(count, 3), torch.randn(count, 2, 3), torch.tensor(ids), encoded)
 
     image, audio = part([1, 2, 3]), part([3, 1])
     kept = with_partner(image, audio)
     assert kept.ids.tolist() == [1, 3] and torch.equal(kept.vectors, image.vectors[[0, 2]])
+    assert torch.equal(kept.encoded.summary, image.encoded.summary[[0, 2]])
     assert torch.equal(kept.encoded.tokens, image.encoded.tokens[[0, 2]]) and with_partner(audio, image) is audio

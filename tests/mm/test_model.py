@@ -74,6 +74,26 @@ def test_matching_moves_no_statistics_of_the_embedding_reading(
     assert all(torch.equal(value, before[name]) for name, value in model.project.named_buffers())
 
 
+def test_a_direct_reading_begins_as_the_trunks_alone(
+    tiny: AlignConfig, tiny_task: Callable[..., AlignTask], tiny_batch: Callable[..., Batch]
+) -> None:
+    """Before training, neither the tokens nor the other side of a pair move an embedding; the summary does."""
+    model = tiny_task(model=replace(tiny.model, direct=True)).model
+    model(tiny_batch())
+    encoded = model.eval()(tiny_batch()).encoded
+    shuffled = {m: replace(e, tokens=e.tokens.flip(0)) for m, e in encoded.items()}
+    turned = {m: replace(e, summary=e.summary.flip(0)) for m, e in encoded.items()}
+    found, moved, other = (model.embed(e).embeddings for e in (encoded, shuffled, turned))
+    torch.testing.assert_close(found, moved)
+    torch.testing.assert_close({m: x.flip(0) for m, x in found.items()}, other)
+
+
+def test_a_direct_reading_would_go_around_the_codes(tiny: AlignConfig, tiny_task: Callable[..., AlignTask]) -> None:
+    codes_alone = replace(tiny.image, bottleneck=replace(tiny.image.bottleneck, mode="vq"))
+    with pytest.raises(ValueError, match="image.bottleneck.mode=vq"):
+        tiny_task(model=replace(tiny.model, direct=True), image=codes_alone)
+
+
 def test_cached_features_stand_in_for_the_trunk(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
     batch = tiny_batch()
     features = {m: model.features(batch, m) for m in ("image", "audio", "text")}

@@ -16,7 +16,8 @@ from mm.results import chance, protocol, use
 
 
 def part(ids: list[int]) -> Embedded:
-    encoded = EncoderOutput(torch.zeros(len(ids), 1, 2), torch.zeros(len(ids), 1, 1), torch.ones(len(ids), 1).bool())
+    zeros = torch.zeros(len(ids), 1, 2)
+    encoded = EncoderOutput(zeros, zeros[..., :1], torch.ones(len(ids), 1).bool(), zeros[:, 0])
     vectors = torch.nn.functional.normalize(torch.randn(len(ids), 4), dim=1)
     return Embedded(vectors, torch.zeros(len(ids), 1, 2), torch.tensor(ids), encoded)
 
