@@ -53,7 +53,8 @@ def read(folder: Path) -> tuple[str, dict[str, float]]:
         raise ValueError(f"{folder} is no adapted run: expected a result.json of scripts/finetune.py in it")
     found, (stamp, *_) = result["adaptation"], result["protocol"].values()
     targets = f" on {' + '.join(found['targets'])}" if found["targets"] else ""
-    parts = [found["strategy"] + targets, f"{found['selected']['metric']} of {stamp['dataset']}", f"from {found['run']}"]  # fmt: skip
+    parts = [found["strategy"] + targets, f"{found['selected']['metric']} of {stamp['dataset']}",
+             f"from {found['run']}"]  # fmt: skip
     measured = {"trainable": found["trainable"], "peak memory, GiB": found["peak_memory_gib"],
                 "minutes": found["minutes"]}
     for moment in ("before", "after"):
