@@ -23,7 +23,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from alignment import ScheduleConfig
 from eval.fingerprint import fingerprint
-from mm.adapt.lora import LoraConfig, attach, bake, coverage, save_adapter
+from mm.adapt.adapter import save_adapter
+from mm.adapt.lora import LoraConfig, attach, bake, coverage
 from mm.adapt.planner import Strategy, choose, estimate, memory_in_use, trainable
 from mm.adapt.quantize import dequantize, ledger, quantize
 from mm.adapt.task import AdaptTask, freeze
@@ -110,7 +111,8 @@ def finetune(config: FinetuneConfig) -> None:
                   "selected": {"metric": config.metric, "on": validation.name, "step": best.step, "value": best.value},
                   "ledger": sizes, "before": before}  # fmt: skip
     if task.adapters:
-        save_adapter(task.model, config.lora, folder / "adapter", base)
+        packed = strategy == "qlora"
+        save_adapter(task.model, config.lora, folder / "adapter", base, frozen_trunks(task) if packed else None)
         bake(task.model)
         dequantize(task.model)
     save_weights(task, folder)
@@ -155,9 +157,8 @@ def prepare(task: AdaptTask, strategy: Strategy, config: FinetuneConfig, folder:
     """Freeze, pack and adapt as the strategy says; -> the size ledger. coverage.txt lists every parameter."""
     if strategy != "full":
         coverage(task.model, config.lora)  # before anything is packed: a wrong target is known at once
-        frozen = tuple(f"encoders.{m}.trunk." for m in task.model.modalities if getattr(task.config, m).frozen)
         if strategy == "qlora":
-            quantize(task.model, skip=frozen)
+            quantize(task.model, skip=frozen_trunks(task))
         found = attach(task.model, config.lora)
         task.loss.requires_grad_(False)
         (folder / "coverage.txt").write_text("\n".join(found.lines()) + "\n")
@@ -167,6 +168,11 @@ def prepare(task: AdaptTask, strategy: Strategy, config: FinetuneConfig, folder:
     for row in rows:
         print(f"  {row.group:<20} {row.weights:>12,} weights {row.bits:>6.2f} bits each")
     return [asdict(row) | {"bits": round(row.bits, 3)} for row in rows]
+
+
+def frozen_trunks(task: AlignTask) -> tuple[str, ...]:
+    """What is never packed: the cached features are theirs."""
+    return tuple(f"encoders.{m}.trunk." for m in task.model.modalities if getattr(task.config, m).frozen)
 
 
 def build_trainer(config: FinetuneConfig, folder: Path, callbacks: list[Callback]) -> Trainer:

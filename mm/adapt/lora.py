@@ -4,23 +4,15 @@ PEFT adapts modules. The experts' weights are two three-dimensional parameters o
 without a word; here each expert E gets its own pair of factors, and what is not adapted is listed.
 """
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from encoders.trunks import first_difference, read_weights
-from eval.fingerprint import Fingerprint, check
 from mm.adapt.extra import require
-from mm.probe import probe
-from mm.run import write_json
-from mm.task import AlignTask
 
 EXPERTS = ("w_in", "w_out")
 """The fused parameters of mm.moe.MoE."""
@@ -119,7 +111,7 @@ def attach(model: nn.Module, config: LoraConfig) -> Coverage:
     model.requires_grad_(False)
     if linears:
         peft = require("peft")
-        peft.inject_adapter_in_model(_peft_config(config, linears), model)
+        peft.inject_adapter_in_model(peft_config(config, linears), model)
     for name in experts:
         owner, weight = model.get_submodule(name.rpartition(".")[0]), _last(name)
         parametrize.register_parametrization(owner, weight, ExpertLora(getattr(owner, weight), config))
@@ -133,7 +125,7 @@ def merge(model: nn.Module, merged: bool = True) -> None:
 
     Raises ValueError where a weight is packed.
     """
-    layers, experts = _peft_layers(model), list(_expert_adapters(model))
+    layers, experts = peft_layers(model), list(_expert_adapters(model))
     packed = [name for name, layer in layers.items() if parametrize.is_parametrized(layer.get_base_layer())]
     packed += [name for name, owner, weight in experts if len(owner.parametrizations[weight]) > 1]
     if packed:
@@ -148,7 +140,7 @@ def merge(model: nn.Module, merged: bool = True) -> None:
 def bake(model: nn.Module) -> None:
     """Merge and drop the adapters: the plain model again, with other weights, in evaluation mode."""
     model.eval()
-    for name, layer in _peft_layers(model).items():
+    for name, layer in peft_layers(model).items():
         parent, _, last = name.rpartition(".")
         base = layer.get_base_layer()
         if parametrize.is_parametrized(base, "weight"):
@@ -171,55 +163,14 @@ def settle(owner: nn.Module, weight: str) -> None:
 def adapter_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The adapters' own tensors: PEFT's under the names that PEFT gives them in a file, and the experts'."""
     linear = {f"base_model.model.{name}.{side}.weight": getattr(layer, side)["default"].weight
-              for name, layer in _peft_layers(model).items() for side in ("lora_A", "lora_B")}
+              for name, layer in peft_layers(model).items() for side in ("lora_A", "lora_B")}
     experts = {f"{name}.{side}": getattr(owner.parametrizations[weight][-1], side)
                for name, owner, weight in _expert_adapters(model) for side in ("lora_A", "lora_B")}
     return linear, experts
 
 
-def save_adapter(model: nn.Module, config: LoraConfig, folder: Path, base: Fingerprint) -> None:
-    """adapter_model.safetensors and adapter_config.json, which PEFT reads, experts.safetensors, and adapter.json.
-
-    base: the fingerprint of the run without the adapter.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    linear, experts = adapter_tensors(model)
-    for tensors, name in ((linear, "adapter_model"), (experts, "experts")):
-        if tensors:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / f"{name}.safetensors")
-    if linear:
-        _peft_config(config, list(_peft_layers(model))).save_pretrained(str(folder))
-    write_json(folder / "adapter.json", {"kind": "lora", "config": asdict(config), "base": base.as_json()})
-
-
-def load_adapter(task: AlignTask, folder: str | Path) -> LoraConfig:
-    """Attach the adapter in a folder to the run it was trained on.
-
-    Raises ValueError where the folder holds none, or the task is another base.
-    """
-    folder = Path(folder)
-    try:
-        described = json.loads((folder / "adapter.json").read_text())
-        config = LoraConfig(**described["config"] | {"targets": tuple(described["config"]["targets"])})
-        stored = Fingerprint.of_json(described["base"])
-    except (FileNotFoundError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder} holds no adapter: expected adapter.json of scripts/finetune.py in it") from error
-    try:
-        check(stored, lambda: probe(task))
-    except ValueError as error:
-        raise ValueError(f"the adapter {folder} was trained on another base: {error}") from error
-    attach(task.model, config)
-    for own, name in zip(adapter_tensors(task.model), ("adapter_model", "experts"), strict=True):
-        loaded = read_weights(folder / f"{name}.safetensors") if own else {}
-        if differs := first_difference(loaded, own):
-            raise ValueError(f"the adapter {folder / name}.safetensors does not fit its adapter.json: {differs}")
-        with torch.no_grad():
-            for key, tensor in own.items():
-                tensor.copy_(loaded[key])
-    return config
-
-
-def _peft_config(config: LoraConfig, linears: list[str]) -> Any:
+def peft_config(config: LoraConfig, linears: list[str]) -> Any:
+    """PEFT's own settings of an adapter on these linear layers."""
     return require("peft").LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout,
                                       target_modules=sorted(linears))
 
@@ -232,7 +183,7 @@ def _matching(model: nn.Module, config: LoraConfig) -> tuple[list[str], list[str
     return linears, experts
 
 
-def _peft_layers(model: nn.Module) -> dict[str, Any]:
+def peft_layers(model: nn.Module) -> dict[str, Any]:
     """PEFT's layers by the name of the linear layer that each stands for."""
     return {name: m for name, m in model.named_modules() if hasattr(m, "lora_A") and hasattr(m, "get_base_layer")}
 

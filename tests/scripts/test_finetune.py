@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from encoders.text import Tokenizer, observed_vocabulary
-from mm.adapt.lora import load_adapter
+from mm.adapt.adapter import load_adapter
 from mm.config import AlignConfig
 from mm.data import open_split
 from mm.data.scenes import write_scenes
+from mm.probe import probe
 from mm.run import load_run, save_weights
 from mm.task import AlignTask
 
@@ -95,7 +96,10 @@ def test_packed_weights_are_measured_and_unpacked_in_the_run(adapt: Callable[...
     bits = {row["group"]: row["bits"] for row in found["ledger"]}
     assert bits["experts"] < 16 and bits["router"] == 32 and found["after"].keys() == {"domain"}
     assert any(name.endswith("w_out") for name in changed(folder, run))
-    load_run(folder)
+    base, adapted = load_run(run), load_run(folder)
+    load_adapter(base, folder / "adapter")
+    for name in ("image", "text"):
+        torch.testing.assert_close(probe(base)[name], probe(adapted)[name], atol=1e-4, rtol=0)
 
 
 def test_all_weights_train_but_those_that_are_frozen(adapt: Callable[..., Path], run: Path) -> None:

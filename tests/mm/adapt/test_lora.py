@@ -12,7 +12,8 @@ from torch import nn
 peft = pytest.importorskip("peft")
 
 from eval.fingerprint import fingerprint  # noqa: E402 - after the skip
-from mm.adapt.lora import LoraConfig, adapter_tensors, attach, bake, coverage, load_adapter, merge, save_adapter  # noqa: E402
+from mm.adapt.adapter import load_adapter, save_adapter  # noqa: E402
+from mm.adapt.lora import LoraConfig, adapter_tensors, attach, bake, coverage, merge  # noqa: E402
 from mm.data.sample import Batch  # noqa: E402
 from mm.probe import probe  # noqa: E402
 from mm.task import AlignTask  # noqa: E402
