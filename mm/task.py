@@ -35,12 +35,16 @@ class AlignTask(LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         self.draw_anew()
-        output = self.model(batch)
+        output = self.read(batch)
         terms, load = self.losses(output, batch)
         self.guard(terms)
         self.rebalance(load)
         self.report(terms, output, load)
         return terms.total
+
+    def read(self, batch: Batch) -> ModelOutput:
+        """The model's forward of a training step."""
+        return self.model(batch)
 
     def draw_anew(self) -> None:
         """Make what a step draws (dropout, hard negatives, sampled positions) a function of (seed, step, rank).
@@ -106,14 +110,18 @@ class AlignTask(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         config = self.config
-        factors = {m: getattr(config, m).learning_rate_factor for m in self.model.modalities}
-        optimizer = build_optimizer(parameter_groups(self.model, self.loss, config.optim, factors), config.optim)
+        optimizer = build_optimizer(self.groups(), config.optim)
         steps = max(1, config.train.steps)
         # One step ahead of progress: the first update already moves.
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate(config.optim, config.schedule, min(1.0, (step + 1) / steps))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def groups(self) -> list[dict]:
+        """What the optimizer moves, by learning rate and decay."""
+        factors = {m: getattr(self.config, m).learning_rate_factor for m in self.model.modalities}
+        return parameter_groups(self.model, self.loss, self.config.optim, factors)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:  # type: ignore[no-untyped-def]  # Lightning's hook
         clip = self.config.optim.clip

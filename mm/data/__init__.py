@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mm.data.coco import CocoFolder
+from mm.data.domain import DomainAdapter
 from mm.data.sample import CaptionDataset
 from mm.data.shard_index import has_shards
 from mm.data.shards import ShardFolder
@@ -21,4 +22,4 @@ def open_split(
     return CocoFolder(root, split, karpathy=karpathy, audio_root=audio_root)
 
 
-__all__ = ["CaptionDataset", "CocoFolder", "ShardFolder", "open_split"]
+__all__ = ["CaptionDataset", "CocoFolder", "DomainAdapter", "ShardFolder", "open_split"]

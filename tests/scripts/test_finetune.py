@@ -1,0 +1,138 @@
+"""finetune as a user runs it: a run is adapted by either strategy, and what it forgot stands beside what it learned."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from encoders.text import Tokenizer, observed_vocabulary
+from mm.adapt.adapter import load_adapter
+from mm.config import AlignConfig
+from mm.data import open_split
+from mm.data.scenes import write_scenes
+from mm.probe import probe
+from mm.run import load_run, save_weights
+from mm.task import AlignTask
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The set of the run, and the set it is adapted to."""
+    folder, sizes = tmp_path_factory.mktemp("sets"), {"train": 16, "val": 8}
+    own, domain = (write_scenes(folder / f"{name}", seed=seed, sizes=sizes, image_size=32)
+                   for seed, name in enumerate(("own", "domain")))  # fmt: skip
+    return own, domain
+
+
+@pytest.fixture
+def run(tiny: AlignConfig, sets: tuple[Path, Path], tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    data = replace(tiny.data, root=str(sets[0]), cache=str(tmp_path / "cache"))
+    model = replace(tiny.model, modalities=("image", "text"))
+    captions = (c for captions in open_split(sets[0], "train").captions for c in captions)
+    vocabulary = observed_vocabulary(Tokenizer("scratch", 12), captions)
+    save_weights(AlignTask(replace(tiny, data=data, model=model), vocabulary), tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def adapt(script: Callable[..., None], run: Path, sets: tuple[Path, Path], tmp_path: Path) -> Callable[..., Path]:
+    """adapt(*words) -> the adapted run's folder."""
+
+    def start(*words: object) -> Path:
+        script("finetune.py", "--run", run, "--data.root", sets[1], "--runs", tmp_path, "--name", "adapted",
+               "--lora.rank", 4, "--train.steps", 4, "--train.batch_size", 8, "--train.evaluate_every", 2,
+               "--train.precision", "fp32", "--train.accelerator", "cpu", *words)  # fmt: skip
+        return tmp_path / "adapted"
+
+    return start
+
+
+def adaptation(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())["adaptation"]
+
+
+def changed(folder: Path, run: Path) -> set[str]:
+    """Names of the tensors that differ from the base's."""
+    now, was = (load_file(f / "model.safetensors") for f in (folder, run))
+    assert now.keys() == was.keys()
+    return {name for name in now if not torch.equal(now[name], was[name])}
+
+
+def test_a_small_set_gets_adapters_and_the_result_says_what_they_cost(
+    adapt: Callable[..., Path], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("peft")
+    folder = adapt("--optim.learning_rate", 0.05)
+    found, said = adaptation(folder), capsys.readouterr().out
+    assert found["strategy"] == "lora" and found["trainable"] == 2 * 2 * 2 * 2 * 4 * 32
+    assert found["before"].keys() == found["after"].keys() == {"domain", "general"}
+    assert found["peak_memory_gib"] > 0 and found["minutes"] > 0 and found["selected"]["metric"] == "RSUM"
+    assert said.index("lora for 16 images: 2,048 trainable parameters, about") < said.index("domain RSUM:")
+    assert all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in changed(folder, run))
+    load_run(folder)
+    assert "adapted   backbone.blocks.0.self_attention.q_proj.weight 32×32" in (folder / "coverage.txt").read_text()
+
+
+def test_the_adapter_on_the_base_is_the_adapted_run(adapt: Callable[..., Path], run: Path) -> None:
+    pytest.importorskip("peft")
+    folder = adapt("--strategy", "lora", "--lora.targets", "[v_proj,w_in]", "--optim.learning_rate", 0.05)
+    base, adapted = load_run(run), load_run(folder)
+    load_adapter(base, folder / "adapter")
+    for block, other in zip(base.model.backbone.blocks, adapted.model.backbone.blocks, strict=True):
+        torch.testing.assert_close(block.moe.w_in, other.moe.w_in, atol=1e-5, rtol=0)
+    assert any(name.endswith("w_in") for name in changed(folder, run))
+
+
+def test_packed_weights_are_measured_and_unpacked_in_the_run(adapt: Callable[..., Path], run: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("peft")
+    folder = adapt("--strategy", "qlora", "--general", "false")
+    found = adaptation(folder)
+    bits = {row["group"]: row["bits"] for row in found["ledger"]}
+    assert bits["experts"] < 16 and bits["router"] == 32 and found["after"].keys() == {"domain"}
+    assert any(name.endswith("w_out") for name in changed(folder, run))
+    base, adapted = load_run(run), load_run(folder)
+    load_adapter(base, folder / "adapter")
+    for name in ("image", "text"):
+        torch.testing.assert_close(probe(base)[name], probe(adapted)[name], atol=1e-4, rtol=0)
+
+
+def test_all_weights_train_but_those_that_are_frozen(adapt: Callable[..., Path], run: Path) -> None:
+    folder = adapt("--strategy", "full", "--freeze", "[encoders.*]", "--rates", '{"backbone.*": 0.0}',
+                   "--train.ema", 0.5, "--optim.learning_rate", 0.01)
+    moved = changed(folder, run)
+    assert "project.image.linear.weight" in moved
+    assert not [n for n in moved if n.startswith("backbone.") and "router.bias" not in n]
+    assert not [n for n in moved if n.startswith("encoders.") and "codebook" not in n and "quantizer" not in n]
+    assert not (folder / "adapter").exists()
+
+
+def test_training_stops_when_nothing_gets_better(adapt: Callable[..., Path]) -> None:
+    pytest.importorskip("peft")
+    words = ["--optim.learning_rate", 1e-12, "--train.steps", 8, "--train.evaluate_every", 1, "--patience", 2]
+    folder = adapt(*words, "--general", "false")
+    assert adaptation(folder)["selected"]["step"] == 1
+    assert adaptation(folder)["after"] == pytest.approx(adaptation(folder)["before"], abs=0.1)
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("--freeze", "[decoder.*]"), "freeze: no parameter is called 'decoder.*'; there are backbone.blocks*"),
+    (("--rates", '{"nothing": 0.1}'), "rates: no parameter is called 'nothing'"),
+    (("--freeze", "['*']"), "leaves nothing to train"),
+    (("--metric", "BLEU"), "metric='BLEU' is not measured on domain/val: choose from image_to_text/R@1"),
+    (("--strategy", "lora", "--lora.targets", "[querry]"), "'querry' is no linear layer nor expert weight"),
+    (("--lora.rank", 40), "lora.rank=40 is larger than"),
+    (("--data.root", "/nowhere"), "/nowhere does not exist"),
+    (("--run", "/nowhere"), "/nowhere holds no finished run"),
+])  # fmt: skip
+def test_a_mistake_is_one_line(refused: Callable[..., str], run: Path, sets: tuple[Path, Path], tmp_path: Path,
+                               words: tuple, message: str) -> None:
+    pytest.importorskip("peft")
+    found = refused("finetune.py", "--run", run, "--data.root", sets[1], "--runs", tmp_path, "--lora.rank", 4,
+                    "--train.steps", 1, "--train.batch_size", 8, "--train.accelerator", "cpu", *words)
+    assert message in found
