@@ -12,7 +12,7 @@ from mm.optim import OptimConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = 150
+    steps: int = 140
     """Optimizer steps of the whole run; the schedules are fractions of it."""
     batch_size: int = 32
     """Images per step, over all processes."""

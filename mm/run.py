@@ -116,13 +116,26 @@ def write_json(path: Path, content: dict) -> None:
 
 def newest_checkpoint(folder: Path) -> Path:
     """The newest whole checkpoint, to resume from. Raises ValueError where there is none."""
-    for path in sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True):
-        if zipfile.is_zipfile(path):
+    files = [path for path in (folder / "checkpoints").glob("*.ckpt") if not path.is_symlink()]
+    spoiled: list[str] = []
+    for path in sorted(files, key=lambda p: p.stat().st_mtime, reverse=True):
+        if is_whole(path):
+            if spoiled:
+                logger.warning("checkpoint %s is not whole: going on from %s", " nor ".join(spoiled), path)
             return path
-        logger.warning("checkpoint %s is not whole: going back to the one before it", path)
+        spoiled.append(str(path))
     raise ValueError(
-        f"--resume true, but {folder / 'checkpoints'} holds no checkpoint: leave --resume out to start the run"
+        f"--resume true, but {folder / 'checkpoints'} holds no whole checkpoint: leave --resume out to start the run"
     )
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Neither cut off nor changed: every part of the file has the checksum it was written with."""
+    try:
+        with zipfile.ZipFile(checkpoint) as file:
+            return file.testzip() is None
+    except (zipfile.BadZipFile, FileNotFoundError):
+        return False
 
 
 def commit() -> str:

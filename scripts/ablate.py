@@ -22,6 +22,7 @@ from rich.progress import track
 
 from mm.backbone import MODALITIES
 from mm.command import run_command
+from mm.run import is_whole
 
 TRAIN = Path(__file__).parent / "train_align.py"
 PARTS = {"config": (str, type(None)), "settings": dict, "seeds": list, "variants": dict}
@@ -36,11 +37,15 @@ class Run:
     settings: dict[str, Any]
     config: str | None
 
+    def described(self) -> str:
+        """What makes it another run than one of the same name."""
+        return json.dumps({"config": self.config, "seed": self.seed, "settings": self.settings}, sort_keys=True)
+
     def command(self, runs: Path) -> list[str]:
         folder = runs / self.name
         base = ["--config", self.config] if self.config else []
         given = [word for name, value in self.settings.items() for word in (f"--{name}", json.dumps(value).strip('"'))]
-        resume = ["--resume", "true"] if any((folder / "checkpoints").glob("*.ckpt")) else []
+        resume = ["--resume", "true"] if any(map(is_whole, (folder / "checkpoints").glob("*.ckpt"))) else []
         where = ["--runs", str(runs), "--name", self.name, "--seed", str(self.seed)]
         return [sys.executable, str(TRAIN), *base, *given, *where, *resume]
 
@@ -68,6 +73,7 @@ def ablate(
     planned = read_study(study, seeds, settings or {})
     folder, table = runs / study.stem, table or runs / f"{study.stem}.csv"
     for at, run in enumerate(track(planned, study.stem), start=1):
+        check_settings(run, folder)
         if not (folder / run.name / "result.json").is_file():
             print(f"{at} of {len(planned)}: {run.name}, log in {folder / run.name / 'log.txt'}", flush=True)
             execute(run, folder)
@@ -103,10 +109,18 @@ def for_each_modality(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_settings(run: Run, folder: Path) -> None:
+    """Raises ValueError where the folder holds a run of this name with other settings."""
+    described = folder / run.name / "study.json"
+    if described.is_file() and described.read_text() != run.described():
+        raise ValueError(f"{described.parent} was run with other settings: remove it, or name other --runs")
+    described.parent.mkdir(parents=True, exist_ok=True)
+    described.write_text(run.described())
+
+
 def execute(run: Run, folder: Path) -> None:
     """Raises ValueError with the last line of the log when the run ends badly."""
     log = folder / run.name / "log.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         code = subprocess.run(run.command(folder), stdout=file, stderr=subprocess.STDOUT, check=False).returncode
     if code:

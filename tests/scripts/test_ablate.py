@@ -35,7 +35,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         if values["--name"] == "dense-0" and "--resume" not in values:
             stdout.write("train_align: the disk is full\n")
             (folder / "checkpoints").mkdir()
-            (folder / "checkpoints" / "last.ckpt").touch()
+            torch.save({}, folder / "checkpoints" / "last.ckpt")
             return CompletedProcess(words, 2)
         metrics = {"RSUM": 10.0 * int(values["--seed"])}
         result = {"metrics": metrics, "parameters_total": 5, "parameters_active": 3, "seconds": 1.5}
@@ -63,6 +63,7 @@ def test_a_study_goes_on_where_it_broke_and_ends_in_one_table(
     assert found == {("toy", v, s): f"{10.0 * int(s)}" for v in ("plain", "dense") for s in "01"}
     script("ablate.py", *where)
     assert len(commands) == 5                                      # all is there: nothing is run again
+    assert "plain-0 was run with other settings" in refused("ablate.py", *where, "--settings", "{train.steps: 4}")
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda p: p.stem)

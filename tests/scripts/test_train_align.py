@@ -288,4 +288,4 @@ def test_a_step_that_breaks_names_the_term(refusal: Callable[..., str]) -> None:
 
 
 def test_a_resume_without_a_checkpoint_is_refused(refusal: Callable[..., str]) -> None:
-    assert "holds no checkpoint" in refusal("--resume", "true")
+    assert "holds no whole checkpoint" in refusal("--resume", "true")
