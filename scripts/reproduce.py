@@ -144,13 +144,14 @@ def use_table(runs: list[dict]) -> str:
     ]
     for run in runs:
         metrics = run["metrics"]
+        judged = f"{run['config']['name']} on {next(iter(run['protocol'].values()))['dataset']}"
         for modality in (m for m in ("image", "audio", "text") if f"experts/{m}/used" in metrics):
             cells = [
                 metrics.get(f"{kind}/{modality}/{what}")
                 for kind in ("codes", "experts")
                 for what in ("used", "perplexity")
             ]
-            rows.append((run["config"]["name"], modality, *("–" if c is None else f"{c:.1f}" for c in cells)))
+            rows.append((judged, modality, *("–" if c is None else f"{c:.1f}" for c in cells)))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
