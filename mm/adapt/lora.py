@@ -131,7 +131,10 @@ def merge(model: nn.Module, merged: bool = True) -> None:
     if packed:
         raise ValueError(f"{packed[0]} is packed in four bits and cannot take its update in place: bake the model")
     for layer in layers.values():
-        layer.merge() if merged else layer.unmerge()
+        if merged:
+            layer.merge()
+        else:
+            layer.unmerge()
     for _, owner, weight in experts:
         chain = owner.parametrizations[weight]
         chain[0].merge(chain.original, merged)
