@@ -138,7 +138,7 @@ def coco_measured(runs: list[dict]) -> str:
 
 def use_table(runs: list[dict]) -> str:
     """Codes and experts in use on the evaluated split, by modality."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("run", "modality", "codes used, %", "code perplexity", "experts used, %", "expert perplexity"),
         ("---",) * 6,
     ]
