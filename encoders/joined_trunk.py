@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, layer_norm
 
 from encoders.base import Features, Trunk
-from encoders.trunks import TimmTrunk, pool_grid
+from encoders.trunks import NO_WEIGHTS, TimmTrunk, pool_grid
 
 
 class JoinedTrunk(Trunk):
@@ -64,8 +64,8 @@ def build_joined_trunk(trunk: str, size: int, weights: str | None, pool: int) ->
     Raises ValueError on a part that is not timm's, a size that is no number, or another number of files than of parts.
     """
     specs = trunk.split("+")
-    files = [weights] * len(specs) if weights is None or "+" not in weights else weights.split("+")
-    if len(files) != len(specs) or (weights and "+" not in weights and weights != "none"):
+    files = [weights] * len(specs) if weights in (None, NO_WEIGHTS) else weights.split("+")
+    if len(files) != len(specs):
         raise ValueError(
             f"image.trunk={trunk!r} has {len(specs)} parts: image.weights needs as many files, joined by +"
         )

@@ -1,6 +1,8 @@
 """How a script starts: its options from the types of its arguments; what a user got wrong is one line, exit code 2."""
 
+import logging
 import sys
+import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +34,13 @@ def run_command(component: Callable[..., Any], then: Callable[[Any], Any] | None
         _stop(f"{script.stem}: {_line(error)}; `python {script} --help` lists the options")
     except (ValueError, OSError, FloatingPointError) as error:
         _stop(f"{script.stem}: {_line(error)}")
+
+
+def log_training() -> None:
+    """What a training script logs: our lines as they are, of Lightning only what went wrong."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
 
 
 def _line(error: Exception) -> str:

@@ -7,9 +7,7 @@
 Writes runs/<name>/: a run like any other (its result.json has `adaptation`), adapter/ and coverage.txt.
 """
 
-import logging
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,9 +26,9 @@ from mm.adapt.lora import LoraConfig, attach, bake, coverage
 from mm.adapt.planner import Strategy, choose, estimate, memory_in_use, trainable
 from mm.adapt.quantize import dequantize, ledger, quantize
 from mm.adapt.task import AdaptTask, freeze
-from mm.command import run_command
+from mm.command import log_training, run_command
 from mm.config import AlignConfig, EvalConfig, TrainConfig
-from mm.data.module import AlignData, CachedView, has_bf16
+from mm.data.module import AlignData, CachedView, trainer_precision
 from mm.data.sample import CaptionDataset
 from mm.evaluate import evaluate_split
 from mm.memory import keep_freed_memory
@@ -116,10 +114,9 @@ def finetune(config: FinetuneConfig) -> None:
         bake(task.model)
         dequantize(task.model)
     save_weights(task, folder)
-    after = {"domain": score(task, data, validation, config.data.val, config.metric)}
-    if general:
-        after["general"] = score(task, *general, own.data.val, "RSUM")
+    general_after = {"general": score(task, *general, own.data.val, "RSUM")} if general else {}
     result = judge(task, data, {config.data.val: validation}, folder, started)
+    after = {"domain": result["metrics"][config.metric], **general_after}
     write_json(folder / "result.json", result | {"adaptation": adaptation | {"after": after}})
     show(result)
     for part, value in after.items():
@@ -177,11 +174,10 @@ def frozen_trunks(task: AlignTask) -> tuple[str, ...]:
 
 def build_trainer(config: FinetuneConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
     train = config.train
-    bf16 = train.precision == "bf16" or (train.precision == "auto" and has_bf16("cpu"))
     every = min(10, train.steps)
     return Trainer(
         max_steps=train.steps, max_epochs=1, accelerator=train.accelerator, devices=1,
-        precision="bf16-mixed" if bf16 else "32-true", use_distributed_sampler=False,
+        precision=trainer_precision(train.precision), use_distributed_sampler=False,
         logger=CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=every),
         log_every_n_steps=every, callbacks=callbacks, num_sanity_val_steps=0, enable_model_summary=False,
         enable_checkpointing=False,
@@ -249,8 +245,6 @@ def restore(task: LightningModule, state: dict[str, Tensor]) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")
+    log_training()
     keep_freed_memory()
     run_command(FinetuneConfig, finetune)

@@ -9,9 +9,7 @@ embeddings.npz, diagnostics.npz, report.html.
 """
 
 import csv
-import logging
 import time
-import warnings
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer, seed_everything
@@ -21,9 +19,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mm.checkpoint import SyncedCheckpointIO, regular_checkpoints
-from mm.command import run_command
+from mm.command import log_training, run_command
 from mm.config import AlignConfig, EvalConfig
-from mm.data.module import AlignData, has_bf16
+from mm.data.module import AlignData, trainer_precision
 from mm.evaluate import evaluate_split
 from mm.memory import keep_freed_memory
 from mm.results import judge, show
@@ -68,7 +66,6 @@ def check_options(config: AlignConfig) -> None:
 def build_trainer(config: AlignConfig, folder: Path) -> Trainer:
     """Raises ValueError on an accelerator or strategy that this machine does not have."""
     train = config.train
-    bf16 = train.precision == "bf16" or (train.precision == "auto" and has_bf16("cpu"))
     callbacks: list[Callback] = [
         RichProgressBar(),
         regular_checkpoints(folder, train.checkpoint_every),
@@ -87,7 +84,7 @@ def build_trainer(config: AlignConfig, folder: Path) -> Trainer:
             accelerator=train.accelerator,
             devices=train.devices,
             strategy=train.strategy,
-            precision="bf16-mixed" if bf16 else "32-true",
+            precision=trainer_precision(train.precision),
             use_distributed_sampler=False,
             logger=CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=every),
             log_every_n_steps=every,
@@ -150,8 +147,6 @@ class EvaluateEvery(Callback):
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")
+    log_training()
     keep_freed_memory()
     run_command(AlignConfig, train_align)

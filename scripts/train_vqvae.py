@@ -10,7 +10,6 @@ reconstructions.png (inputs above, reconstructions below; for text also .txt).
 
 import logging
 import time
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,8 +20,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from encoders.weights import save_encoder
 from mm.checkpoint import SyncedCheckpointIO, regular_checkpoints
-from mm.command import run_command
-from mm.data.module import AlignData, has_bf16
+from mm.command import log_training, run_command
+from mm.data.module import AlignData, trainer_precision
 from mm.data.sample import CaptionDataset
 from mm.reconstructions import draw_reconstructions
 from mm.run import commit, hardware, newest_checkpoint, write_config, write_json
@@ -58,12 +57,11 @@ def train_vqvae(config: VQVAEConfig) -> None:
 def build_trainer(config: VQVAEConfig, folder: Path) -> Trainer:
     """Raises ValueError on an accelerator or strategy that this machine does not have."""
     train = config.train
-    bf16 = train.precision == "bf16" or (train.precision == "auto" and has_bf16("cpu"))
     checkpoints = regular_checkpoints(folder, train.checkpoint_every)
     try:
         return Trainer(
             max_steps=train.steps, max_epochs=-1, accelerator=train.accelerator, devices=train.devices,
-            strategy=train.strategy, precision="bf16-mixed" if bf16 else "32-true", use_distributed_sampler=False,
+            strategy=train.strategy, precision=trainer_precision(train.precision), use_distributed_sampler=False,
             logger=CSVLogger(folder.parent, name=folder.name, version=""), log_every_n_steps=min(10, train.steps),
             callbacks=[RichProgressBar(), checkpoints], num_sanity_val_steps=0, enable_model_summary=False,
             plugins=[SyncedCheckpointIO()],
@@ -93,7 +91,5 @@ def judge(task: VQVAETask, data: AlignData, validation: CaptionDataset, folder: 
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")
+    log_training()
     run_command(VQVAEConfig, train_vqvae)

@@ -272,3 +272,8 @@ def has_bf16(device: str) -> bool:
     return device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def trainer_precision(precision: Literal["auto", "fp32", "bf16"]) -> Literal["bf16-mixed", "32-true"]:
+    """`train.precision` in Lightning's words."""
+    return "bf16-mixed" if precision == "bf16" or (precision == "auto" and has_bf16("cpu")) else "32-true"
+
+
