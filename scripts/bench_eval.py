@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.coco import GroundTruth, judge
+from eval.embeddings import Embeddings
 from eval.retrieval import RECALL_AT, retrieval_both
 from mm.command import run_command
 
@@ -36,7 +37,8 @@ LISTED = 500
 
 
 def bench_eval(ground_truth: Path = Path("../shared/data/coco_benchmarks"), width: int = 1024, noise: float = 4.0,
-               repeats: int = 2, threads: int = 2, seed: int = 0, json: Path | None = None) -> None:
+               repeats: int = 2, threads: int = 2, seed: int = 0, real: list[Path] | None = None,
+              json: Path | None = None) -> None:
     """Time all retrieval protocols, ours and the packages'.
 
     Args:
@@ -46,6 +48,7 @@ def bench_eval(ground_truth: Path = Path("../shared/data/coco_benchmarks"), widt
         repeats: runs of each implementation, interleaved; the fastest counts.
         threads: CPU threads.
         seed: seed of the embeddings.
+        real: embeddings.npz files of runs, on which our recalls are compared with clip-benchmark's (not timed).
         json: where to write rows and hardware.
     """
     torch.set_num_threads(threads)
@@ -61,14 +64,14 @@ def bench_eval(ground_truth: Path = Path("../shared/data/coco_benchmarks"), widt
             scores[name] = run(data)
             best[name] = min(best.get(name, math.inf), time.perf_counter() - started)
     peaks = {name: peak_of(name, data, threads) for name in IMPLEMENTATIONS}
-    differences = {name: largest_difference(scores[name], scores) for name in PEERS}
+    differences = {name: largest_difference(scores[name], scores["ours"]) for name in PEERS}
     rows = [{"implementation": name, "protocol": PROTOCOLS[name], "milliseconds": round(1000 * best[name], 1),
              "peak_bytes": peaks[name]} for name in IMPLEMENTATIONS]
     result = {"date": date.today().isoformat(), "hardware": hardware(threads),
               "load_average": round(load, 2), "images": len(data["image"]),
               "captions": len(data["text"]), "width": width, "matmul_gflops": round(matmul / 1e9, 1),
               "limit_ms": round(1000 * limit, 1), "rows": rows, "largest_difference_percent": differences,
-              "values": scores}
+              "real_embeddings": [agreement(path) for path in real or []], "values": scores}
     show(result)
     if json:
         write(json, result)
@@ -159,10 +162,18 @@ PROTOCOLS = {
     "eccv_caption": "5K (25,000), 1K in five folds, CxC, ECCV; both directions"}
 
 
-def largest_difference(peer: Scores, scores: dict[str, Scores]) -> dict[str, Any]:
+def agreement(path: Path) -> dict[str, Any]:
+    """Our recalls and clip-benchmark's on the embeddings that a run wrote."""
+    found = Embeddings.load(path)
+    data = {"image": found.image, "text": found.text, "image_ids": found.image_ids,
+            "text_ids": found.caption_image_ids}
+    return {"file": str(path)} | largest_difference(clip_benchmark(data), ours_one_protocol(data))
+
+
+def largest_difference(peer: Scores, ours: Scores) -> dict[str, Any]:
     """Where a peer's figures and ours are farthest apart, in percent points."""
-    worst = max(peer, key=lambda name: abs(peer[name] - scores["ours"][name]))
-    return {"figures": len(peer), "largest": abs(peer[worst] - scores["ours"][worst]), "at": worst}
+    worst = max(peer, key=lambda name: abs(peer[name] - ours[name]))
+    return {"figures": len(peer), "largest": abs(peer[worst] - ours[worst]), "at": worst}
 
 
 def peak_of(name: str, data: Data, threads: int) -> int:
@@ -216,7 +227,7 @@ def show(result: dict[str, Any]) -> None:
     for row in result["rows"]:
         table.add_row(row["implementation"], row["protocol"], f"{row['milliseconds']:,.0f}",
                       f"{row['peak_bytes'] / 1e6:,.0f}")
-    Console().print(table, result["largest_difference_percent"])
+    Console().print(table, result["largest_difference_percent"], result["real_embeddings"])
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
