@@ -11,8 +11,9 @@ from torch import Tensor
 from alignment import ProgressiveAlignment
 from alignment.fine_grained import paired_late_interaction
 from encoders import EncoderOutput
+from kernels.dispatch import has_bf16
 from mm.data.collate import EvalView
-from mm.data.module import AlignData, has_bf16
+from mm.data.module import AlignData
 from mm.data.sample import Batch
 from mm.model import MultimodalModel, select
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.dispatch import choose_path, compute_dtype
+from kernels.dispatch import arithmetic_dtype, choose_path, compute_dtype
 from kernels.grouped_mlp import reference
 
 
@@ -21,14 +21,16 @@ def grouped_mlp(x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights
     x (N, D); w_in (E, 2H, D), gate rows first; w_out (E, D, H); indices (N, K) int64 in [0, E); weights (N, K) -> (N,
     D). Gradients for x, w_in, w_out and weights. Under autocast the products are in autocast's dtype, which is also
     the output's; the sum over k is in float32. A token may name an expert twice; an expert nobody names has a
-    gradient of zeros. Raises ValueError when the shapes disagree.
+    gradient of zeros. A CPU without bfloat16 products makes them in float32. Raises ValueError when the shapes
+    disagree.
     """
     _check(x, w_in, w_out, indices, weights)
     dtype = compute_dtype(x)
     path = choose_path("grouped_mlp", x)
     if path == "reference":
         return reference.grouped_mlp(x.to(dtype), w_in.to(dtype), w_out.to(dtype), indices, weights)
-    return _forward(x, w_in, w_out, indices, weights, dtype, path)[0]
+    arithmetic = arithmetic_dtype("grouped_mlp", dtype, x.device.type, path)
+    return _forward(x, w_in, w_out, indices, weights, arithmetic, path)[0].to(dtype)
 
 
 @torch.library.custom_op("mm_kernels::grouped_mlp", mutates_args=())  # so that torch.compile takes it whole

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from encoders.base import Features
 from encoders.text import Tokenizer, observed_vocabulary
 from encoders.trunks import weights_digest
+from kernels.dispatch import has_bf16
 from mm.data import open_split
 from mm.data.collate import Augment, Collate, EvalView, Example, TrainView
 from mm.data.features import FeatureStore, build_store, stack_rows, store_key
@@ -263,13 +264,6 @@ class CachedView:
         views = sum(1 for s, m, _ in self.data.stores if (s, m) == (self.split, modality))
         rows = [self.data.caption_rows[self.split][c] for c in captions] if modality == "text" else [index]
         return tuple(self.data.stores[self.split, modality, epoch % views][row] for row in rows)
-
-
-def has_bf16(device: str) -> bool:
-    """Whether bf16 is worth switching on: the processor multiplies it natively."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def trainer_precision(precision: Literal["auto", "fp32", "bf16"]) -> Literal["bf16-mixed", "32-true"]:

@@ -9,6 +9,7 @@ import torch
 
 from kernels import dispatch
 from kernels.dispatch import choose_path, compute_dtype
+from kernels.grouped_mlp import grouped_mlp
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +74,19 @@ def test_importing_the_kernels_imports_no_compiler() -> None:
     script = "import sys, kernels.grouped_mlp, kernels.info_nce, kernels.nearest_code; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert "kernels.info_nce" in loaded and "triton" not in loaded and "torch._dynamo" not in loaded
+
+
+def test_bfloat16_is_multiplied_in_float32_where_the_cpu_cannot(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    x, w_in, w_out = torch.randn(24, 8), torch.randn(4, 12, 8), torch.randn(4, 8, 6)
+    indices, weights = torch.rand(24, 4).topk(2)[1], torch.rand(24, 2)
+    narrow = [t.bfloat16() for t in (x, w_in, w_out)]
+    exact = grouped_mlp(*(t.float() for t in narrow), indices, weights)
+    monkeypatch.setattr(dispatch, "has_bf16", lambda device: False)
+    dispatch._say_widened.cache_clear()
+    with caplog.at_level(logging.INFO, logger="kernels"):
+        found = grouped_mlp(*narrow, indices, weights)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, exact.bfloat16(), rtol=0, atol=0)  # rounded once, at the end
+    assert any("multiplies in float32" in record.message for record in caplog.records)
