@@ -24,6 +24,8 @@ class TrainConfig:
     """Steps between evaluations on the validation split; 0 evaluates at the end only."""
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, which is what is evaluated and saved; 0 for none."""
+    freeze: tuple[str, ...] = ()
+    """Name patterns of parameters that do not train, such as encoders.text.trunk.*embeddings*."""
     accelerator: str = "auto"
     devices: int | Literal["auto"] = "auto"
     strategy: str = "auto"

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from mm.adapt.task import freeze
 from mm.checkpoint import SyncedCheckpointIO, regular_checkpoints
 from mm.command import log_training, run_command
 from mm.config import AlignConfig, EvalConfig
@@ -40,6 +41,7 @@ def train_align(config: AlignConfig) -> None:
         raise ValueError(f"{data.train.name} has {', '.join(sorted(data.train.modalities))}, the model"
                          f" {', '.join(config.model.modalities)}: to be aligned, two must be in both")
     task = AlignTask(config, data.vocabulary)
+    freeze(task, config.train.freeze)
     splits = {config.data.train: data.train} | {split: data.open(split) for split in data.evaluation_splits}
     data.cache_features(task.model, splits)
     trainer = build_trainer(config, folder)

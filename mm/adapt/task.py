@@ -75,5 +75,5 @@ def freeze(task: AlignTask, patterns: tuple[str, ...]) -> None:
     for pattern in patterns:
         for parameter in matching(task, pattern, "freeze"):
             parameter.requires_grad_(False)
-    if not any(p.requires_grad for _, p in names_of(task)):
+    if patterns and not any(p.requires_grad for _, p in names_of(task)):
         raise ValueError(f"freeze={list(patterns)} leaves nothing to train")
