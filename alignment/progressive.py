@@ -16,8 +16,20 @@ from alignment.fine_grained import CodeAgreement, LateInteraction
 from alignment.matching import hard_negatives, matching_loss
 from alignment.schedule import PAIRS, LossWeights
 
-MatchLogits = Callable[[str, str, Tensor, Tensor], Tensor]
-"""(modality a, modality b, rows of a (N,), rows of b (N,)) -> match logits (N,)."""
+
+@dataclass(frozen=True)
+class DrawnPairs:
+    """Rows (N,) of modalities a and b that are to be matched: the first `positives` are pairs, the others are not."""
+
+    a: str
+    b: str
+    rows_a: Tensor
+    rows_b: Tensor
+    positives: int
+
+
+MatchLogits = Callable[[list[DrawnPairs]], Tensor]
+"""Drawn pairs of several pairs of modalities -> match logits of all of them, one after another."""
 
 
 @dataclass(frozen=True)
@@ -86,19 +98,31 @@ class ProgressiveAlignment(nn.Module):
     def forward(self, sides: dict[str, Aligned], ids: Tensor, weights: LossWeights, match: MatchLogits) -> LossTerms:
         """The sides by modality, image ids (B,), the schedule's weights now, and the joint head -> LossTerms."""
         loss = LossTerms(ids.new_zeros((), dtype=torch.float32))
+        drawn = []
         for a, b in self.pairs:
             if a not in sides or b not in sides:
                 continue
             rows_a, rows_b = paired_rows(sides[a].present, sides[b].present)
-            if len(rows_a) > 1:
-                self.pair(loss, (a, b), sides, (rows_a, rows_b), ids[rows_a % len(ids)], weights, match)
+            if len(rows_a) < 2:
+                continue
+            of_rows = ids[rows_a % len(ids)]
+            self.pair(loss, (a, b), sides, (rows_a, rows_b), of_rows, weights)
+            if weights.match[a, b] > 0 and self.config.match > 0:
+                drawn.append(self.draw((a, b), sides, (rows_a, rows_b), of_rows))
+        # All pairs of modalities pass the joint head in one call: small calls cost more than what they compute.
+        logits = match(drawn).split([len(d.rows_a) for d in drawn]) if drawn else ()
+        for d, found in zip(drawn, logits, strict=True):
+            value = matching_loss(found[: d.positives], found[d.positives :])
+            loss.add(f"match/{d.a}_{d.b}", value, weights.match[d.a, d.b] * self.config.match)
         return loss
 
     def pair(
         self, loss: LossTerms, pair: tuple[str, str], sides: dict[str, Aligned], rows: tuple[Tensor, Tensor],
-        ids: Tensor, weights: LossWeights, match: MatchLogits,
+        ids: Tensor, weights: LossWeights,
     ) -> None:  # fmt: skip
-        """Add one pair's terms, over its `rows` (P,) of each side, ids (P,). A term of weight zero is not computed."""
+        """Add one pair's terms but matching, over its `rows` (P,) of each side, ids (P,). A term of weight zero is not
+        computed.
+        """
         (a, b), config = pair, self.config
         x, y = sides[a], sides[b]
         i, j = rows
@@ -113,14 +137,11 @@ class ProgressiveAlignment(nn.Module):
         if weights.fine[pair] > 0 and config.fine > 0:
             value = self.late[f"{a}_{b}"](x.tokens[i], x.mask[i], y.tokens[j], y.mask[j], few)
             loss.add(f"fine/{a}_{b}", value, weights.fine[pair] * config.fine)
-        if weights.match[pair] > 0 and config.match > 0:
-            loss.add(f"match/{a}_{b}", self.matching(pair, sides, rows, ids, match), weights.match[pair] * config.match)
 
-    def matching(
-        self, pair: tuple[str, str], sides: dict[str, Aligned], rows: tuple[Tensor, Tensor], ids: Tensor,
-        match: MatchLogits,
-    ) -> Tensor:  # fmt: skip
-        """One positive and two hard negatives for each of the first pairs, all through the joint head in one call.
+    def draw(
+        self, pair: tuple[str, str], sides: dict[str, Aligned], rows: tuple[Tensor, Tensor], ids: Tensor
+    ) -> DrawnPairs:
+        """One positive and two hard negatives for each of the first pairs.
 
         The negatives come from the whole batch: the larger it is, the harder they are.
         """
@@ -129,8 +150,8 @@ class ProgressiveAlignment(nn.Module):
             similarity = sides[a].embedding[i] @ sides[b].embedding[j].T
             wrong_b, wrong_a = hard_negatives(similarity, ids, self.contrastive[f"{a}_{b}"].scale)
         few_a, few_b, wrong_b, wrong_a = i[:count], j[:count], j[wrong_b[:count]], i[wrong_a[:count]]
-        logits = match(a, b, torch.cat([few_a, few_a, wrong_a]), torch.cat([few_b, wrong_b, few_b]))
-        return matching_loss(logits[: len(few_a)], logits[len(few_a) :])
+        rows_a, rows_b = torch.cat([few_a, few_a, wrong_a]), torch.cat([few_b, wrong_b, few_b])
+        return DrawnPairs(a, b, rows_a, rows_b, len(few_a))
 
 
 def paired_rows(present_a: Tensor, present_b: Tensor) -> tuple[Tensor, Tensor]:

@@ -61,14 +61,19 @@ class Block(nn.Module):
         self.moe_norm, self.moe = nn.RMSNorm(width), MoE(config.moe, width, len(MODALITIES))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, streams: dict[str, Stream], fuse: bool) -> tuple[dict[str, Stream], dict[str, Tensor], Tensor]:
-        """-> (streams, MoE losses, load (M, E))."""
+    def forward(
+        self, readings: list[dict[str, Stream]], fuse: bool
+    ) -> tuple[list[dict[str, Stream]], dict[str, Tensor], Tensor]:
+        """Readings that do not see each other -> (the same, MoE losses, load (M, E))."""
+        return self.mix_experts([self.attend(streams, fuse) for streams in readings])
+
+    def attend(self, streams: dict[str, Stream], fuse: bool) -> dict[str, Stream]:
         streams = {m: self.attend_self(s) for m, s in streams.items()}
-        if fuse and len(streams) > 1:
-            # Both sides look at the other as it was before either looked: the result does not depend on an order of
-            # modalities.
-            streams = {m: self.attend_others(s, [o for n, o in streams.items() if n != m]) for m, s in streams.items()}
-        return self.mix_experts(streams)
+        if not fuse or len(streams) < 2:
+            return streams
+        # Both sides look at the other as it was before either looked: the result does not depend on an order of
+        # modalities.
+        return {m: self.attend_others(s, [o for n, o in streams.items() if n != m]) for m, s in streams.items()}
 
     def attend_self(self, s: Stream) -> Stream:
         x = self.self_norm(s.x)
@@ -79,19 +84,24 @@ class Block(nn.Module):
         mask = torch.cat([o.mask for o in others], 1)
         return Stream(s.x + self.dropout(self.cross_attention(self.cross_norm(s.x), context, mask)), s.mask)
 
-    def mix_experts(self, streams: dict[str, Stream]) -> tuple[dict[str, Stream], dict[str, Tensor], Tensor]:
-        """All real tokens of all streams pass the experts in one call; padding never reaches them."""
-        real = {m: s.mask.flatten().nonzero().squeeze(1) for m, s in streams.items()}
-        flat = {m: s.x.flatten(0, 1) for m, s in streams.items()}
-        tokens = torch.cat([flat[m][real[m]] for m in streams])
-        modality = torch.cat([torch.full_like(real[m], MODALITIES.index(m)) for m in streams])
+    def mix_experts(
+        self, readings: list[dict[str, Stream]]
+    ) -> tuple[list[dict[str, Stream]], dict[str, Tensor], Tensor]:
+        """All real tokens of all streams of all readings pass the experts in one call; padding never reaches them."""
+        streams = [(m, s) for reading in readings for m, s in reading.items()]
+        real = [s.mask.flatten().nonzero().squeeze(1) for _, s in streams]
+        flat = [s.x.flatten(0, 1) for _, s in streams]
+        tokens = torch.cat([x[rows] for x, rows in zip(flat, real, strict=True)])
+        modality = torch.cat([torch.full_like(r, MODALITIES.index(m)) for (m, _), r in zip(streams, real, strict=True)])
         out = self.moe(self.moe_norm(tokens), modality)
-        parts = self.dropout(out.x).split([len(real[m]) for m in streams])
-        mixed = {
-            m: Stream(flat[m].index_add(0, real[m], part.to(flat[m].dtype)).view_as(s.x), s.mask)
-            for (m, s), part in zip(streams.items(), parts, strict=True)
-        }
+        parts = iter(zip(flat, real, self.dropout(out.x).split([len(rows) for rows in real]), strict=True))
+        mixed = [{m: mixed_in(s, *next(parts)) for m, s in reading.items()} for reading in readings]
         return mixed, out.losses, out.load
+
+
+def mixed_in(s: Stream, flat: Tensor, rows: Tensor, part: Tensor) -> Stream:
+    """A stream, what the experts made of its real tokens (N, D) added at their rows (N,) of `flat` (B·T, D)."""
+    return Stream(flat.index_add(0, rows, part.to(flat.dtype)).view_as(s.x), s.mask)
 
 
 class Backbone(nn.Module):
@@ -108,20 +118,28 @@ class Backbone(nn.Module):
         self.norm = nn.RMSNorm(config.width)
 
     def forward(self, streams: dict[str, Stream], fuse: bool) -> BackboneOutput:
-        streams = {m: Stream(s.x + self.modality[m], s.mask) for m, s in streams.items()}
+        (streams,), losses, load = self.together([streams], fuse)
+        return BackboneOutput(streams, losses, load)
+
+    def together(
+        self, readings: list[dict[str, Stream]], fuse: bool
+    ) -> tuple[list[dict[str, Stream]], dict[str, Tensor], Tensor]:
+        """Several readings, which do not see each other, through the experts in one call each layer: their streams;
+        losses and load of all, as in BackboneOutput.
+        """
+        readings = [{m: Stream(s.x + self.modality[m], s.mask) for m, s in streams.items()} for streams in readings]
         losses: dict[str, Tensor] = {}
         loads = []
         for block in self.blocks:
             if self.checkpoint and torch.is_grad_enabled():
-                streams, block_losses, load = checkpoint(block, streams, fuse, use_reentrant=False)
+                readings, block_losses, load = checkpoint(block, readings, fuse, use_reentrant=False)
             else:
-                streams, block_losses, load = block(streams, fuse)
+                readings, block_losses, load = block(readings, fuse)
             loads.append(load)
             for name, value in block_losses.items():
                 losses[name] = losses[name] + value if name in losses else value
-        return BackboneOutput(
-            {m: Stream(self.norm(s.x), s.mask) for m, s in streams.items()}, losses, torch.stack(loads)
-        )
+        read = [{m: Stream(self.norm(s.x), s.mask) for m, s in streams.items()} for streams in readings]
+        return read, losses, torch.stack(loads)
 
     def rebalance(self, load: Tensor) -> None:
         """Move every layer's routing bias against the step's load (layers, M, E), summed over ranks by the caller."""

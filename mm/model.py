@@ -162,9 +162,17 @@ class MultimodalModel(nn.Module):
         The joint reading starts as the embedding reading, pool and projection included: cross-modal attention, which
         begins at zero, has only to learn what looking at the other side adds.
         """
-        out = self.backbone({a: Stream(left.tokens, left.mask), b: Stream(right.tokens, right.mask)}, fuse=True)
-        x, y = (self.read(m, out.streams[m], e.summary, settled=True) for m, e in ((a, left), (b, right)))
-        return MatchOutput(self.match_head(x, y), out.losses, out.load)
+        return self.match_all([(a, b, left, right)])
+
+    def match_all(self, pairs: list[tuple[str, str, EncoderOutput, EncoderOutput]]) -> MatchOutput:
+        """`match` of several pairs of modalities, the experts called once for all: logits of all, one after another."""
+        readings = [{m: Stream(e.tokens, e.mask) for m, e in ((a, x), (b, y))} for a, b, x, y in pairs]
+        streams, losses, load = self.backbone.together(readings, fuse=True)
+        logits = []
+        for (a, b, left, right), read in zip(pairs, streams, strict=True):
+            x, y = (self.read(m, read[m], e.summary, settled=True) for m, e in ((a, left), (b, right)))
+            logits.append(self.match_head(x, y))
+        return MatchOutput(torch.cat(logits), losses, load)
 
 
 class Projection(nn.Module):

@@ -10,7 +10,7 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from alignment import Aligned, LossTerms, ProgressiveAlignment, loss_weights, stage
+from alignment import Aligned, DrawnPairs, LossTerms, ProgressiveAlignment, loss_weights, stage
 from mm.config import AlignConfig
 from mm.data.sample import Batch
 from mm.model import ModelOutput, MultimodalModel, select
@@ -60,8 +60,9 @@ class AlignTask(LightningModule):
         loads = [output.load]
         router = dict(output.losses)
 
-        def match(a: str, b: str, rows_a: Tensor, rows_b: Tensor) -> Tensor:
-            out = self.model.match(a, b, select(encoded[a], rows_a), select(encoded[b], rows_b))
+        def match(drawn: list[DrawnPairs]) -> Tensor:
+            pairs = [(d.a, d.b, select(encoded[d.a], d.rows_a), select(encoded[d.b], d.rows_b)) for d in drawn]
+            out = self.model.match_all(pairs)
             loads.append(out.load)
             for name, value in out.losses.items():
                 router[name] = router[name] + value

@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 from alignment import (
     PAIRS,
     Aligned,
+    DrawnPairs,
     LossConfig,
     LossTerms,
     LossWeights,
@@ -28,8 +29,8 @@ def side(seed: int, rows: int = 6, present: Tensor | None = None) -> Aligned:
     return Aligned(normalize(embedding, dim=-1).requires_grad_(), normalize(tokens, dim=-1), mask, there)
 
 
-def no_match(a: str, b: str, left: Tensor, right: Tensor) -> Tensor:
-    return torch.zeros(len(left))
+def no_match(drawn: list[DrawnPairs]) -> Tensor:
+    return torch.zeros(sum(len(d.rows_a) for d in drawn))
 
 
 def build(*modalities: str, config: LossConfig = CONFIG) -> ProgressiveAlignment:
@@ -98,23 +99,38 @@ def test_one_pair_alone_has_no_terms() -> None:
 def test_the_joint_head_sees_positives_first_and_then_wrong_pairs() -> None:
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def match(a: str, b: str, left: Tensor, right: Tensor) -> Tensor:
-        seen.append((left, right))
-        return torch.zeros(len(left))
+    def match(drawn: list[DrawnPairs]) -> Tensor:
+        seen.extend((d.rows_a, d.rows_b) for d in drawn)
+        return no_match(drawn)
 
-    run(build("image", "text"), SIDES, JOINT, match)
-    (left, right), few = seen[0], CONFIG.match_rows
-    assert len(left) == len(right) == 3 * few
-    assert torch.equal(left[:few], right[:few]) and not (left[few:] == right[few:]).any()
+    run(build("image", "audio", "text"), SIDES, JOINT, match)
+    few = CONFIG.match_rows
+    assert len(seen) == 3
+    for left, right in seen:
+        assert len(left) == len(right) == 3 * few
+        assert torch.equal(left[:few], right[:few]) and not (left[few:] == right[few:]).any()
+
+
+def test_each_pair_of_modalities_is_judged_by_its_own_logits() -> None:
+    """All go through the joint head in one call; here it is right about the first pair of modalities and wrong about
+    the others."""
+    def match(drawn: list[DrawnPairs]) -> Tensor:
+        signs = [(20.0 if turn == 0 else -20.0) * (torch.arange(len(d.rows_a)) < d.positives).float().mul(2).sub(1)
+                 for turn, d in enumerate(drawn)]
+        return torch.cat(signs)
+
+    terms = run(build("image", "audio", "text"), SIDES, JOINT, match).terms
+    right, *wrong = (float(terms[f"match/{a}_{b}"]) for a, b in PAIRS)
+    assert right < 1e-6 and all(abs(value - 20) < 1e-3 for value in wrong)
 
 
 def test_several_captions_of_an_image_are_pairs_of_their_own_and_never_its_negatives() -> None:
     """As if the image had been given once for each of its captions."""
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def match(a: str, b: str, left: Tensor, right: Tensor) -> Tensor:
-        seen.append((left, right))
-        return torch.zeros(len(left))
+    def match(drawn: list[DrawnPairs]) -> Tensor:
+        seen.extend((d.rows_a, d.rows_b) for d in drawn)
+        return no_match(drawn)
 
     loss, image, text = build("image", "text"), side(0), side(2, rows=12)
     torch.manual_seed(1)

@@ -65,6 +65,17 @@ def test_match_depends_on_both_sides_and_not_on_the_batch(model: nn.Module, tiny
     torch.testing.assert_close(first, logits[:1])
 
 
+def test_pairs_of_modalities_are_matched_in_one_call_as_one_by_one(
+    model: nn.Module, tiny_batch: Callable[..., Batch]
+) -> None:
+    encoded = model(tiny_batch()).encoded
+    few = {m: select(e, torch.tensor([2, 0])) for m, e in encoded.items()}
+    pairs = [("image", "text", encoded["image"], encoded["text"]), ("audio", "text", few["audio"], few["text"])]
+    together, each = model.match_all(pairs), [model.match(*pair) for pair in pairs]
+    torch.testing.assert_close(together.logits, torch.cat([out.logits for out in each]))
+    assert torch.equal(together.load, sum(out.load for out in each))
+
+
 def test_matching_moves_no_statistics_of_the_embedding_reading(
     model: nn.Module, tiny_batch: Callable[..., Batch]
 ) -> None:
