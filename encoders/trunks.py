@@ -8,7 +8,7 @@ nothing in them is executed.
 import hashlib
 import importlib.resources
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -216,10 +216,30 @@ class HuggingFaceTextTrunk(Trunk):
         self.vocabulary_size = self.model.config.vocab_size
 
     def forward(self, ids: Tensor, mask: Tensor) -> Features:
-        return Features(self.model(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
+        return Features(by_length(self.read, ids, mask), mask)
+
+    def read(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
 
     def embedding(self) -> Tensor:
         return self.model.get_input_embeddings().weight
+
+
+def by_length(read: Callable[[Tensor, Tensor], Tensor], ids: Tensor, mask: Tensor, rows: int = 64) -> Tensor:
+    """`read` over ids (B, L) and mask (B, L) -> (B, L, F), `rows` captions of like length at a time, each group cut
+    where its longest ends; zeros beyond. The captions of a batch are mostly half as long as its longest.
+
+    What a mask leaves out must lie behind what it keeps.
+    """
+    if len(ids) <= rows:
+        return read(ids, mask)
+    order = mask.sum(1).argsort()
+    groups = []
+    for group in order.split(rows):
+        length = int(mask[group[-1]].sum())
+        x = read(ids[group, :length], mask[group, :length])
+        groups.append(nn.functional.pad(x, (0, 0, 0, ids.shape[1] - length)))
+    return torch.cat(groups)[order.argsort()]
 
 
 def open_clip_model(name: str, weights: str | None, text: bool = False) -> Any:
