@@ -137,9 +137,18 @@ def write_table(path: Path, study: str, done: list[Run], folder: Path) -> None:
         for run in done:
             result = json.loads((folder / run.name / "result.json").read_text())
             own = {name: result[name] for name in ("parameters_total", "parameters_active", "seconds")}
-            for measure, value in {**result["metrics"], **own}.items():
+            for measure, value in {**result["metrics"], **own, **last_logged(folder / run.name)}.items():
                 rows.writerow((study, run.variant, run.seed, measure, value))
     temporary.replace(path)
+
+
+def last_logged(run: Path) -> dict[str, str]:
+    """The training losses of a run as they were logged last, `train/<name>`."""
+    last: dict[str, str] = {}
+    with (run / "metrics.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            last |= {name: value for name, value in row.items() if name.startswith("train/") and value}
+    return last
 
 
 if __name__ == "__main__":

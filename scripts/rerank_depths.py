@@ -1,0 +1,77 @@
+"""How deep must cross-modal attention look? One finished run judged at several depths of re-ranking, in one table.
+
+    python scripts/rerank_depths.py --run runs/default
+    python scripts/rerank_depths.py --run runs/flickr8k_recipe --root DIR --depths '[0, 5, 10]' --table depths.csv
+
+The table is tidy, as scripts/ablate.py's: a depth is a variant. `seconds` are those of one judgement, embedding
+included. Depths that the table has are not judged again.
+"""
+
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import track
+
+from mm.command import run_command
+
+JUDGE = Path(__file__).parent / "eval_coco.py"
+RECALLS = ("image_to_text/R@1", "text_to_image/R@1")
+
+
+@dataclass(frozen=True)
+class RerankDepths:
+    run: Path
+    """Folder of a finished run."""
+    root: str | None = None
+    """Folder in COCO caption layout or of shards; without it, the run's own data."""
+    split: str = "val"
+    """Split to judge."""
+    depths: tuple[int, ...] = (0, 2, 5, 10, 20)
+    """Candidates of each query that are scored again."""
+    table: Path | None = None
+    """CSV file; by default <run>/rerank.csv."""
+
+
+def rerank_depths(config: RerankDepths) -> None:
+    """Raises ValueError with the last line of what a judgement says when it ends badly."""
+    table = config.table or config.run / "rerank.csv"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    done = {row["variant"] for row in csv.DictReader(table.open())} if table.is_file() else set()
+    for depth in track([d for d in config.depths if str(d) not in done], "depths"):
+        rows = judged(config, depth)
+        new = not table.is_file()
+        with table.open("a", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows([("study", "variant", "seed", "measure", "value")] if new else [])
+            writer.writerows(("rerank", depth, 0, measure, value) for measure, value in rows.items())
+    print(f"{len(config.depths)} depths: {table}")
+
+
+def judged(config: RerankDepths, depth: int) -> dict[str, float]:
+    """Recalls at one depth, their intervals as <measure>/low and /high, and seconds."""
+    root = ["--data.root", config.root] if config.root else []
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.json"
+        given = ["--run", str(config.run), *root, "--data.split", config.split, "--rerank", str(depth)]
+        started = time.perf_counter()
+        command = [sys.executable, str(JUDGE), *given, "--json", str(out)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ended.returncode:
+            raise ValueError(f"depth {depth}: {(ended.stderr.strip().splitlines() or ['no output'])[-1]}")
+        rows = {"seconds": round(time.perf_counter() - started, 1)}
+        result = json.loads(out.read_text())
+    for name in RECALLS:
+        source = f"reranked/{name}" if depth else name
+        low, high = result["intervals"][source]
+        rows |= {name: result["metrics"][source], f"{name}/low": low, f"{name}/high": high}
+    return rows
+
+
+if __name__ == "__main__":
+    run_command(RerankDepths, rerank_depths)

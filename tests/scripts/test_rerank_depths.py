@@ -1,0 +1,54 @@
+"""Depths of re-ranking over a stand-in for the judge: what is asked of it, and what is not asked again."""
+
+import csv
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "rerank_depths.py"
+JUDGE = """
+import json, sys
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+depth = int(given["--rerank"])
+if depth == 13:
+    sys.exit("eval_coco: 13 brings bad luck")
+names = ["image_to_text/R@1", "text_to_image/R@1"]
+kinds = {"": 0, "reranked/": depth} if depth else {"": 0}
+metrics = {kind + name: 50.0 + d for kind, d in kinds.items() for name in names}
+intervals = {name: [value - 2, value + 2] for name, value in metrics.items()}
+json.dump({"metrics": metrics, "intervals": intervals}, open(given["--json"], "w"))
+"""
+
+
+@pytest.fixture
+def depths(tmp_path: Path) -> Callable[..., list[tuple[str, str, float]]]:
+    """depths(0, 5) -> (variant, measure, value) of the table."""
+    (tmp_path / "judge.py").write_text(JUDGE)
+    names = runpy.run_path(str(SCRIPT))
+    names["judged"].__globals__["JUDGE"] = tmp_path / "judge.py"
+
+    def run(*asked: int) -> list[tuple[str, str, float]]:
+        table = tmp_path / "out" / "rerank.csv"
+        names["rerank_depths"](names["RerankDepths"](run=tmp_path, depths=asked, table=table))
+        return [(row["variant"], row["measure"], float(row["value"])) for row in csv.DictReader(table.open())]
+
+    return run
+
+
+def test_each_depth_is_a_variant_with_its_interval(depths: Callable[..., list]) -> None:
+    found = {(variant, measure): value for variant, measure, value in depths(0, 5)}
+    assert found["0", "image_to_text/R@1"] == 50 and found["5", "image_to_text/R@1"] == 55
+    assert (found["5", "text_to_image/R@1/low"], found["5", "text_to_image/R@1/high"]) == (53, 57)
+    assert ("5", "seconds") in found
+
+
+def test_what_the_table_has_is_not_judged_again(depths: Callable[..., list]) -> None:
+    first = depths(0)
+    assert depths(0, 2)[: len(first)] == first and len(depths(0, 2)) == 2 * len(first)
+
+
+def test_a_judgement_that_fails_says_why(depths: Callable[..., list]) -> None:
+    with pytest.raises(ValueError, match="depth 13: eval_coco: 13 brings bad luck"):
+        depths(13)
