@@ -17,6 +17,7 @@ from encoders.trunks import (
     OpenClipImageTrunk,
     OpenClipTextTrunk,
     TimmTrunk,
+    by_length,
     hugging_face_folder,
     pool_grid,
     read_weights,
@@ -140,6 +141,24 @@ def test_a_transformers_folder_is_a_trunk(bert: Path) -> None:
     random = HuggingFaceTextTrunk(str(bert), "none")
     assert trunk.model.state_dict().keys() == random.model.state_dict().keys()
     assert weights_digest(trunk) != weights_digest(random)
+
+
+def test_captions_are_read_by_length_and_come_back_in_order(bert: Path) -> None:
+    """What is real is as if all had been read at once; of what is padding, less is computed."""
+    trunk = HuggingFaceTextTrunk(str(bert), None).eval()
+    length = torch.tensor([3, 9, 2, 5, 9, 4, 2])
+    mask = torch.arange(10) < length[:, None]
+    ids = torch.randint(1, 10, mask.shape) * mask
+    seen: list[tuple[int, ...]] = []
+
+    def read(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(ids.shape))
+        return trunk.read(ids, mask)
+
+    with torch.no_grad():
+        found, expected = by_length(read, ids, mask, rows=3), trunk.read(ids, mask)
+    assert found.shape == expected.shape and seen == [(3, 3), (3, 9), (1, 9)]
+    torch.testing.assert_close(found[mask], expected[mask], rtol=1e-4, atol=1e-5)
 
 
 class Bomb:
