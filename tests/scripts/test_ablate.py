@@ -40,6 +40,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         metrics = {"RSUM": 10.0 * int(values["--seed"])}
         result = {"metrics": metrics, "parameters_total": 5, "parameters_active": 3, "seconds": 1.5}
         (folder / "result.json").write_text(json.dumps(result))
+        (folder / "metrics.csv").write_text("step,train/total,val/RSUM\n9,4.5,\n19,2.5,\n19,,7.0\n")
         return CompletedProcess(words, 0)
 
     monkeypatch.setattr("subprocess.run", run)
@@ -61,6 +62,8 @@ def test_a_study_goes_on_where_it_broke_and_ends_in_one_table(
     rows = list(csv.DictReader((tmp_path / "runs" / "toy.csv").open()))
     found = {(r["study"], r["variant"], r["seed"]): r["value"] for r in rows if r["measure"] == "RSUM"}
     assert found == {("toy", v, s): f"{10.0 * int(s)}" for v in ("plain", "dense") for s in "01"}
+    losses = {r["value"] for r in rows if r["measure"] == "train/total"}
+    assert losses == {"2.5"}                                       # the last that was logged
     script("ablate.py", *where)
     assert len(commands) == 5                                      # all is there: nothing is run again
     assert "plain-0 was run with other settings" in refused("ablate.py", *where, "--settings", "{train.steps: 4}")
@@ -81,6 +84,7 @@ def test_every_study_of_the_project_is_of_models_that_can_be_built(
         seen.append(config.name)
         result = {"metrics": {}, "parameters_total": 1, "parameters_active": 1, "seconds": 1}
         (Path(config.runs) / config.name / "result.json").write_text(json.dumps(result))
+        (Path(config.runs) / config.name / "metrics.csv").write_text("step\n")
         return CompletedProcess(words, 0)
 
     monkeypatch.setattr("subprocess.run", run)
