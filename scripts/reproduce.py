@@ -9,6 +9,7 @@ Nothing in the table is typed by hand: every figure comes from a file that train
 
 import json
 from pathlib import Path
+from typing import Any
 
 from mm.command import run_command
 
@@ -70,13 +71,24 @@ def reproduce(
 
 
 def keep(path: Path, results: Path) -> None:
-    """Copy a result under the name of its run and the data it was judged on."""
-    result = json.loads(path.read_text())
+    """Copy a result under the name of its run and the data it was judged on, without the paths of this machine."""
+    result = without_places(json.loads(path.read_text()))
     stamp = next(iter(result["protocol"].values()))
     results.mkdir(parents=True, exist_ok=True)
     (results / f"{result['config']['name']}-on-{stamp['dataset'].replace('/', '-')}.json").write_text(
         json.dumps(result, indent=1) + "\n"
     )
+
+
+def without_places(content: Any) -> Any:
+    """JSON content, of every absolute path the last part: where a run lay says nothing of what it measured."""
+    if isinstance(content, dict):
+        return {name: without_places(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [without_places(value) for value in content]
+    if isinstance(content, str) and Path(content).is_absolute():
+        return Path(content).name
+    return content
 
 
 def retrieval_table(runs: list[dict]) -> str:

@@ -42,6 +42,17 @@ def test_a_result_becomes_a_row_between_the_markers(tmp_path: Path, result: dict
     assert reproduce(tmp_path).returncode == 0 and readme.read_text() == text
 
 
+def test_a_kept_result_says_nothing_of_where_its_run_lay(tmp_path: Path, result: dict) -> None:
+    result["config"] |= {"runs": str(tmp_path / "runs"), "data": {"root": "../photographs", "cache": str(tmp_path)}}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    (tmp_path / "R.md").write_text("<!-- RESULTS: written by scripts/reproduce.py --><!-- /RESULTS -->")
+    assert reproduce(tmp_path, "--add", f"[{tmp_path / 'result.json'}]").returncode == 0
+    text = (tmp_path / "results" / "mine-on-coco_mini-val.json").read_text()
+    config = json.loads(text)["config"]
+    assert str(tmp_path) not in text
+    assert (config["runs"], config["data"]) == ("runs", {"root": "../photographs", "cache": tmp_path.name})
+
+
 def test_without_results_it_says_how_to_add_one(tmp_path: Path) -> None:
     found = reproduce(tmp_path)
     assert found.returncode == 2 and "--add" in found.stderr and "Traceback" not in found.stderr
