@@ -233,10 +233,11 @@ def by_length(read: Callable[[Tensor, Tensor], Tensor], ids: Tensor, mask: Tenso
     """
     if len(ids) <= rows:
         return read(ids, mask)
-    order = mask.sum(1).argsort()
+    lengths = mask.sum(1)
+    order = lengths.argsort()
     groups = []
     for group in order.split(rows):
-        length = int(mask[group[-1]].sum())
+        length = int(lengths[group[-1]])
         x = read(ids[group, :length], mask[group, :length])
         groups.append(nn.functional.pad(x, (0, 0, 0, ids.shape[1] - length)))
     return torch.cat(groups)[order.argsort()]

@@ -30,6 +30,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from kernels.timing import Contest
+from mm.adapt.task import freeze
 from mm.command import log_training, run_command
 from mm.config import AlignConfig
 from mm.data.module import AlignData, CachedView, trainer_precision
@@ -78,6 +79,7 @@ def bench_step(config: StepConfig) -> None:
     data.setup()
     task = StandingTask(config, data.vocabulary)
     task.at = config.progress
+    freeze(task, config.train.freeze)
     data.cache_features(task.model, {config.data.train: data.train})
     started = time.perf_counter()
     batches = made_batches(data, config)
