@@ -8,19 +8,14 @@ included. Depths that the table has are not judged again.
 """
 
 import csv
-import json
-import subprocess
-import sys
-import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.progress import track
 
 from mm.command import run_command
+from mm.judge import FinishedRun
 
-JUDGE = Path(__file__).parent / "eval_coco.py"
 RECALLS = ("image_to_text/R@1", "text_to_image/R@1")
 
 
@@ -39,7 +34,7 @@ class RerankDepths:
 
 
 def rerank_depths(config: RerankDepths) -> None:
-    """Raises ValueError with the last line of what a judgement says when it ends badly."""
+    """Raises ValueError naming the depth whose judgement ends badly."""
     table = config.table or config.run / "rerank.csv"
     table.parent.mkdir(parents=True, exist_ok=True)
     done = {row["variant"] for row in csv.DictReader(table.open())} if table.is_file() else set()
@@ -55,17 +50,12 @@ def rerank_depths(config: RerankDepths) -> None:
 
 def judged(config: RerankDepths, depth: int) -> dict[str, float]:
     """Recalls at one depth, their intervals as <measure>/low and /high, and seconds."""
-    root = ["--data.root", config.root] if config.root else []
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "result.json"
-        given = ["--run", str(config.run), *root, "--data.split", config.split, "--rerank", str(depth)]
-        started = time.perf_counter()
-        command = [sys.executable, str(JUDGE), *given, "--json", str(out)]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        if ended.returncode:
-            raise ValueError(f"depth {depth}: {(ended.stderr.strip().splitlines() or ['no output'])[-1]}")
-        rows = {"seconds": round(time.perf_counter() - started, 1)}
-        result = json.loads(out.read_text())
+    try:
+        run = FinishedRun(config.run, config.root, rerank=depth)
+        result, _ = run.judge(run.open(config.split), config.split)
+    except ValueError as error:
+        raise ValueError(f"depth {depth}: {error}") from error
+    rows = {"seconds": result["seconds"]}
     for name in RECALLS:
         source = f"reranked/{name}" if depth else name
         low, high = result["intervals"][source]
