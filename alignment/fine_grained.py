@@ -1,42 +1,79 @@
 """The fine-grained terms: token-level late interaction, and agreement of code distributions over a shared codebook."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from alignment.gather import gather
+from kernels.dispatch import compute_dtype
+
+ROWS = 8  # of `a` that meet all of `b` at once: their similarities stay in the cache from product to maximum
+HIDDEN = -4.0  # added to a padding token's similarities: below every cosine, so that it is nobody's best partner
 
 
-def late_interaction(a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, block: int = 32) -> Tensor:
+def late_interaction(a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, block: int = ROWS) -> Tensor:
     """FILIP's similarity (Yao et al. 2022): each token finds its best partner, the finds are averaged, both ways.
 
-    a (N, S, D), mask_a (N, S), b (M, T, D), mask_b (M, T), unit vectors -> (N, M) in [-1, 1].
-    Rows of `a` go in blocks that are recomputed in backward, so that N·M·S·T similarities never live at once.
+    a (N, S, D), mask_a (N, S), b (M, T, D), mask_b (M, T), unit vectors -> (N, M) in [-1, 1], float32 at least.
+    Products are made in a's dtype, or in autocast's. Of N·M·S·T similarities only `block` rows of `a` live at once.
     """
-    blocks = []
-    for start in range(0, len(a), block):
-        rows = slice(start, start + block)
-        if torch.is_grad_enabled():
-            blocks.append(
-                torch.utils.checkpoint.checkpoint(_interact, a[rows], mask_a[rows], b, mask_b, use_reentrant=False)
-            )
-        else:
-            blocks.append(_interact(a[rows], mask_a[rows], b, mask_b))
-    return torch.cat(blocks)
+    dtype = compute_dtype(a)
+    with torch.autocast(a.device.type, enabled=False):
+        return _LateInteraction.apply(a.to(dtype), mask_a, b.to(dtype), mask_b, block)
 
 
-def _interact(a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor) -> Tensor:
-    n, s, d = a.shape
-    m, t, _ = b.shape
-    similarity = (a.reshape(n * s, d) @ b.reshape(m * t, d).T).float().view(n, s, m, t)
-    return 0.5 * (
-        _mean_of_best(similarity, mask_a, mask_b) + _mean_of_best(similarity.permute(2, 3, 0, 1), mask_b, mask_a).T
-    )
+class _LateInteraction(torch.autograd.Function):
+    """Saves who is whose best partner, not how similar all others are: their gradients are zero."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, block: int) -> Tensor:
+        (n, s, _), (m, t, _) = a.shape, b.shape
+        # Two more channels carry the masks through the product.
+        left = torch.cat([a, torch.ones_like(a[..., :1]), HIDDEN * ~mask_a[..., None]], 2).to(a.dtype)
+        right = torch.cat([b, HIDDEN * ~mask_b[..., None], torch.ones_like(b[..., :1])], 2).to(b.dtype)
+        right = right.flatten(0, 1).T.contiguous()
+        share_a, share_b = _shares(mask_a, mask_b)
+        found = a.new_empty(n, m, dtype=share_a.dtype)
+        best_b = mask_a.new_empty(n, s, m, dtype=torch.int32)
+        best_a = mask_a.new_empty(n, m, t, dtype=torch.int32)
+        for rows in _blocks(n, block):
+            similarity = (left[rows].flatten(0, 1) @ right).view(-1, s, m, t)
+            best, best_b[rows] = similarity.max(3)
+            found[rows] = (best.clamp(min=-1) * share_a[rows, :, None]).sum(1)
+            best, best_a[rows] = similarity.max(1)
+            found[rows] += (best.clamp(min=-1) * share_b).sum(2)
+        ctx.save_for_backward(a, mask_a, b, mask_b, best_b, best_a)
+        ctx.block = block
+        return found
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        a, mask_a, b, mask_b, best_b, best_a = ctx.saved_tensors
+        (n, s, _), (m, t, _) = a.shape, b.shape
+        share_a, share_b = _shares(mask_a, mask_b)
+        grad = grad * mask_a.any(1)[:, None] * mask_b.any(1)  # who has no tokens has no partners
+        d_a, d_b = torch.empty_like(a), torch.zeros_like(b, dtype=grad.dtype)
+        for rows in _blocks(n, ctx.block):
+            g = grad[rows]
+            d = g.new_zeros(len(g), s, m, t)
+            d.scatter_(3, best_b[rows, ..., None].long(), (g[:, None] * share_a[rows, :, None])[..., None])
+            d.scatter_add_(1, best_a[rows, None].long(), (g[..., None] * share_b)[:, None])
+            d = d.view(-1, m * t).to(a.dtype)
+            d_a[rows] = (d @ b.flatten(0, 1)).view_as(a[rows])
+            d_b += (d.T @ a[rows].flatten(0, 1)).view_as(b)
+        return d_a, None, d_b.to(b.dtype), None, None
 
 
-def _mean_of_best(similarity: Tensor, mask: Tensor, other: Tensor) -> Tensor:
-    """similarity (N, S, M, T) -> (N, M): the best real partner among T, averaged over the real tokens of S."""
-    best = similarity.masked_fill(~other, -1.0).amax(3)
-    return (best * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+def _blocks(rows: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, rows, size))
+
+
+def _shares(*masks: Tensor) -> list[Tensor]:
+    """Half of one over the number of real tokens, at each of them: (N, S) float32."""
+    return [0.5 * mask / mask.sum(1, keepdim=True).clamp(min=1) for mask in masks]
 
 
 def paired_late_interaction(a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor) -> Tensor:

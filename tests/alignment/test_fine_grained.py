@@ -55,6 +55,51 @@ def test_blocks_change_neither_value_nor_gradient() -> None:
     torch.testing.assert_close(found[0], found[1])
 
 
+def plain(a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor) -> Tensor:
+    """The definition, differentiated by autograd through every similarity."""
+    similarity = torch.einsum("nsd,mtd->nsmt", a, b)
+    best_b = similarity.masked_fill(~mask_b, -1).amax(3) * mask_a[..., None]
+    best_a = similarity.masked_fill(~mask_a[..., None, None], -1).amax(1) * mask_b
+    count_a, count_b = (mask.sum(1).clamp(min=1) for mask in (mask_a, mask_b))
+    return (best_b.sum(1) / count_a[:, None] + best_a.sum(2) / count_b) / 2
+
+
+@pytest.mark.parametrize("block", [1, 3, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_late_interaction_has_the_gradient_of_its_definition(block: int, dtype: torch.dtype) -> None:
+    (a, mask_a), (b, mask_b) = ragged(5, 4, 0), ragged(7, 3, 1)
+    mask_a[1], mask_b[2] = False, False  # a sample without tokens
+    found = []
+    for function in (plain, lambda *sides: late_interaction(*sides, block)):
+        x, y = a.to(dtype).requires_grad_(), b.to(dtype).requires_grad_()
+        value = function(x, mask_a, y, mask_b)
+        value.square().sum().backward()
+        found.append((value.detach().to(dtype), x.grad, y.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+def test_late_interaction_computes_in_the_dtype_of_autocast() -> None:
+    (a, mask_a), (b, mask_b) = ragged(5, 4, 0), ragged(7, 3, 1)
+    expected = late_interaction(a, mask_a, b, mask_b)
+    a.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = late_interaction(a, mask_a, b, mask_b)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
+    assert not torch.equal(found, expected)
+    found.sum().backward()
+    assert a.grad is not None and a.grad.dtype == torch.float32
+
+
+def test_late_interaction_keeps_no_similarities() -> None:
+    """What autograd saves grows with N·M·(S + T), not with N·M·S·T."""
+    (a, mask_a), (b, mask_b) = ragged(16, 20, 0), ragged(16, 20, 1)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.nbytes) or x, lambda x: x):
+        late_interaction(a.requires_grad_(), mask_a, b, mask_b)
+    assert sum(saved) < 4 * 16 * 16 * 20 * 20 / 2
+
+
 def test_padding_changes_nothing() -> None:
     (a, mask_a), (b, mask_b) = ragged(5, 4, 0), ragged(5, 3, 1)
     longer = torch.cat([a, torch.ones(5, 2, 6)], 1), torch.cat([mask_a, torch.zeros(5, 2, dtype=torch.bool)], 1)
