@@ -23,7 +23,7 @@ class EncoderOutput:
 
     tokens (B, T, D) enter the backbone; codes (B, T, Q) int64 are their discrete names, -1 at padding;
     mask (B, T) bool; summary (B, S) is what the trunk itself says of the whole: its prefix tokens, and the mean of the
-    others; losses and metrics are named scalars.
+    others; losses and metrics are named scalars; marked (B, T) bool are the tokens to which attention is drawn, if any.
     """
 
     tokens: Tensor
@@ -32,6 +32,7 @@ class EncoderOutput:
     summary: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    marked: Tensor | None = None
 
 
 class Trunk(nn.Module):

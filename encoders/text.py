@@ -78,6 +78,24 @@ class Tokenizer:
         longest = int(end.max()) + 1
         return ids[:, :longest], mask[:, :longest]
 
+    def word_ids(self, text: str, after: str = "") -> list[int]:
+        """Token ids of a text without start and end token, nor those of what it begins with, `after`.
+
+        Raises ValueError where the text does not begin with the tokens of `after`.
+        """
+        if self.hugging_face is not None:
+            ids, first = (self.hugging_face(t, add_special_tokens=False)["input_ids"] for t in (text, after))
+        else:
+            ids, first = (self.bpe.encode(t) for t in (text, after))
+        if ids[: len(first)] != first:
+            raise ValueError(f"the tokens of {text!r} do not begin with those of {after!r}")
+        return ids[len(first) :]
+
+    @property
+    def unknown(self) -> int | None:
+        """The id that stands for whatever the tokenizer does not know, if it has one."""
+        return None if self.hugging_face is None else self.hugging_face.unk_token_id
+
     def decode(self, ids: list[int]) -> str:
         """Token ids of one caption -> text, special tokens left out."""
         if self.hugging_face is not None:

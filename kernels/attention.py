@@ -12,8 +12,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from kernels.dispatch import compute_dtype
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """q (B, H, T, D), k and v (B, H, S, D), mask (B, S) bool of the keys that count -> (B, H, T, D)."""
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
+    """q (B, H, T, D), k and v (B, H, S, D), mask (B, S) bool of the keys that count -> (B, H, T, D).
+
+    bias (B, H, 1, S) is added to the logits; where it is trained, torch takes its unfused path.
+    """
     dtype = torch.float32 if q.device.type == "cpu" and not torch.cpu._is_amx_tile_supported() else compute_dtype(q)
+    keys = mask[:, None, None, :]
     with torch.autocast(q.device.type, enabled=False):
-        return scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask[:, None, None, :])
+        weighed = keys if bias is None else bias.to(dtype).masked_fill(~keys, -torch.inf)
+        return scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=weighed)

@@ -1,6 +1,6 @@
 """The backbone: self-attention → cross-modal attention → mixture of experts, one weight set for all modalities."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,10 +30,12 @@ class BackboneConfig:
 
 @dataclass
 class Stream:
-    """One modality inside the backbone: x (B, T, D), mask (B, T) bool, True where real."""
+    """One modality inside the backbone: x (B, T, D), mask (B, T) bool, True where real; marked (B, T) bool, the tokens
+    to which attention is drawn, or None."""
 
     x: Tensor
     mask: Tensor
+    marked: Tensor | None = None
 
 
 @dataclass
@@ -77,12 +79,15 @@ class Block(nn.Module):
 
     def attend_self(self, s: Stream) -> Stream:
         x = self.self_norm(s.x)
-        return Stream(s.x + self.dropout(self.self_attention(x, x, s.mask)), s.mask)
+        return replace(s, x=s.x + self.dropout(self.self_attention(x, x, s.mask, s.marked)))
 
     def attend_others(self, s: Stream, others: list[Stream]) -> Stream:
         context = torch.cat([self.cross_norm(o.x) for o in others], 1)
         mask = torch.cat([o.mask for o in others], 1)
-        return Stream(s.x + self.dropout(self.cross_attention(self.cross_norm(s.x), context, mask)), s.mask)
+        marked = None
+        if any(o.marked is not None for o in others):
+            marked = torch.cat([torch.zeros_like(o.mask) if o.marked is None else o.marked for o in others], 1)
+        return replace(s, x=s.x + self.dropout(self.cross_attention(self.cross_norm(s.x), context, mask, marked)))
 
     def mix_experts(
         self, readings: list[dict[str, Stream]]
@@ -101,7 +106,7 @@ class Block(nn.Module):
 
 def mixed_in(s: Stream, flat: Tensor, rows: Tensor, part: Tensor) -> Stream:
     """A stream, what the experts made of its real tokens (N, D) added at their rows (N,) of `flat` (B·T, D)."""
-    return Stream(flat.index_add(0, rows, part.to(flat.dtype)).view_as(s.x), s.mask)
+    return replace(s, x=flat.index_add(0, rows, part.to(flat.dtype)).view_as(s.x))
 
 
 class Backbone(nn.Module):
@@ -127,7 +132,7 @@ class Backbone(nn.Module):
         """Several readings, which do not see each other, through the experts in one call each layer: their streams;
         losses and load of all, as in BackboneOutput.
         """
-        readings = [{m: Stream(s.x + self.modality[m], s.mask) for m, s in streams.items()} for streams in readings]
+        readings = [{m: replace(s, x=s.x + self.modality[m]) for m, s in streams.items()} for streams in readings]
         losses: dict[str, Tensor] = {}
         loads = []
         for block in self.blocks:
@@ -138,7 +143,7 @@ class Backbone(nn.Module):
             loads.append(load)
             for name, value in block_losses.items():
                 losses[name] = losses[name] + value if name in losses else value
-        read = [{m: Stream(self.norm(s.x), s.mask) for m, s in streams.items()} for streams in readings]
+        read = [{m: replace(s, x=self.norm(s.x)) for m, s in streams.items()} for streams in readings]
         return read, losses, torch.stack(loads)
 
     def rebalance(self, load: Tensor) -> None:

@@ -99,11 +99,13 @@ def _concatenate(parts: list[Embedded]) -> Embedded:
     def pad(x: Tensor, value: float) -> Tensor:
         return torch.nn.functional.pad(x, (0, 0) * (x.ndim - 2) + (0, longest - x.shape[1]), value=value)
 
+    marked = [p.encoded.marked for p in parts if p.encoded.marked is not None]
     encoded = EncoderOutput(
         torch.cat([pad(p.encoded.tokens.bfloat16(), 0) for p in parts]),
         torch.cat([pad(p.encoded.codes, -1) for p in parts]),
         torch.cat([pad(p.encoded.mask, False) for p in parts]),
         torch.cat([p.encoded.summary for p in parts]),
+        marked=torch.cat([pad(m, False) for m in marked]) if marked else None,
     )
     tokens = torch.cat([pad(p.tokens, 0) for p in parts])
     return Embedded(
@@ -154,4 +156,5 @@ def _trimmed(encoded: EncoderOutput) -> EncoderOutput:
     used = encoded.mask.any(0).nonzero()
     longest = int(used.max()) + 1 if len(used) else 1
     tokens, codes, mask = (x[:, :longest] for x in (encoded.tokens, encoded.codes, encoded.mask))
-    return EncoderOutput(tokens.float(), codes, mask, encoded.summary)
+    marked = None if encoded.marked is None else encoded.marked[:, :longest]
+    return EncoderOutput(tokens.float(), codes, mask, encoded.summary, marked=marked)

@@ -11,6 +11,7 @@ from encoders import ENCODERS, AudioConfig, EncoderOutput, Features, ImageConfig
 from encoders.weights import load_encoder
 from mm.backbone import MODALITIES, Backbone, BackboneConfig, Stream
 from mm.data.sample import Batch
+from mm.terms import Terms
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,16 @@ class MultimodalModel(nn.Module):
         self.project: Any = nn.ModuleDict(project)
         self.project_tokens = nn.ModuleDict({m: nn.Linear(width, config.token_embedding) for m in config.modalities})
         self.match_head = MatchHead(config.embedding, width)
+        self.terms: Terms | None = None
+
+    def heed(self, terms: Tensor) -> None:
+        """Draw attention to the tokens of terms (N, L), as `mm.terms.Terms` has them, by strengths that are learned."""
+        if "text" not in self.encoders:
+            raise ValueError(f"terms are of text, which this model does not read: it has {', '.join(self.modalities)}")
+        self.terms = Terms(terms)
+        for block in self.backbone.blocks:
+            block.self_attention.learn_strength()
+            block.cross_attention.learn_strength()
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -128,7 +139,10 @@ class MultimodalModel(nn.Module):
         `reconstruct` adds the decoder's loss where the raw input is there."""
         target = batch.inputs.get(modality) if reconstruct else None
         mask = batch.masks.get(modality)
-        return self.encoders[modality](self.features(batch, modality), target, mask)
+        encoded: EncoderOutput = self.encoders[modality](self.features(batch, modality), target, mask)
+        if modality == "text" and self.terms is not None:
+            encoded.marked = self.terms(batch.inputs["text"]) & encoded.mask
+        return encoded
 
     def forward(self, batch: Batch, reconstruct: bool = True) -> ModelOutput:
         """Batch -> ModelOutput: every modality it carries, each embedded alone."""
@@ -140,7 +154,7 @@ class MultimodalModel(nn.Module):
 
         The modalities share the call and the experts, and do not see each other.
         """
-        out = self.backbone({m: Stream(e.tokens, e.mask) for m, e in encoded.items()}, fuse=False)
+        out = self.backbone({m: Stream(e.tokens, e.mask, e.marked) for m, e in encoded.items()}, fuse=False)
         embeddings = {m: self.read(m, s, encoded[m].summary) for m, s in out.streams.items()}
         tokens = {
             m: nn.functional.normalize(self.project_tokens[m](s.x).float(), dim=-1) for m, s in out.streams.items()
@@ -166,7 +180,7 @@ class MultimodalModel(nn.Module):
 
     def match_all(self, pairs: list[tuple[str, str, EncoderOutput, EncoderOutput]]) -> MatchOutput:
         """`match` of several pairs of modalities, the experts called once for all: logits of all, one after another."""
-        readings = [{m: Stream(e.tokens, e.mask) for m, e in ((a, x), (b, y))} for a, b, x, y in pairs]
+        readings = [{m: Stream(e.tokens, e.mask, e.marked) for m, e in ((a, x), (b, y))} for a, b, x, y in pairs]
         streams, losses, load = self.backbone.together(readings, fuse=True)
         logits = []
         for (a, b, left, right), read in zip(pairs, streams, strict=True):
@@ -223,7 +237,10 @@ class MatchHead(nn.Module):
 
 def select(encoded: EncoderOutput, rows: Tensor) -> EncoderOutput:
     """The rows (N,) of an EncoderOutput; its losses, which belong to the whole batch, stay behind."""
-    return EncoderOutput(encoded.tokens[rows], encoded.codes[rows], encoded.mask[rows], encoded.summary[rows])
+    marked = None if encoded.marked is None else encoded.marked[rows]
+    return EncoderOutput(
+        encoded.tokens[rows], encoded.codes[rows], encoded.mask[rows], encoded.summary[rows], marked=marked
+    )
 
 
 def count_parameters(model: MultimodalModel) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from mm.task import AlignTask
 
 logger = logging.getLogger(__name__)
 VOCABULARY = "encoders.text.trunk.vocabulary"
+TERMS = "terms.sequences"
 REMEDY = "use the code that wrote it (the commit is in its result.json), or train it again"
 
 
@@ -52,6 +53,8 @@ def load_run(folder: str | Path) -> AlignTask:
     try:
         config = config_from_dict(described["config"])
         task = AlignTask(without_pretrained_weights(config), state.get(VOCABULARY))
+        if TERMS in state:
+            task.model.heed(state[TERMS])
         loss = {k.removeprefix("loss."): state.pop(k) for k in list(state) if k.startswith("loss.")}
         for module, own in ((task.model, state), (task.loss, loss)):
             if differs := first_difference(own, module.state_dict()):

@@ -115,9 +115,13 @@ class AlignTask(LightningModule):
         steps = max(1, config.train.steps)
         # One step ahead of progress: the first update already moves.
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate(config.optim, config.schedule, min(1.0, (step + 1) / steps))
+            optimizer, lambda step: self.learning_rate_factor(min(1.0, (step + 1) / steps))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def learning_rate_factor(self, progress: float) -> float:
+        """On every group's rate, at `progress` in [0, 1]."""
+        return learning_rate(self.config.optim, self.config.schedule, progress)
 
     def groups(self) -> list[dict]:
         """What the optimizer moves, by learning rate and decay."""

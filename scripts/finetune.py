@@ -8,47 +8,30 @@ Writes runs/<name>/: a run like any other (its result.json has `adaptation`), ad
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from lightning import seed_everything
 
 from alignment import ScheduleConfig
 from eval.fingerprint import fingerprint
 from mm.adapt.adapter import save_adapter
 from mm.adapt.lora import LoraConfig, attach, bake, coverage
-from mm.adapt.planner import Strategy, choose, estimate, memory_in_use, trainable
+from mm.adapt.planner import Strategy, choose, estimate, trainable
 from mm.adapt.quantize import dequantize, ledger, quantize
 from mm.adapt.task import AdaptTask, freeze
+from mm.adapt.training import DomainData, KeepBest, PeakMemory, domain_config, own_validation, score
 from mm.command import log_training, run_command
-from mm.config import AlignConfig, EvalConfig, TrainConfig
-from mm.data.module import AlignData, CachedView, trainer_precision
-from mm.data.sample import CaptionDataset
-from mm.evaluate import evaluate_split
+from mm.config import TrainConfig
+from mm.data.module import AlignData, CachedView
 from mm.memory import keep_freed_memory
 from mm.optim import OptimConfig
 from mm.probe import probe
 from mm.results import judge, show
-from mm.run import load_run, save_weights, write_config, write_json
+from mm.run import load_run, newest_checkpoint, save_weights, write_config, write_json
 from mm.task import AlignTask
-
-
-@dataclass(frozen=True)
-class DomainData:
-    root: str
-    """Folder in COCO caption layout or of shards; scripts/prepare_domain.py writes one."""
-    train: str = "train"
-    """Split to train on."""
-    val: str = "val"
-    """Split that selects the checkpoint and is reported."""
-    audio_root: str | None = None
-    """Where `audio/` lies, if not in `root`."""
+from mm.trainer import build_trainer, require_same_settings
 
 
 @dataclass(frozen=True)
@@ -60,6 +43,8 @@ class FinetuneConfig:
     """The adapted run is written to <runs>/<name>; by default <run>_<data>_<strategy>."""
     runs: str = "runs"
     seed: int = 0
+    resume: bool = False
+    """Go on from the newest checkpoint of the run of this name."""
     strategy: Literal["auto", "lora", "qlora", "full"] = "auto"
     """auto: lora below 10,000 training images, qlora to 100,000, full above."""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -82,26 +67,32 @@ def finetune(config: FinetuneConfig) -> None:
     started, run = time.perf_counter(), load_run(config.run)
     seed_everything(config.seed, verbose=False)
     own, base = run.config, fingerprint(lambda: probe(run))
-    data = AlignData(domain_config(own, config))
+    data = AlignData(domain_config(own, config.data, runs=config.runs, seed=config.seed, optim=config.optim,
+                                   schedule=config.schedule, train=config.train))
     data.setup()
     validation = data.open(config.data.val)
     data.cache_features(run.model, {config.data.train: data.train, config.data.val: validation})
-    general = own_validation(run, own) if config.general else None
+    general = AlignData(own) if config.general else None
+    kept = own_validation(run, general) if general else None
     strategy: Strategy = choose(len(data.train)) if config.strategy == "auto" else config.strategy
     folder = Path(config.runs) / (config.name or f"{Path(config.run).name}_{data.config.data.folder.name}_{strategy}")
     aligned = replace(data.config, name=folder.name)
     before = {"domain": score(run, data, validation, config.data.val, config.metric)}
-    if general:
-        before["general"] = score(run, *general, own.data.val, "RSUM")
+    if general and kept:
+        before["general"] = score(run, general, kept, own.data.val, "RSUM")
     task = AdaptTask(run, aligned, strategy != "full", config.rates)
+    if config.resume:
+        require_same_settings(config, folder)
     write_config(config, folder)  # type: ignore[arg-type]  # any settings' dataclass will do
     sizes = prepare(task, strategy, config, folder)
     view = CachedView(data.train_view, data, config.data.train)
     planned = estimate(task, data.stack([view[i, 0] for i in range(min(config.train.batch_size, len(view)))]))
     print(planned.line(strategy, len(data.train), config.train.steps))
-    best = KeepBest(lambda: score(task, data, validation, config.data.val, config.metric), config)
+    best = KeepBest(lambda: score(task, data, validation, config.data.val, config.metric), config.train,
+                    config.patience)
     memory, trained = PeakMemory(), time.perf_counter()
-    build_trainer(config, folder, [RichProgressBar(), best, memory]).fit(task, data)
+    trainer = build_trainer(data.config.train, folder, [best, memory], config.resume)
+    trainer.fit(task, data, ckpt_path=newest_checkpoint(folder) if config.resume else None, weights_only=True)
     minutes = (time.perf_counter() - trained) / 60
     adaptation = {"strategy": strategy, "run": config.run, "base": base.digest,
                   "targets": list(config.lora.targets) if task.adapters else [], "trainable": trainable(task),
@@ -114,40 +105,13 @@ def finetune(config: FinetuneConfig) -> None:
         bake(task.model)
         dequantize(task.model)
     save_weights(task, folder)
-    general_after = {"general": score(task, *general, own.data.val, "RSUM")} if general else {}
+    general_after = {"general": score(task, general, kept, own.data.val, "RSUM")} if general and kept else {}
     result = judge(task, data, {config.data.val: validation}, folder, started)
     after = {"domain": result["metrics"][config.metric], **general_after}
     write_json(folder / "result.json", result | {"adaptation": adaptation | {"after": after}})
     show(result)
     for part, value in after.items():
         print(f"{part} {config.metric if part == 'domain' else 'RSUM'}: {before[part]:.1f} → {value:.1f}")
-
-
-def domain_config(own: AlignConfig, config: FinetuneConfig) -> AlignConfig:
-    """The run's own settings, reading and training as asked for."""
-    data = replace(own.data, root=config.data.root, train=config.data.train, val=config.data.val, karpathy=None,
-                   audio_root=config.data.audio_root)
-    return replace(own, runs=config.runs, seed=config.seed, data=data, optim=config.optim, schedule=config.schedule,
-                   train=config.train)
-
-
-def own_validation(run: AlignTask, own: AlignConfig) -> tuple[AlignData, CaptionDataset]:
-    """The set on which the run was judged. Raises ValueError where it has gone."""
-    data = AlignData(own)
-    try:
-        dataset = data.open(own.data.val)
-    except OSError as error:
-        raise ValueError(f"the run's own set cannot be read ({error}): --general false leaves it out") from error
-    data.cache_features(run.model, {own.data.val: dataset})
-    return data, dataset
-
-
-def score(task: AlignTask, data: AlignData, dataset: CaptionDataset, split: str, metric: str) -> float:
-    """A metric of a split, by embeddings alone."""
-    found = evaluate_split(task.model, task.loss, data, dataset, split, EvalConfig(rerank=0)).metrics()
-    if metric not in found:
-        raise ValueError(f"metric={metric!r} is not measured on {dataset.name}: choose from {', '.join(found)}")
-    return found[metric]
 
 
 def prepare(task: AdaptTask, strategy: Strategy, config: FinetuneConfig, folder: Path) -> list[dict[str, Any]]:
@@ -170,78 +134,6 @@ def prepare(task: AdaptTask, strategy: Strategy, config: FinetuneConfig, folder:
 def frozen_trunks(task: AlignTask) -> tuple[str, ...]:
     """What is never packed: the cached features are theirs."""
     return tuple(f"encoders.{m}.trunk." for m in task.model.modalities if getattr(task.config, m).frozen)
-
-
-def build_trainer(config: FinetuneConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
-    train = config.train
-    every = min(10, train.steps)
-    return Trainer(
-        max_steps=train.steps, max_epochs=1, accelerator=train.accelerator, devices=1,
-        precision=trainer_precision(train.precision), use_distributed_sampler=False,
-        logger=CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=every),
-        log_every_n_steps=every, callbacks=callbacks, num_sanity_val_steps=0, enable_model_summary=False,
-        enable_checkpointing=False,
-    )  # fmt: skip
-
-
-class KeepBest(Callback):
-    """Judges every so many steps, keeps the best state seen and leaves it in the task; with a decay, of averages."""
-
-    def __init__(self, judge: Callable[[], float], config: FinetuneConfig) -> None:
-        self.judge, self.every, self.patience = judge, config.train.evaluate_every, config.patience
-        self.average = get_ema_multi_avg_fn(config.train.ema) if config.train.ema else None
-        self.averaged: dict[str, Tensor] = {}
-        self.kept: dict[str, Tensor] = {}
-        self.value, self.step, self.stale = float("-inf"), 0, 0
-
-    def on_train_batch_end(self, trainer: Trainer, task: LightningModule, *_: Any) -> None:
-        step = trainer.global_step
-        if self.average:
-            now = moving(task)
-            self.averaged = self.averaged or {name: p.clone() for name, p in now.items()}
-            self.average([self.averaged[n] for n in now], list(now.values()), step)  # type: ignore[arg-type]
-        if step < trainer.max_steps and (not self.every or step % self.every):
-            return
-        newest = snapshot(task)
-        restore(task, newest | self.averaged)
-        value = self.judge()
-        task.log("val/selected", value)
-        self.stale += 1
-        if value > self.value:
-            self.value, self.step, self.stale, self.kept = value, step, 0, snapshot(task)
-        restore(task, newest)
-        task.train()
-        if self.patience and self.stale >= self.patience:
-            trainer.should_stop = True
-
-    def on_train_end(self, trainer: Trainer, task: LightningModule) -> None:
-        restore(task, self.kept)
-
-
-class PeakMemory(Callback):
-    """The most memory in use after any backward, in bytes."""
-
-    bytes = 0
-
-    def on_after_backward(self, trainer: Trainer, task: LightningModule) -> None:
-        self.bytes = max(self.bytes, memory_in_use())
-
-    def on_train_batch_end(self, trainer: Trainer, task: LightningModule, *_: Any) -> None:
-        self.bytes = max(self.bytes, memory_in_use())
-
-
-def moving(task: LightningModule) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in task.named_parameters() if p.requires_grad}
-
-
-def snapshot(task: LightningModule) -> dict[str, Tensor]:
-    """What training changes: the parameters that move, and all buffers."""
-    return {name: t.detach().clone() for name, t in (*moving(task).items(), *task.named_buffers())}
-
-
-def restore(task: LightningModule, state: dict[str, Tensor]) -> None:
-    for name, tensor in (*moving(task).items(), *task.named_buffers()):
-        tensor.copy_(state[name])
 
 
 if __name__ == "__main__":

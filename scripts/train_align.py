@@ -8,26 +8,23 @@ Writes runs/<name>/: config.yaml, metrics.csv, checkpoints/, model.safetensors +
 embeddings.npz, diagnostics.npz, report.html.
 """
 
-import csv
 import time
 from pathlib import Path
 
-from lightning import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning import Callback, seed_everything
+from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mm.adapt.task import freeze
-from mm.checkpoint import SyncedCheckpointIO, regular_checkpoints
 from mm.command import log_training, run_command
-from mm.config import AlignConfig, EvalConfig
-from mm.data.module import AlignData, trainer_precision
+from mm.config import AlignConfig, EvalConfig, TrainConfig
+from mm.data.module import AlignData
 from mm.evaluate import evaluate_split
 from mm.memory import keep_freed_memory
 from mm.results import judge, show
 from mm.run import newest_checkpoint, save_weights, write_config
 from mm.task import AlignTask
+from mm.trainer import build_trainer
 
 
 def train_align(config: AlignConfig) -> None:
@@ -44,7 +41,7 @@ def train_align(config: AlignConfig) -> None:
     freeze(task, config.train.freeze)
     splits = {config.data.train: data.train} | {split: data.open(split) for split in data.evaluation_splits}
     data.cache_features(task.model, splits)
-    trainer = build_trainer(config, folder)
+    trainer = build_trainer(config.train, folder, callbacks(config.train), config.resume)
     trainer.fit(task, data, ckpt_path=newest_checkpoint(folder) if config.resume else None, weights_only=True)
     if config.resume and trainer.global_step < config.train.steps:
         raise ValueError(f"{folder} has finished with {trainer.global_step} steps, of which its schedules are"
@@ -65,39 +62,13 @@ def check_options(config: AlignConfig) -> None:
             raise ValueError(f"{name}={value}: it must be at least 1")
 
 
-def build_trainer(config: AlignConfig, folder: Path) -> Trainer:
-    """Raises ValueError on an accelerator or strategy that this machine does not have."""
-    train = config.train
-    callbacks: list[Callback] = [
-        RichProgressBar(),
-        regular_checkpoints(folder, train.checkpoint_every),
-    ]
+def callbacks(train: TrainConfig) -> list[Callback]:
+    found: list[Callback] = []
     if train.ema:
-        callbacks.append(MovingAverage(train.ema, start=train.steps // 10))
+        found.append(MovingAverage(train.ema, start=train.steps // 10))
     if train.evaluate_every:
-        callbacks.append(EvaluateEvery(train.evaluate_every))
-    if config.resume:
-        callbacks.append(KeepHistory(folder / "metrics.csv"))
-    every = min(10, train.steps)
-    try:
-        return Trainer(
-            max_steps=train.steps,
-            max_epochs=1,
-            accelerator=train.accelerator,
-            devices=train.devices,
-            strategy=train.strategy,
-            precision=trainer_precision(train.precision),
-            use_distributed_sampler=False,
-            logger=CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=every),
-            log_every_n_steps=every,
-            callbacks=callbacks,
-            plugins=[SyncedCheckpointIO()],
-            num_sanity_val_steps=0,
-            sync_batchnorm=True,
-            enable_model_summary=False,
-        )
-    except (MisconfigurationException, ModuleNotFoundError) as error:
-        raise ValueError(f"train.accelerator, train.devices or train.strategy: {error}") from error
+        found.append(EvaluateEvery(train.evaluate_every))
+    return found
 
 
 class MovingAverage(WeightAveraging):
@@ -113,24 +84,6 @@ class MovingAverage(WeightAveraging):
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and step_idx >= self.start
-
-
-class KeepHistory(Callback):
-    """Of a resumed run's metrics, what was logged before the checkpoint: the logger alone would start the file anew."""
-
-    def __init__(self, path: Path) -> None:
-        self.rows = list(csv.DictReader(path.open())) if path.is_file() else []
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rows, self.rows = self.rows, []
-        for row in rows if trainer.logger else ():
-            step = int(row.pop("step"))
-            if step < trainer.global_step:
-                trainer.logger.log_metrics({k: float(v) for k, v in row.items() if v}, step)  # type: ignore[union-attr]
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that was killed in its evaluation has no step left, and training does not start."""
-        self.on_train_start(trainer, pl_module)
 
 
 class EvaluateEvery(Callback):

@@ -16,7 +16,7 @@ class TableLoader(DomainAdapter):
         image: its column of picture files.
         text: its columns of captions; an empty cell is no caption.
         audio: its column of sound files, if it has one.
-        folder: where the files lie; by default beside the table.
+        folder: where the files lie; by default beside the table. What a cell names must lie inside it.
     """
 
     def __init__(self, table_path: str | Path, image: str = "image", text: Sequence[str] = ("text",),
@@ -46,5 +46,12 @@ class TableLoader(DomainAdapter):
         fields: dict[str, Any] = {"text": tuple(row[c].strip() for c in self.text if (row[c] or "").strip())}
         for field, column in (("image", self.image), ("audio", self.audio)):
             if column and row[column]:
-                fields[field] = self.folder / row[column]
+                fields[field] = self.inside(row[column], index)
         return fields
+
+    def inside(self, name: str, index: int) -> Path:
+        """A file of the folder. ValueError on a name that leads out of it: names are data, not paths."""
+        path = self.folder / name
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise ValueError(f"{self.name}, row {index}: {name!r} lies outside of {self.folder}: set its `folder`")
+        return path

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from fnmatch import fnmatchcase
 
+from lightning import LightningModule
 from torch import Tensor
 
 from mm.adapt.lora import ExpertLora
@@ -26,8 +27,12 @@ class AdaptTask(AlignTask):
         super(AlignTask, self).__init__()  # not AlignTask's: it would build the model anew
         self.config, self.model, self.loss = config, run.model, run.loss
         self.adapters, self.rates = adapters, rates
+        self.strict_loading = False  # a checkpoint holds what moves; the rest is the base's
         for pattern in rates:
             matching(self, pattern, "rates")
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["state_dict"] = snapshot(self)
 
     def train(self, mode: bool = True) -> "AdaptTask":
         super().train(mode)
@@ -54,6 +59,12 @@ class AdaptTask(AlignTask):
                 factor = fitting[-1] if fitting else 1.0
                 found[factor * group["lr"], group["weight_decay"]].append(parameter)
         return [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in found.items()]
+
+
+def snapshot(task: LightningModule) -> dict[str, Tensor]:
+    """What training changes: the parameters that move, and all buffers."""
+    moving = ((name, p) for name, p in task.named_parameters() if p.requires_grad)
+    return {name: t.detach().clone() for name, t in (*moving, *task.named_buffers())}
 
 
 def names_of(task: AlignTask) -> list[tuple[str, Tensor]]:

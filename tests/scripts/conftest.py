@@ -1,11 +1,16 @@
 """Scripts run in this process: importing torch anew would be most of a test's time."""
 
+import multiprocessing
+import os
 import runpy
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from mm.task import AlignTask
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -33,5 +38,29 @@ def refused(script: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> 
         (line,) = capsys.readouterr().err.splitlines()
         assert stopped.value.code == 2 and line.startswith(f"{name.removesuffix('.py')}: ")
         return line
+
+    return run
+
+
+@pytest.fixture
+def killed_at() -> Callable[[int, Callable[[], object]], None]:
+    """killed_at(step, start) calls `start`, which trains, in a forked process that gets SIGKILL within that step."""
+
+    def run(step: int, start: Callable[[], object]) -> None:
+        def child() -> None:
+            draw_anew = AlignTask.draw_anew
+
+            def dying(task: AlignTask) -> None:
+                draw_anew(task)
+                if task.global_step == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            AlignTask.draw_anew = dying  # type: ignore[method-assign]
+            start()
+
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
 
     return run

@@ -120,7 +120,38 @@ def test_training_stops_when_nothing_gets_better(adapt: Callable[..., Path]) -> 
     assert adaptation(folder)["after"] == pytest.approx(adaptation(folder)["before"], abs=0.1)
 
 
+@pytest.mark.parametrize("strategy", ["lora", "qlora", "full"])
+def test_a_killed_run_goes_on_to_the_same_weights(
+    adapt: Callable[..., Path], killed_at: Callable[[int, Callable[[], object]], None], tmp_path: Path, strategy: str
+) -> None:
+    """What is kept so far and its average belong to the state; so do adapters on packed weights."""
+    pytest.importorskip("bitsandbytes")
+    words = ["--strategy", strategy, "--general", "false", "--optim.learning_rate", 0.01, "--train.ema", 0.5,
+             "--train.checkpoint_every", 2, "--lora.targets", "[v_proj,w_in]", "--train.steps", 6]
+    expected = load_file(adapt(*words) / "model.safetensors")
+    whole = adaptation(tmp_path / "adapted")["selected"]
+    (tmp_path / "adapted").rename(tmp_path / "whole")
+    killed_at(5, lambda: adapt(*words))
+    assert not (tmp_path / "adapted" / "result.json").exists()
+    found = load_file(adapt(*words, "--resume", "true") / "model.safetensors")
+    assert not [name for name, value in expected.items() if not torch.equal(value, found[name])]
+    assert adaptation(tmp_path / "adapted")["selected"] == whole
+
+
+def test_what_goes_on_keeps_its_settings(adapt: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("peft")
+    words = ["--general", "false", "--strategy", "lora"]
+    with pytest.raises(SystemExit):
+        adapt(*words, "--resume", "true")
+    assert "adapted holds no run: leave --resume out" in capsys.readouterr().err
+    adapt(*words)
+    with pytest.raises(SystemExit):
+        adapt(*words, "--resume", "true", "--lora.alpha", 8)
+    assert "was begun with lora.alpha=32.0, not 8.0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("words", "message"), [
+    (("--train.accelerator", "tpu"), "finetune: train.accelerator, train.devices or train.strategy: "),
     (("--freeze", "[decoder.*]"), "freeze: no parameter is called 'decoder.*'; there are backbone.blocks*"),
     (("--rates", '{"nothing": 0.1}'), "rates: no parameter is called 'nothing'"),
     (("--freeze", "['*']"), "leaves nothing to train"),

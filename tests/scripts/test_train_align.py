@@ -2,10 +2,7 @@
 
 import csv
 import json
-import multiprocessing
-import os
 import runpy
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from mm.data.coco import write_coco
-from mm.data.sample import Batch
 from mm.data.scenes import write_scenes
 from mm.data.scenes.folder import sample_at
 from mm.run import load_run
-from mm.task import AlignTask
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_align.py"
 SMALL = """
@@ -158,38 +153,13 @@ def test_the_saved_weights_load_and_behave_as_they_did(finished: Path) -> None:
     assert not task.training and all(torch.equal(v, weights(finished)[k]) for k, v in task.model.state_dict().items())
 
 
-@pytest.fixture
-def killed_at(train: Callable[..., Path]) -> Callable[..., None]:
-    """killed_at(step, *flags) runs the script in a forked process that gets SIGKILL within that step."""
-
-    def run(step: int, *flags: str) -> None:
-        def child() -> None:
-            training_step = AlignTask.training_step
-
-            def dying(task: AlignTask, batch: Batch, index: int) -> torch.Tensor:
-                loss = training_step(task, batch, index)
-                if task.global_step == step:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return loss
-
-            AlignTask.training_step = dying  # type: ignore[method-assign]
-            train(*flags, name="killed")
-
-        process = multiprocessing.get_context("fork").Process(target=child)
-        process.start()
-        process.join(60)
-        assert process.exitcode == -signal.SIGKILL
-
-    return run
-
-
 def test_a_killed_run_goes_on_to_the_same_weights(
-    train: Callable[..., Path], killed_at: Callable[..., None], tmp_path: Path
+    train: Callable[..., Path], killed_at: Callable[[int, Callable[[], object]], None], tmp_path: Path
 ) -> None:
     """Dropout, drawn negatives, sampled positions, the moving average, and whatever the number of workers; and no
     logged row is lost or doubled."""
     flags = ["--train.steps", "14", "--eval.rerank", "0", "--train.ema", "0.8"]
-    killed_at(11, *flags)
+    killed_at(11, lambda: train(*flags, name="killed"))
     kept = sorted(p.name for p in (tmp_path / "killed" / "checkpoints").glob("*.ckpt"))
     assert kept == ["epoch=0-step=10.ckpt", "epoch=0-step=8.ckpt", "last.ckpt"]
     other = ["--data.in_memory", "false", "--data.workers", "1"]

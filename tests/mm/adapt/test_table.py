@@ -31,3 +31,10 @@ def test_an_absent_picture_names_its_row(table: Path) -> None:
     table.write_text("image,text\nmug.png,a mug\ncup.png,a cup\n")
     with pytest.raises(ValueError, match=r"products/all, row 1: image \S*cup\.png is not on disk"):
         TableLoader(table).dataset()
+
+
+@pytest.mark.parametrize("name", ["../mug.png", "/etc/passwd", "pictures/../../mug.png"])
+def test_a_table_names_no_file_outside_of_its_folder(table: Path, name: str) -> None:
+    table.write_text(f"image,text\n{name},a mug\n")
+    with pytest.raises(ValueError, match=r"products, row 0: '.*' lies outside of"):
+        TableLoader(table).dataset()

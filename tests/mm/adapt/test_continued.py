@@ -1,0 +1,21 @@
+"""The learning rate of continued pre-training, stage by stage."""
+
+from collections.abc import Callable
+
+import pytest
+
+from mm.adapt.continued import ContinuedTask, MixConfig
+from mm.task import AlignTask
+
+
+@pytest.mark.parametrize(("steps", "stages", "expected"), [
+    (8, 4, [1, 1, 0.8, 0.8, 0.64, 0.64, 0.512, 0.512]),
+    (5, 2, [1, 1, 0.8, 0.8, 0.8]),
+    (3, 1, [1, 1, 1]),
+])  # fmt: skip
+def test_the_rate_falls_at_the_end_of_each_stage(
+    tiny_task: Callable[..., AlignTask], steps: int, stages: int, expected: list[float]
+) -> None:
+    run = tiny_task()
+    task = ContinuedTask(run, run.config, MixConfig(stages=stages), {})
+    assert [task.learning_rate_factor((step + 1) / steps) for step in range(steps)] == pytest.approx(expected)
