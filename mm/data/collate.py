@@ -127,6 +127,7 @@ class TrainView(_View):
 
     Args:
         captions: how many, drawn without repetition while there are enough; an image without any has the empty one.
+        limit_captions: of an image's captions, only the first so many are drawn; 0 for all.
         augment: None resizes only, as in evaluation.
         cache: keep up to CACHE_BYTES of decoded samples (without loader workers: each would hold its own).
         fit: without augmentation, "crop" keeps the aspect and cuts the centre, "squash" keeps everything.
@@ -139,16 +140,17 @@ class TrainView(_View):
         self, dataset: CaptionDataset, *, image_size: int, augment: Augment | None = None, audio_seconds: float = 0.0,
         sample_rate: int = 16000, seed: int = 0, cache: bool = False, fit: Literal["crop", "squash"] = "crop",
         unreadable: Literal["error", "skip"] = "error", decode: Collection[str] = ("image", "audio"), captions: int = 1,
+        limit_captions: int = 0,
     ) -> None:
         super().__init__(dataset, image_size=image_size, audio_seconds=audio_seconds, sample_rate=sample_rate,
                          cache=cache, fit=fit, unreadable=unreadable, decode=decode)
-        self.augment, self.seed, self.captions = augment, seed, captions
+        self.augment, self.seed, self.captions, self.limit_captions = augment, seed, captions, limit_captions
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
         index, epoch = key
         # Each choice has a slot of its own, so that switching one off leaves the others as they were.
         chance = np.random.default_rng((self.seed, epoch, index)).random(7)
-        drawn = self._draw(self.dataset.captions[index], float(chance[0]))
+        drawn = self._draw(self.dataset.captions[index][: self.limit_captions or None], float(chance[0]))
         picture, waveform = self._decoded(index)
         if picture is not None:
             picture = resized(picture, self.image_size, self.fit) if self.augment is None else \

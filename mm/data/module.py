@@ -53,6 +53,10 @@ class DataConfig:
     """Cached features of a frozen image trunk: the plain picture and views-1 augmented ones, one per epoch in turn."""
     captions: int = 1
     """Captions of each picture in a training step, all of them its positives: text is cheaper than pictures."""
+    limit_images: int = 0
+    """Train on so many of the pictures, the same ones whatever the seed; 0 for all."""
+    limit_captions: int = 0
+    """Train on the first so many captions of each picture; 0 for all."""
     fit: Literal["crop", "squash"] = "squash"
     """How a picture becomes a square: cut the centre out, or change the aspect and keep everything."""
     in_memory: bool = True
@@ -64,6 +68,9 @@ class DataConfig:
         for name in ("views", "captions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)}: it must be at least 1")
+        if self.limit_images < 0 or self.limit_captions < 0:
+            raise ValueError(f"data.limit_images={self.limit_images} and data.limit_captions={self.limit_captions}:"
+                             " neither can be negative, and 0 stands for all")
         if self.in_memory and self.workers:
             raise ValueError(
                 f"data.in_memory with data.workers={self.workers}: each worker would hold its own copy; set one to 0"
@@ -115,6 +122,7 @@ class AlignData(LightningDataModule):
             cache=self.config.data.in_memory,
             decode=self.raw,
             captions=self.config.data.captions,
+            limit_captions=self.config.data.limit_captions,
             **self.view,
         )
 
@@ -204,7 +212,7 @@ class AlignData(LightningDataModule):
         assert trainer is not None
         sampler = StepSampler(
             len(self.train), train.batch_size, train.steps, self.config.seed, start_step=trainer.global_step,
-            rank=trainer.global_rank, world_size=trainer.world_size,
+            rank=trainer.global_rank, world_size=trainer.world_size, limit=self.config.data.limit_images,
         )  # fmt: skip
         workers = self.config.data.workers
         dataset = CachedView(self.train_view, self, self.config.data.train)

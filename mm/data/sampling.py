@@ -23,11 +23,18 @@ class StepSampler(Sampler[list[Key]]):
     `batch_size` is the global batch: with `world_size` processes each yields batch_size / world_size keys, and their
     union over the ranks of a step is the same for every world size. An epoch is size // batch_size steps; which
     samples are left over changes with every epoch. Iteration runs from `start_step` to `steps`; the length is `steps`.
+    With a `limit`, only so many samples take part: a random choice that is the same for every seed, and of which a
+    smaller limit takes a part.
     """
 
     def __init__(
-        self, size: int, batch_size: int, steps: int, seed: int, start_step: int = 0, rank: int = 0, world_size: int = 1
+        self, size: int, batch_size: int, steps: int, seed: int, start_step: int = 0, rank: int = 0,
+        world_size: int = 1, limit: int = 0,
     ) -> None:
+        if limit > size:
+            raise ValueError(f"a limit of {limit} images, but the split has {size}")
+        self.chosen = epoch_order(size, 0, 0)[:limit] if limit else np.arange(size)
+        size = len(self.chosen)
         if batch_size < 1 or batch_size > size:
             raise ValueError(f"a batch of {batch_size} cannot be drawn from a split of {size} images; "
                              f"set a batch size between 1 and {size}")
@@ -55,4 +62,4 @@ class StepSampler(Sampler[list[Key]]):
             if epoch != order_epoch:
                 order, order_epoch = epoch_order(self.size, self.seed, epoch), epoch
             first = position * self.batch_size + self.rank * share
-            yield [(int(index), epoch) for index in order[first:first + share]]
+            yield [(int(self.chosen[at]), epoch) for at in order[first:first + share]]

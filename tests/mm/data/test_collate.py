@@ -97,6 +97,11 @@ def test_several_captions_come_one_of_each_sample_after_the_other(dataset):
     assert found == [e.captions[k] for k in (0, 1) for e in examples] and len(batch.ids) == 4
 
 
+def test_only_the_first_captions_are_drawn_where_they_are_limited(dataset):
+    drawn = {view(dataset, limit_captions=2, decode=())[1, epoch].captions[0] for epoch in range(60)}
+    assert drawn == set(dataset.captions[1][:2]) and len(dataset.captions[1]) > 2
+
+
 def test_captions_recur_where_an_image_has_too_few(dataset):
     drawn = view(dataset, captions=7, decode=())[0, 0].captions
     assert len(drawn) == 7 and set(drawn) == set(dataset.captions[0])

@@ -37,6 +37,17 @@ def test_ranks_together_hold_what_one_process_would(world, seed):
         assert [key for rank in ranks for key in rank[step]] == keys
 
 
+@settings(max_examples=30, deadline=None)
+@given(limit=st.integers(4, 30), seed=st.integers(0, 1000))
+def test_a_limit_takes_the_same_images_for_every_seed_and_a_smaller_one_some_of_them(limit, seed):
+    def seen(seed, limit):
+        sampler = StepSampler(30, 1, limit, seed, limit=limit)
+        return {index for step in sampler for index, _ in step}
+
+    assert seen(seed, limit) == seen(seed + 1, limit) and len(seen(seed, limit)) == limit
+    assert seen(seed, limit // 2) < seen(seed, limit)
+
+
 def test_epochs_and_seeds_differ():
     first, second = list(StepSampler(50, 50, 2, seed=0))
     assert [i for i, _ in first] != [i for i, _ in second]
@@ -54,6 +65,8 @@ def test_the_length_is_the_number_of_steps():
     ({"world_size": 3}, "does not divide over 3 processes"),
     ({"rank": 2, "world_size": 2}, "rank 2 is not one of 2"),
     ({"start_step": -1}, "negative"),
+    ({"limit": 11}, "a limit of 11 images, but the split has 10"),
+    ({"limit": 3}, "a batch of 4 cannot be drawn from a split of 3 images"),
 ])
 def test_impossible_requests_are_one_line(arguments, message):
     with pytest.raises(ValueError, match=message):
