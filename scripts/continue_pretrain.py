@@ -21,6 +21,7 @@ from lightning import seed_everything
 
 from alignment import ScheduleConfig
 from mm.adapt.continued import ContinuedTask, MixConfig, MixedData
+from mm.adapt.planner import trainable
 from mm.adapt.task import freeze
 from mm.adapt.training import DomainData, KeepBest, PeakMemory, domain_config, own_validation, score
 from mm.command import log_training, run_command
@@ -100,8 +101,9 @@ def continue_pretrain(config: ContinueConfig) -> None:
     minutes = (time.perf_counter() - trained) / 60
     save_weights(task, folder)
     after = scores(task)
-    continued = {"run": config.run, "mix": asdict(config.mix), "minutes": minutes, "before": before, "after": after,
-                 "peak_memory_gib": memory.bytes / 2**30, "terms": terms, "strengths": task.strengths(),
+    continued = {"run": config.run, "mix": asdict(config.mix), "trainable": trainable(task), "minutes": minutes,
+                 "peak_memory_gib": memory.bytes / 2**30, "before": before, "after": after, "terms": terms,
+                 "strengths": task.strengths(),
                  "selected": {"metric": config.metric, "on": validation.name, "step": best.step, "value": best.value}}
     result = judge(task, domain, {split: validation}, folder, started)
     write_json(folder / "result.json", result | {"continued": continued})

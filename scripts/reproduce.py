@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mm.adapt.comparison import MEASURES, cells
+from mm.claims import DIRECTIONS, Evidence, claims, read_studies
 from mm.command import run_command
 
 BEGIN, END = "<!-- RESULTS: written by scripts/reproduce.py -->", "<!-- /RESULTS -->"
@@ -24,25 +26,6 @@ COLUMNS = (
     "parameters, active",
     "seconds",
 )
-NO_FEATURE = "not measured here: the feature does not exist yet"
-CLAIMS = {
-    "128 experts, 8 active, at a fifth of the hardware of a dense model of that size": "experts",
-    "92.3 % image-text matching on MS-COCO, without a stated protocol": "coco",
-    "+7.1 points over a baseline": "not measured here: the baseline is not named",
-    "ZeRO-3 uses 68 % less memory": "not measured here: `train.strategy=deepspeed_stage_3` needs GPUs",
-    "91 % scaling efficiency with 3-D parallelism": NO_FEATURE,
-    "batching delay of at most 15 ms": NO_FEATURE,
-    "domain adaptation gains 19 %": "not measured here yet: `scripts/finetune.py` writes gain and forgetting of a run",
-    "8-bit quantisation takes 28 GB to 3.5 GB": (
-        "cannot be: 28 GB of fp32 are 7 GB in 8 bits. 3.5 GB are 4 bits, which `finetune.py --strategy qlora` packs for"
-        " training; export in 8 bits is not built yet"
-    ),
-    "8 inferences a second at the edge": NO_FEATURE,
-    "checkpointing takes 48 GB to 16 GB": "not measured here: `model.backbone.checkpoint=true`, but no GPU",
-    "FlashAttention is 3 times faster on the KV path": "not measured here: torch's fused kernels, but no GPU",
-    "compiled inference takes 120 ms to 45 ms": NO_FEATURE,
-}
-DIRECTIONS = ("image_to_text", "text_to_image")
 
 
 def reproduce(
@@ -65,8 +48,13 @@ def reproduce(
     if BEGIN not in text or END not in text:
         raise ValueError(f"{readme} lacks the markers {BEGIN} and {END}")
     head, rest = text.split(BEGIN)
-    tables = "\n\n".join((retrieval_table(runs), use_table(runs), claims_table(runs)))
-    readme.write_text(f"{head}{BEGIN}\n{tables}\n{END}{rest.split(END)[1]}")
+    others = {path.stem: json.loads(path.read_text()) for path in results.glob("*.json")}
+    evidence = Evidence(runs, read_studies(results / "ablations"), others)
+    tables = [retrieval_table(runs), use_table(runs), claims_table(evidence)]
+    if "adapt" in others:
+        tables.insert(1, adapted_table(others["adapt"]))
+    joined = "\n\n".join(tables)
+    readme.write_text(f"{head}{BEGIN}\n{joined}\n{END}{rest.split(END)[1]}")
     print(f"{readme}: {len(runs)} results")
 
 
@@ -120,32 +108,17 @@ def retrieval_table(runs: list[dict]) -> str:
     )
 
 
-def claims_table(runs: list[dict]) -> str:
-    """The article's claims beside what the result files say of them."""
-    measured = {"experts": experts_measured(runs), "coco": coco_measured(runs)}
-    rows = [("claim", "here"), ("---",) * 2, *((claim, measured.get(here, here)) for claim, here in CLAIMS.items())]
+def claims_table(evidence: Evidence) -> str:
+    rows = [("claim", "measured here", "by"), ("---",) * 3, *claims(evidence)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def experts_measured(runs: list[dict]) -> str:
-    """Only what a parameter count shows; nothing here measures a dense model's hardware."""
-    found = {}
-    for run in runs:
-        moe = run["config"]["model"]["backbone"]["moe"]
-        share = 100 * run["parameters_active"] / run["parameters_total"]
-        found[run["config"]["name"]] = f"{moe['experts']} experts, {moe['active']} active, {share:.0f} % of parameters"
-    return "; ".join(f"{name}: {text}" for name, text in found.items()) + "; hardware not measured here"
-
-
-def coco_measured(runs: list[dict]) -> str:
-    """Retrieval on whatever COCO photographs were judged: a small gallery is no 5K test, and says so."""
-    found = []
-    for run in runs:
-        stamp = next(iter(run["protocol"].values()))
-        if "coco" in stamp["dataset"]:
-            recalls = " / ".join(f"{run['metrics'][f'{direction}/R@1']:.1f}" for direction in DIRECTIONS)
-            found.append(f"{run['config']['name']} on {stamp['images']} images of {stamp['dataset']}: R@1 {recalls}")
-    return "; ".join(found) + " (not the 5K test)" if found else "not measured here"
+def adapted_table(table: dict) -> str:
+    """What scripts/bench_adapt.py wrote, as it prints it."""
+    columns = ("adapted by, judged by, base", "seeds", *MEASURES)
+    rows = [columns, ("---",) * len(columns),
+            *((title, str(len(found)), *cells(found)) for title, found in table["rows"].items())]  # fmt: skip
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def use_table(runs: list[dict]) -> str:

@@ -42,6 +42,34 @@ def test_a_result_becomes_a_row_between_the_markers(tmp_path: Path, result: dict
     assert reproduce(tmp_path).returncode == 0 and readme.read_text() == text
 
 
+def test_claims_stand_beside_what_was_measured_of_them(tmp_path: Path, result: dict) -> None:
+    results = tmp_path / "results"
+    (results / "ablations").mkdir(parents=True)
+    figures = {"metrics": {"accuracy": 91.24}, "intervals": {"accuracy": [90.0, 92.5]}}
+    result["protocols"] = {"all": {}, "matching/hard/cosine": figures}
+    (results / "mine.json").write_text(json.dumps(result))
+    rows = [(v, seed, m, x) for v, total in (("sparse", 4e6), ("dense", 2e6)) for seed in (0, 1)
+            for m, x in {"parameters_total": total, "parameters_active": 1e6, "RSUM": 50.0 + seed, "seconds": 9}.items()]
+    lines = [",".join(map(str, ("experts", *row))) for row in rows]
+    (results / "ablations" / "experts.csv").write_text("\n".join(["study,variant,seed,measure,value", *lines]))
+    adapted = {"trainable": 10, "peak memory, GiB": 1.0, "minutes": 2.0, "domain before": 100.0,
+               "general before": 300.0, "general after": 290.0}
+    titles = {"lora on w_in": 119.0, "full": 110.0}
+    adapt = {"rows": {f"{how}, RSUM of molecules/val, from base": [adapted | {"domain after": after}]
+                      for how, after in titles.items()}}
+    steps = {name: {"rows": [{"implementation": "ours", "peak_bytes": size, "milliseconds": 10.0}]}
+             for name, size in (("step_default", 4e8), ("step_default_checkpoint", 2e8))}
+    for name, content in {"adapt": adapt, **steps}.items():
+        (results / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "R.md").write_text("<!-- RESULTS: written by scripts/reproduce.py --><!-- /RESULTS -->")
+    assert reproduce(tmp_path).returncode == 0
+    text = (tmp_path / "R.md").read_text()
+    assert "Trained alike, 2 seeds: sparse: 1.0 of 4.0 M parameters active, RSUM 50.5, 9 s a run; dense: 1.0 of" in text
+    assert "mine on coco_mini/val, hard negatives, cosine: accuracy 91.2 % [90.0, 92.5]" in text
+    assert "lora on w_in: 100.0 → 119.0 (+19 %), RSUM of its own set 300.0 → 290.0" in text and "110.0 (" not in text
+    assert "400 MB to 200 MB" in text and "| full, RSUM of molecules/val, from base | 1 | 10 |" in text
+
+
 def test_a_kept_result_says_nothing_of_where_its_run_lay(tmp_path: Path, result: dict) -> None:
     result["config"] |= {"runs": str(tmp_path / "runs"), "data": {"root": "../photographs", "cache": str(tmp_path)}}
     (tmp_path / "result.json").write_text(json.dumps(result))
