@@ -49,7 +49,7 @@ def test_claims_stand_beside_what_was_measured_of_them(tmp_path: Path, result: d
     result["protocols"] = {"all": {}, "matching/hard/cosine": figures}
     (results / "mine.json").write_text(json.dumps(result))
     rows = [(v, seed, m, x) for v, total in (("sparse", 4e6), ("dense", 2e6)) for seed in (0, 1)
-            for m, x in {"parameters_total": total, "parameters_active": 1e6, "RSUM": 50.0 + seed, "seconds": 9}.items()]
+            for m, x in {"parameters_total": total, "parameters_active": 1e6, "RSUM": 50 + seed, "seconds": 9}.items()]
     lines = [",".join(map(str, ("experts", *row))) for row in rows]
     (results / "ablations" / "experts.csv").write_text("\n".join(["study,variant,seed,measure,value", *lines]))
     adapted = {"trainable": 10, "peak memory, GiB": 1.0, "minutes": 2.0, "domain before": 100.0,
