@@ -23,7 +23,7 @@ from alignment import ScheduleConfig
 from mm.adapt.continued import ContinuedTask, MixConfig, MixedData
 from mm.adapt.planner import trainable
 from mm.adapt.task import freeze
-from mm.adapt.training import DomainData, KeepBest, PeakMemory, domain_config, own_validation, score
+from mm.adapt.training import DomainData, JudgedSet, KeepBest, PeakMemory, domain_config, own_set
 from mm.command import log_training, run_command
 from mm.config import TrainConfig
 from mm.data.module import AlignData
@@ -75,32 +75,28 @@ def continue_pretrain(config: ContinueConfig) -> None:
     domain, general = AlignData(own), AlignData(replace(own, data=run.config.data))
     for data in (domain, general):
         data.setup()
-    split, own_split = config.data.val, run.config.data.val
-    validation, kept = domain.open(split), own_validation(run, general)
+    if config.resume:
+        require_same_settings(config, folder)
+    split = config.data.val
+    validation = domain.open(split)
     domain.cache_features(run.model, {config.data.train: domain.train, split: validation})
     if config.mix.general:
         general.cache_features(run.model, {run.config.data.train: general.train})
-    if config.resume:
-        require_same_settings(config, folder)
-
-    def scores(task: AlignTask) -> dict[str, float]:
-        return {"domain": score(task, domain, validation, split, config.metric),
-                "general": score(task, general, kept, own_split, "RSUM")}
-
-    before = scores(run)
+    sets = {"domain": JudgedSet(domain, validation, split, config.metric), "general": own_set(run, general)}
+    before = {name: judged.score(run) for name, judged in sets.items()}
     terms = heed(run, domain, Path(config.terms).read_text().splitlines()) if config.terms else {}
     rates = {k: v for k, v in config.rates.items() if terms or not k.endswith("term_strength")}
     task = ContinuedTask(run, replace(own, name=folder.name), config.mix, rates)
     freeze(task, config.freeze)
     write_config(config, folder)  # type: ignore[arg-type]  # any settings' dataclass will do
-    best = KeepBest(lambda: score(task, domain, validation, split, config.metric), config.train, config.patience)
+    best = KeepBest(lambda: sets["domain"].score(task), config.train, config.patience)
     memory, trained = PeakMemory(), time.perf_counter()
     trainer = build_trainer(own.train, folder, [best, memory], config.resume)
     trainer.fit(task, MixedData(domain, general, config.mix), weights_only=True,
                 ckpt_path=newest_checkpoint(folder) if config.resume else None)
     minutes = (time.perf_counter() - trained) / 60
     save_weights(task, folder)
-    after = scores(task)
+    after = {name: judged.score(task) for name, judged in sets.items()}
     continued = {"run": config.run, "mix": asdict(config.mix), "trainable": trainable(task), "minutes": minutes,
                  "peak_memory_gib": memory.bytes / 2**30, "before": before, "after": after, "terms": terms,
                  "strengths": task.strengths(),
@@ -108,8 +104,8 @@ def continue_pretrain(config: ContinueConfig) -> None:
     result = judge(task, domain, {split: validation}, folder, started)
     write_json(folder / "result.json", result | {"continued": continued})
     show(result)
-    for part, metric in (("domain", config.metric), ("general", "RSUM")):
-        print(f"{part} {metric}: {before[part]:.1f} → {after[part]:.1f}")
+    for name, value in after.items():
+        print(f"{name} {sets[name].metric}: {before[name]:.1f} → {value:.1f}")
 
 
 def heed(run: AlignTask, data: AlignData, terms: Iterable[str]) -> dict[str, Any]:

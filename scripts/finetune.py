@@ -21,7 +21,7 @@ from mm.adapt.lora import LoraConfig, attach, bake, coverage
 from mm.adapt.planner import Strategy, choose, estimate, trainable
 from mm.adapt.quantize import dequantize, ledger, quantize
 from mm.adapt.task import AdaptTask, freeze
-from mm.adapt.training import DomainData, KeepBest, PeakMemory, domain_config, own_validation, score
+from mm.adapt.training import DomainData, JudgedSet, KeepBest, PeakMemory, domain_config, own_set
 from mm.command import log_training, run_command
 from mm.config import TrainConfig
 from mm.data.module import AlignData, CachedView
@@ -70,26 +70,23 @@ def finetune(config: FinetuneConfig) -> None:
     data = AlignData(domain_config(own, config.data, runs=config.runs, seed=config.seed, optim=config.optim,
                                    schedule=config.schedule, train=config.train))
     data.setup()
-    validation = data.open(config.data.val)
-    data.cache_features(run.model, {config.data.train: data.train, config.data.val: validation})
-    general = AlignData(own) if config.general else None
-    kept = own_validation(run, general) if general else None
     strategy: Strategy = choose(len(data.train)) if config.strategy == "auto" else config.strategy
     folder = Path(config.runs) / (config.name or f"{Path(config.run).name}_{data.config.data.folder.name}_{strategy}")
-    aligned = replace(data.config, name=folder.name)
-    before = {"domain": score(run, data, validation, config.data.val, config.metric)}
-    if general and kept:
-        before["general"] = score(run, general, kept, own.data.val, "RSUM")
-    task = AdaptTask(run, aligned, strategy != "full", config.rates)
     if config.resume:
         require_same_settings(config, folder)
+    validation = data.open(config.data.val)
+    data.cache_features(run.model, {config.data.train: data.train, config.data.val: validation})
+    sets = {"domain": JudgedSet(data, validation, config.data.val, config.metric)}
+    if config.general:
+        sets["general"] = own_set(run, AlignData(own))
+    before = {name: judged.score(run) for name, judged in sets.items()}
+    task = AdaptTask(run, replace(data.config, name=folder.name), strategy != "full", config.rates)
     write_config(config, folder)  # type: ignore[arg-type]  # any settings' dataclass will do
     sizes = prepare(task, strategy, config, folder)
     view = CachedView(data.train_view, data, config.data.train)
     planned = estimate(task, data.stack([view[i, 0] for i in range(min(config.train.batch_size, len(view)))]))
     print(planned.line(strategy, len(data.train), config.train.steps))
-    best = KeepBest(lambda: score(task, data, validation, config.data.val, config.metric), config.train,
-                    config.patience)
+    best = KeepBest(lambda: sets["domain"].score(task), config.train, config.patience)
     memory, trained = PeakMemory(), time.perf_counter()
     trainer = build_trainer(data.config.train, folder, [best, memory], config.resume)
     trainer.fit(task, data, ckpt_path=newest_checkpoint(folder) if config.resume else None, weights_only=True)
@@ -105,13 +102,12 @@ def finetune(config: FinetuneConfig) -> None:
         bake(task.model)
         dequantize(task.model)
     save_weights(task, folder)
-    general_after = {"general": score(task, general, kept, own.data.val, "RSUM")} if general and kept else {}
+    after = {name: judged.score(task) for name, judged in sets.items()}
     result = judge(task, data, {config.data.val: validation}, folder, started)
-    after = {"domain": result["metrics"][config.metric], **general_after}
     write_json(folder / "result.json", result | {"adaptation": adaptation | {"after": after}})
     show(result)
-    for part, value in after.items():
-        print(f"{part} {config.metric if part == 'domain' else 'RSUM'}: {before[part]:.1f} → {value:.1f}")
+    for name, value in after.items():
+        print(f"{name} {sets[name].metric}: {before[name]:.1f} → {value:.1f}")
 
 
 def prepare(task: AdaptTask, strategy: Strategy, config: FinetuneConfig, folder: Path) -> list[dict[str, Any]]:

@@ -38,23 +38,37 @@ def domain_config(own: AlignConfig, data: DomainData, *, runs: str, seed: int, o
                    train=replace(train, devices=1, strategy="auto"))
 
 
-def own_validation(run: AlignTask, data: AlignData) -> CaptionDataset:
-    """The set on which the run was judged, its features cached in `data`. Raises ValueError where it has gone."""
+@dataclass(frozen=True)
+class JudgedSet:
+    """A split that a task is judged on again and again, by one metric of its embeddings."""
+
+    data: AlignData
+    dataset: CaptionDataset
+    split: str
+    metric: str
+
+    def score(self, task: AlignTask) -> float:
+        """Raises ValueError, naming what is measured, where the metric is not."""
+        found = evaluate_split(task.model, task.loss, self.data, self.dataset, self.split, EvalConfig(rerank=0))
+        metrics = found.metrics()
+        if self.metric not in metrics:
+            raise ValueError(f"metric={self.metric!r} is not measured on {self.dataset.name}: choose from"
+                             f" {', '.join(metrics)}")
+        return metrics[self.metric]
+
+
+def own_set(run: AlignTask, data: AlignData) -> JudgedSet:
+    """The split on which the run was judged, by RSUM; `data` are of the run's own settings.
+
+    Raises ValueError where it has gone.
+    """
     split = data.config.data.val
     try:
         dataset = data.open(split)
     except OSError as error:
         raise ValueError(f"the run's own set cannot be read: {error}") from error
     data.cache_features(run.model, {split: dataset})
-    return dataset
-
-
-def score(task: AlignTask, data: AlignData, dataset: CaptionDataset, split: str, metric: str) -> float:
-    """A metric of a split, by embeddings alone."""
-    found = evaluate_split(task.model, task.loss, data, dataset, split, EvalConfig(rerank=0)).metrics()
-    if metric not in found:
-        raise ValueError(f"metric={metric!r} is not measured on {dataset.name}: choose from {', '.join(found)}")
-    return found[metric]
+    return JudgedSet(data, dataset, split, "RSUM")
 
 
 class KeepBest(Callback):
