@@ -169,7 +169,7 @@ class AlignData(LightningDataModule):
         encoder, data = model.encoders[modality], self.config.data
         about = {
             "modality": modality, "data": dataset.name, "view": view, "encoder": getattr(self.config, modality).trunk,
-            "weights": weights_digest(encoder.trunk), "settings": [self.view, self.tokenizer.max_tokens],
+            "weights": weights_digest(encoder.trunk), "settings": self.settings_of(modality),
             "pool": self.config.image.pool if modality == "image" else None,
             "augment": [str(data.augment), self.config.seed] if view else None,
             "content": store_key(dataset.image_ids, dataset.captions if modality == "text" else None),
@@ -187,6 +187,13 @@ class AlignData(LightningDataModule):
         rows = len(self.caption_rows[split]) if modality == "text" else len(dataset)
         logger.info("features of the frozen %s trunk for %s: %s", modality, dataset.name, folder)
         return build_store(folder, rows, 64, features, f"{modality} features, {split} view {view}", about)
+
+    def settings_of(self, modality: str) -> dict[str, Any]:
+        """What a modality's features depend on beside trunk and data: those of pictures not on how sounds are cut."""
+        if modality == "text":
+            return {"max_tokens": self.tokenizer.max_tokens}
+        names = {"image": ("image_size", "fit"), "audio": ("audio_seconds", "sample_rate")}[modality]
+        return {name: self.view[name] for name in names}
 
     def _raw_reader(self, modality: str, split: str, dataset: CaptionDataset, view: int):  # type: ignore[no-untyped-def]  # a closure
         """rows -> (inputs, mask) of one modality, as the trunk wants them."""

@@ -120,3 +120,14 @@ def test_cached_and_computed_features_embed_alike(on_scenes: OnScenes, open_data
 def test_workers_would_each_hold_a_copy() -> None:
     with pytest.raises(ValueError, match=r"data\.in_memory with data\.workers=2"):
         DataConfig(workers=2)
+
+
+def test_features_of_pictures_do_not_depend_on_how_sounds_are_cut(
+    on_scenes: OnScenes, open_data: Open, tmp_path: Path
+) -> None:
+    for seconds in (0.32, 0.16):
+        config = on_scenes(image={"frozen": True}, audio={"seconds": seconds, "frozen": True})
+        data = open_data(config)
+        data.cache_features(model_of(config, data), {"train": data.train})
+    stores = sorted(path.name.split("-")[0] for path in (Path(config.data.cache) / "features").iterdir())
+    assert stores == ["audio", "audio", "image"]
