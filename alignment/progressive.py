@@ -34,6 +34,8 @@ MatchLogits = Callable[[list[DrawnPairs]], Tensor]
 
 @dataclass(frozen=True)
 class LossConfig:
+    """Weights and sizes of the loss terms."""
+
     contrastive: Literal["softmax", "sigmoid"] = "softmax"
     temperature: float = 0.1
     """Initial temperature of the contrastive terms; learned from there."""

@@ -12,6 +12,8 @@ PAIRS: tuple[tuple[str, str], ...] = (("image", "text"), ("audio", "text"), ("im
 
 @dataclass(frozen=True)
 class ScheduleConfig:
+    """When modalities and terms come in."""
+
     kind: Literal["progressive", "joint", "global_only"] = "progressive"
     """progressive: three stages; joint: every term from the first step;
     global_only: contrastive terms alone, from the first step."""

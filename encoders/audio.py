@@ -13,6 +13,8 @@ from encoders.vqvae import Bottleneck, BottleneckConfig, FeatureDecoder, feature
 
 @dataclass(frozen=True)
 class AudioConfig:
+    """The audio encoder."""
+
     trunk: str = "scratch"
     """scratch | timm/<name>, an image model that reads the log-mel picture."""
     weights: str | None = None

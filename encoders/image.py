@@ -13,6 +13,8 @@ from encoders.vqvae import Bottleneck, BottleneckConfig, FeatureDecoder, feature
 
 @dataclass(frozen=True)
 class ImageConfig:
+    """The image encoder."""
+
     trunk: str = "scratch"
     """scratch | timm/<name> | open_clip/<name>[:tag] | timm/<a>[@pixels]+timm/<b>[@pixels], joined place by place."""
     weights: str | None = None

@@ -19,6 +19,8 @@ from kernels.attention import attention
 
 @dataclass(frozen=True)
 class TextConfig:
+    """The text encoder."""
+
     trunk: str = "scratch"
     """scratch | open_clip/<name>[:tag] | hf/<hub name, folder, or package:NAME/FOLDER>."""
     weights: str | None = None

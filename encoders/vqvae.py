@@ -16,6 +16,8 @@ from encoders.quantizer import Quantizer, QuantizerConfig, build_quantizer
 
 @dataclass(frozen=True)
 class BottleneckConfig:
+    """What lies between trunk and backbone."""
+
     mode: Literal["both", "vq", "continuous"] = "both"
     """both: codes plus a gated bypass; vq: codes alone; continuous: no codes at all."""
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)

@@ -15,6 +15,8 @@ MODALITIES: tuple[str, ...] = ("image", "audio", "text")
 
 @dataclass(frozen=True)
 class BackboneConfig:
+    """What all modalities share."""
+
     width: int = 128
     """D, the width of a token."""
     layers: int = 2

@@ -12,6 +12,8 @@ from mm.optim import OptimConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
+    """How long, how wide and on what a run trains."""
+
     steps: int = 140
     """Optimizer steps of the whole run; the schedules are fractions of it."""
     batch_size: int = 32
@@ -34,6 +36,8 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
+    """How a split is judged."""
+
     batch_size: int = 256
     rerank: int = 2
     """How many candidates of each query are scored again through cross-modal attention; 0 for none."""
@@ -52,6 +56,8 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class AlignConfig:
+    """All settings of a run."""
+
     name: str = "default"
     """The run is written to <runs>/<name>."""
     runs: str = "runs"

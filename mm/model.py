@@ -16,6 +16,8 @@ from mm.terms import Terms
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """Modalities, backbone, and the heads on it."""
+
     modalities: tuple[str, ...] = MODALITIES
     """Which encoders are built."""
     embedding: int = 128

@@ -16,6 +16,8 @@ from kernels.grouped_mlp import grouped_mlp
 
 @dataclass(frozen=True)
 class MoEConfig:
+    """Experts and their router."""
+
     experts: int = 128
     """Routed experts, E."""
     active: int = 8

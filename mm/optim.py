@@ -13,6 +13,8 @@ from mm.model import MultimodalModel
 
 @dataclass(frozen=True)
 class OptimConfig:
+    """AdamW, and the course of its learning rate."""
+
     learning_rate: float = 7e-4
     """At its height, after the warm-up."""
     weight_decay: float = 0.05

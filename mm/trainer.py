@@ -3,7 +3,7 @@
 import csv
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from lightning import Callback, LightningModule, Trainer
@@ -12,13 +12,11 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mm.checkpoint import SyncedCheckpointIO, regular_checkpoints
+from mm.config import TrainConfig
 from mm.data.module import trainer_precision
 
-if TYPE_CHECKING:
-    from mm.config import TrainConfig
 
-
-def build_trainer(train: "TrainConfig", folder: Path, callbacks: list[Callback], resume: bool) -> Trainer:
+def build_trainer(train: TrainConfig, folder: Path, callbacks: list[Callback], resume: bool) -> Trainer:
     """Raises ValueError on an accelerator or strategy that this machine does not have."""
     history = [KeepHistory(folder / "metrics.csv")] if resume else []
     every = min(10, train.steps)

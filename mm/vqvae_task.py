@@ -25,6 +25,8 @@ NO_STAGES = ScheduleConfig(kind="joint")
 
 @dataclass(frozen=True)
 class PretrainConfig:
+    """How one modality's VQ-VAE trains."""
+
     steps: int = 400
     """Optimizer steps of the whole run."""
     batch_size: int = 128
@@ -48,6 +50,8 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class VQVAEConfig:
+    """All settings of one modality's VQ-VAE."""
+
     modality: Literal["image", "audio", "text"] = "image"
     """Whose VQ-VAE is trained; the settings of the other two are not read."""
     name: str | None = None

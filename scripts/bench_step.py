@@ -48,6 +48,8 @@ Step = Callable[[], None]
 
 @dataclass(frozen=True)
 class StepConfig(AlignConfig):
+    """One training step of a run, taken apart beside open_clip's."""
+
     progress: float = 0.9
     """Share of the run at which the step is taken: late, every loss is on."""
     repeats: int = 7

@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ContinueConfig:
+    """Continue the training of a finished run on a domain, mixed with its own set."""
+
     run: str
     """Folder of the finished run that goes on."""
     data: DomainData
@@ -52,8 +54,6 @@ class ContinueConfig:
     resume: bool = False
     """Go on from the newest checkpoint of the run of this name."""
     mix: MixConfig = field(default_factory=MixConfig)
-    freeze: tuple[str, ...] = ()
-    """Name patterns of parameters that do not train, such as encoders.*."""
     rates: dict[str, float] = field(default_factory=lambda: {"*.term_strength": 100.0})
     """Factors on the learning rate by name pattern. Strengths begin at nothing, and would stay there at 1e-5."""
     metric: str = "RSUM"
@@ -61,6 +61,7 @@ class ContinueConfig:
     patience: int = 0
     """Evaluations without a better checkpoint after which training stops; 0 never stops early."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-5))
+    """The stages of `mix` stand in the place of its warm-up and decay."""
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="joint"))
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=200))
     """batch_size is that of either set."""
@@ -87,7 +88,7 @@ def continue_pretrain(config: ContinueConfig) -> None:
     terms = heed(run, domain, Path(config.terms).read_text().splitlines()) if config.terms else {}
     rates = {k: v for k, v in config.rates.items() if terms or not k.endswith("term_strength")}
     task = ContinuedTask(run, replace(own, name=folder.name), config.mix, rates)
-    freeze(task, config.freeze)
+    freeze(task, config.train.freeze)
     write_config(config, folder)  # type: ignore[arg-type]  # any settings' dataclass will do
     best = KeepBest(lambda: sets["domain"].score(task), config.train, config.patience)
     memory, trained = PeakMemory(), time.perf_counter()

@@ -1,7 +1,7 @@
 """Adapt a finished run to another set: LoRA, QLoRA or all weights, with what it forgets of its own set beside.
 
     python scripts/finetune.py --run runs/flickr8k --data.root data/molecules
-    python scripts/finetune.py --run runs/flickr8k --data.root DIR --strategy full --freeze '[encoders.*]'
+    python scripts/finetune.py --run runs/flickr8k --data.root DIR --strategy full --train.freeze '[encoders.*]'
     python scripts/finetune.py --run runs/flickr8k --data.root DIR --lora.targets '[w_in,w_out]' --seed 1
 
 Writes runs/<name>/: a run like any other (its result.json has `adaptation`), adapter/ and coverage.txt.
@@ -36,6 +36,8 @@ from mm.trainer import build_trainer, require_same_settings
 
 @dataclass(frozen=True)
 class FinetuneConfig:
+    """Adapt a finished run to another set."""
+
     run: str
     """Folder of the finished run that is adapted."""
     data: DomainData
@@ -48,8 +50,6 @@ class FinetuneConfig:
     strategy: Literal["auto", "lora", "qlora", "full"] = "auto"
     """auto: lora below 10,000 training images, qlora to 100,000, full above."""
     lora: LoraConfig = field(default_factory=LoraConfig)
-    freeze: tuple[str, ...] = ()
-    """Name patterns of parameters that do not train, such as encoders.*."""
     rates: dict[str, float] = field(default_factory=dict)
     """Factors on the learning rate by name pattern, such as {"backbone.*": 0.1}."""
     metric: str = "RSUM"
@@ -120,7 +120,7 @@ def prepare(task: AdaptTask, strategy: Strategy, config: FinetuneConfig, folder:
         task.loss.requires_grad_(False)
         (folder / "coverage.txt").write_text("\n".join(found.lines()) + "\n")
         print(f"{found.summary()} ({folder / 'coverage.txt'})")
-    freeze(task, config.freeze)
+    freeze(task, config.train.freeze)
     rows = ledger(task.model)
     for row in rows:
         print(f"  {row.group:<20} {row.weights:>12,} weights {row.bits:>6.2f} bits each")

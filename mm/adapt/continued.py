@@ -17,6 +17,8 @@ from mm.task import AlignTask
 
 @dataclass(frozen=True)
 class MixConfig:
+    """The weights of two losses, and the stages of the learning rate."""
+
     domain: float = 0.7
     """Weight of the domain's loss, λ_domain."""
     general: float = 0.3

@@ -20,6 +20,8 @@ EXPERTS = ("w_in", "w_out")
 
 @dataclass(frozen=True)
 class LoraConfig:
+    """Low-rank adapters."""
+
     rank: int = 16
     """r, the inner width of an update."""
     alpha: float = 32.0

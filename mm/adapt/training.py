@@ -20,6 +20,8 @@ from mm.task import AlignTask
 
 @dataclass(frozen=True)
 class DomainData:
+    """The set a run is adapted to."""
+
     root: str
     """Folder in COCO caption layout or of shards; scripts/prepare_domain.py writes one."""
     train: str = "train"

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DataConfig:
+    """What a run reads, and how it is prepared."""
+
     root: str | None = None
     """A folder in COCO caption layout, or of webdataset shards.
 

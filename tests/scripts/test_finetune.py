@@ -103,7 +103,7 @@ def test_packed_weights_are_measured_and_unpacked_in_the_run(adapt: Callable[...
 
 
 def test_all_weights_train_but_those_that_are_frozen(adapt: Callable[..., Path], run: Path) -> None:
-    folder = adapt("--strategy", "full", "--freeze", "[encoders.*]", "--rates", '{"backbone.*": 0.0}',
+    folder = adapt("--strategy", "full", "--train.freeze", "[encoders.*]", "--rates", '{"backbone.*": 0.0}',
                    "--train.ema", 0.5, "--optim.learning_rate", 0.01)
     moved = changed(folder, run)
     assert "project.image.linear.weight" in moved
@@ -152,9 +152,9 @@ def test_what_goes_on_keeps_its_settings(adapt: Callable[..., Path], capsys: pyt
 
 @pytest.mark.parametrize(("words", "message"), [
     (("--train.accelerator", "tpu"), "finetune: train.accelerator, train.devices or train.strategy: "),
-    (("--freeze", "[decoder.*]"), "freeze: no parameter is called 'decoder.*'; there are backbone.blocks*"),
+    (("--train.freeze", "[decoder.*]"), "freeze: no parameter is called 'decoder.*'; there are backbone.blocks*"),
     (("--rates", '{"nothing": 0.1}'), "rates: no parameter is called 'nothing'"),
-    (("--freeze", "['*']"), "leaves nothing to train"),
+    (("--train.freeze", "['*']"), "leaves nothing to train"),
     (("--metric", "BLEU"), "metric='BLEU' is not measured on domain/val: choose from image_to_text/R@1"),
     (("--strategy", "lora", "--lora.targets", "[querry]"), "'querry' is no linear layer nor expert weight"),
     (("--lora.rank", 40), "lora.rank=40 is larger than"),
