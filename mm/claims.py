@@ -1,12 +1,11 @@
 """The article's claims beside what the stored results say of them, each with the command that measured it."""
 
-import csv
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from eval.studies import Study
 
 NO_FEATURE = ("not measured here: the feature does not exist yet", "—")
 DIRECTIONS = ("image_to_text", "text_to_image")
@@ -18,25 +17,13 @@ Row = tuple[str, str]
 class Evidence:
     """All results that are stored.
 
-    runs: result.json contents; studies: study -> variant -> measure -> its values over seeds; others: further JSON by
-    name (benchmarks, and the table of scripts/bench_adapt.py).
+    runs: result.json contents; studies by name; others: further JSON by name (benchmarks, and the table of
+    scripts/bench_adapt.py).
     """
 
     runs: Sequence[dict]
-    studies: Mapping[str, Mapping[str, Mapping[str, list[float]]]] = field(default_factory=dict)
+    studies: Mapping[str, Study] = field(default_factory=dict)
     others: Mapping[str, Any] = field(default_factory=dict)
-
-
-def read_studies(folder: Path) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """The tables of scripts/ablate.py in a folder."""
-    found: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for path in sorted(folder.glob("*.csv")):
-        variants: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                variants[row["variant"]][row["measure"]].append(float(row["value"]))
-        found[path.stem] = variants
-    return found
 
 
 def claims(evidence: Evidence) -> list[tuple[str, str, str]]:
@@ -73,11 +60,14 @@ def experts(evidence: Evidence) -> Row:
     study = evidence.studies.get("experts")
     if not study:
         return f"{said}; hardware not measured here", "`train_align.py`"
-    trained = "; ".join(
-        f"{variant}: {mean(of['parameters_active']) / 1e6:.1f} of {mean(of['parameters_total']) / 1e6:.1f} M parameters"
-        f" active, RSUM {mean(of['RSUM']):.1f}, {mean(of['seconds']):.0f} s a run" for variant, of in study.items())
-    seeds = len(next(iter(study.values()))["RSUM"])
-    return f"{said}. Trained alike, {seeds} seeds: {trained}", "`ablate.py configs/ablations/experts.yaml`"
+    trained = []
+    for variant in study.variants:
+        active, total = (study.of(variant, f"parameters_{kind}")[0] / 1e6 for kind in ("active", "total"))
+        rsum, seconds = (study.of(variant, measure).mean() for measure in ("RSUM", "seconds"))
+        trained.append(f"{variant}: {active:.1f} of {total:.1f} M parameters active, RSUM {rsum:.1f}, {seconds:.0f} s")
+    seeds = len(study.of(study.variants[0], "RSUM"))
+    return (f"{said}. Trained alike, {seeds} seeds of few steps: {'; '.join(trained)}",
+            "`ablate.py configs/ablations/experts.yaml`")
 
 
 def matching(evidence: Evidence) -> Row:

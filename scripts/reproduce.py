@@ -11,8 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from eval.studies import Study
 from mm.adapt.comparison import MEASURES, cells
-from mm.claims import DIRECTIONS, Evidence, claims, read_studies
+from mm.claims import DIRECTIONS, Evidence, claims
 from mm.command import run_command
 
 BEGIN, END = "<!-- RESULTS: written by scripts/reproduce.py -->", "<!-- /RESULTS -->"
@@ -49,10 +50,13 @@ def reproduce(
         raise ValueError(f"{readme} lacks the markers {BEGIN} and {END}")
     head, rest = text.split(BEGIN)
     others = {path.stem: json.loads(path.read_text()) for path in results.glob("*.json")}
-    evidence = Evidence(runs, read_studies(results / "ablations"), others)
+    studies = {path.stem: Study.load(path) for path in sorted((results / "ablations").glob("*.csv"))}
+    evidence = Evidence(runs, studies, others)
     tables = [retrieval_table(runs), use_table(runs), claims_table(evidence)]
     if "adapt" in others:
         tables.insert(1, adapted_table(others["adapt"]))
+    if studies:
+        tables.insert(1, studies_table(studies))
     joined = "\n\n".join(tables)
     readme.write_text(f"{head}{BEGIN}\n{joined}\n{END}{rest.split(END)[1]}")
     print(f"{readme}: {len(runs)} results")
@@ -118,6 +122,23 @@ def adapted_table(table: dict) -> str:
     columns = ("adapted by, judged by, base", "seeds", *MEASURES)
     rows = [columns, ("---",) * len(columns),
             *((title, str(len(found)), *cells(found)) for title, found in table["rows"].items())]  # fmt: skip
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def studies_table(studies: dict[str, Study]) -> str:
+    """Every study's variants, beside the difference from its first, paired by seeds."""
+    rows: list[tuple[str, ...]] = [
+        ("study", "variant", "seeds", "RSUM", "R@1 image→text", "R@1 text→image", "RSUM against the first"),
+        ("---",) * 7,
+    ]
+    for name, study in studies.items():
+        first = study.variants[0]
+        if "RSUM" not in study.values[first]:
+            continue
+        for variant in study.variants:
+            means = [f"{study.of(variant, m).mean():.1f}" for m in ("RSUM", *(f"{d}/R@1" for d in DIRECTIONS))]
+            against = "" if variant == first else str(study.difference(variant, first, "RSUM"))
+            rows.append((name, variant, str(len(study.of(variant, "RSUM"))), *means, against))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

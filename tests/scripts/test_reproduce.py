@@ -49,7 +49,8 @@ def test_claims_stand_beside_what_was_measured_of_them(tmp_path: Path, result: d
     result["protocols"] = {"all": {}, "matching/hard/cosine": figures}
     (results / "mine.json").write_text(json.dumps(result))
     rows = [(v, seed, m, x) for v, total in (("sparse", 4e6), ("dense", 2e6)) for seed in (0, 1)
-            for m, x in {"parameters_total": total, "parameters_active": 1e6, "RSUM": 50 + seed, "seconds": 9}.items()]
+            for m, x in {"parameters_total": total, "parameters_active": 1e6, "RSUM": 50 + seed, "seconds": 9,
+                         "image_to_text/R@1": 4.0, "text_to_image/R@1": 3.0}.items()]
     lines = [",".join(map(str, ("experts", *row))) for row in rows]
     (results / "ablations" / "experts.csv").write_text("\n".join(["study,variant,seed,measure,value", *lines]))
     adapted = {"trainable": 10, "peak memory, GiB": 1.0, "minutes": 2.0, "domain before": 100.0,
@@ -64,9 +65,10 @@ def test_claims_stand_beside_what_was_measured_of_them(tmp_path: Path, result: d
     (tmp_path / "R.md").write_text("<!-- RESULTS: written by scripts/reproduce.py --><!-- /RESULTS -->")
     assert reproduce(tmp_path).returncode == 0
     text = (tmp_path / "R.md").read_text()
-    assert "Trained alike, 2 seeds: sparse: 1.0 of 4.0 M parameters active, RSUM 50.5, 9 s a run; dense: 1.0 of" in text
+    assert "2 seeds of few steps: sparse: 1.0 of 4.0 M parameters active, RSUM 50.5, 9 s; dense: 1.0 of" in text
     assert "mine on coco_mini/val, hard negatives, cosine: accuracy 91.2 % [90.0, 92.5]" in text
     assert "lora on w_in: 100.0 → 119.0 (+19 %), RSUM of its own set 300.0 → 290.0" in text and "110.0 (" not in text
+    assert "| experts | dense | 2 | 50.5 | 4.0 | 3.0 | +0.00 [+0.00, +0.00] over 2 seeds: no difference" in text
     assert "400 MB to 200 MB" in text and "| full, RSUM of molecules/val, from base | 1 | 10 |" in text
 
 
