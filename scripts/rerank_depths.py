@@ -52,7 +52,10 @@ def judged(config: RerankDepths, depth: int) -> dict[str, float]:
     """Recalls at one depth, their intervals as <measure>/low and /high, and seconds."""
     try:
         run = FinishedRun(config.run, config.root, rerank=depth)
-        result, _ = run.judge(run.open(config.split), config.split)
+        dataset = run.open(config.split)
+        # Whoever comes first would pay for the features of frozen trunks.
+        run.data.cache_features(run.task.model, {config.split: dataset})
+        result, _ = run.judge(dataset, config.split)
     except ValueError as error:
         raise ValueError(f"depth {depth}: {error}") from error
     rows = {"seconds": result["seconds"]}
