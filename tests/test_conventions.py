@@ -15,7 +15,10 @@ from torch import nn
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("mm", "encoders", "alignment", "kernels", "eval")
-LIGHTNING = re.compile(r"mm/(task|vqvae_task|checkpoint|data/module)\.py|scripts/(train_\w+|finetune)\.py")
+LIGHTNING = re.compile(
+    r"mm/(task|trainer|vqvae_task|checkpoint|data/module|adapt/(task|training|continued))\.py"
+    r"|scripts/(train_\w+|finetune|continue_pretrain)\.py"
+)
 TOP_LEVEL = {
     "mm", "encoders", "alignment", "kernels", "eval", "scripts", "configs", "tests", "README.md", "pyproject.toml",
     "constraints.txt", "Makefile", "LICENSE", ".ci", ".gitignore", ".pre-commit-config.yaml", ".github",

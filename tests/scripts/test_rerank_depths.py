@@ -4,6 +4,7 @@ import csv
 import runpy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,8 @@ class Judge:
 
     def __init__(self, folder: Path, root: str | None, *, rerank: int) -> None:
         self.depth = rerank
+        self.task = SimpleNamespace(model=None)
+        self.data = SimpleNamespace(cache_features=lambda model, splits: None)
 
     def open(self, split: str) -> str:
         return split
