@@ -1,13 +1,10 @@
 """README's tables say what the result files say, and nothing else."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -22,27 +19,36 @@ def result() -> dict:
     }  # fmt: skip
 
 
-def reproduce(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    where = ["--results", str(folder / "results"), "--readme", str(folder / "R.md")]
-    command = [sys.executable, str(ROOT / "scripts/reproduce.py"), *where, *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture
+def reproduce(script: Callable[..., None], tmp_path: Path) -> Callable[..., None]:
+    """reproduce(*words) writes R.md from the results of the test's folder."""
+    return lambda *words: script("reproduce.py", *places(tmp_path), *words)
 
 
-def test_a_result_becomes_a_row_between_the_markers(tmp_path: Path, result: dict) -> None:
+def places(folder: Path) -> list[object]:
+    return ["--results", folder / "results", "--readme", folder / "R.md"]
+
+
+def test_a_result_becomes_a_row_between_the_markers(
+    reproduce: Callable[..., None], tmp_path: Path, result: dict
+) -> None:
     run = tmp_path / "result.json"
     run.write_text(json.dumps(result))
     readme = tmp_path / "R.md"
     readme.write_text("before\n<!-- RESULTS: written by scripts/reproduce.py -->\nold\n<!-- /RESULTS -->\nafter\n")
-    assert reproduce(tmp_path, "--add", f"[{run}]").returncode == 0
+    reproduce("--add", f"[{run}]")
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| mine | coco_mini/val, 163 images × 5 captions, zero-shot | 10.0/50.0/100.0 |" in text
     assert "61, features 7" in text and "128 experts, 8 active, 25 % of parameters" in text
     assert "on 163 images of coco_mini/val: R@1 10.0 / 10.0 (not the 5K test)" in text
-    assert reproduce(tmp_path).returncode == 0 and readme.read_text() == text
+    reproduce()
+    assert readme.read_text() == text
 
 
-def test_claims_stand_beside_what_was_measured_of_them(tmp_path: Path, result: dict) -> None:
+def test_claims_stand_beside_what_was_measured_of_them(
+    reproduce: Callable[..., None], tmp_path: Path, result: dict
+) -> None:
     results = tmp_path / "results"
     (results / "ablations").mkdir(parents=True)
     figures = {"metrics": {"accuracy": 91.24}, "intervals": {"accuracy": [90.0, 92.5]}}
@@ -63,7 +69,7 @@ def test_claims_stand_beside_what_was_measured_of_them(tmp_path: Path, result: d
     for name, content in {"adapt": adapt, **steps}.items():
         (results / f"{name}.json").write_text(json.dumps(content))
     (tmp_path / "R.md").write_text("<!-- RESULTS: written by scripts/reproduce.py --><!-- /RESULTS -->")
-    assert reproduce(tmp_path).returncode == 0
+    reproduce()
     text = (tmp_path / "R.md").read_text()
     assert "2 seeds of few steps: sparse: 1.0 of 4.0 M parameters active, RSUM 50.5, 9 s; dense: 1.0 of" in text
     assert "mine on coco_mini/val, hard negatives, cosine: accuracy 91.2 % [90.0, 92.5]" in text
@@ -72,17 +78,18 @@ def test_claims_stand_beside_what_was_measured_of_them(tmp_path: Path, result: d
     assert "400 MB to 200 MB" in text and "| full, RSUM of molecules/val, from base | 1 | 10 |" in text
 
 
-def test_a_kept_result_says_nothing_of_where_its_run_lay(tmp_path: Path, result: dict) -> None:
+def test_a_kept_result_says_nothing_of_where_its_run_lay(
+    reproduce: Callable[..., None], tmp_path: Path, result: dict
+) -> None:
     result["config"] |= {"runs": str(tmp_path / "runs"), "data": {"root": "../photographs", "cache": str(tmp_path)}}
     (tmp_path / "result.json").write_text(json.dumps(result))
     (tmp_path / "R.md").write_text("<!-- RESULTS: written by scripts/reproduce.py --><!-- /RESULTS -->")
-    assert reproduce(tmp_path, "--add", f"[{tmp_path / 'result.json'}]").returncode == 0
+    reproduce("--add", f"[{tmp_path / 'result.json'}]")
     text = (tmp_path / "results" / "mine-on-coco_mini-val.json").read_text()
     config = json.loads(text)["config"]
     assert str(tmp_path) not in text
     assert (config["runs"], config["data"]) == ("runs", {"root": "../photographs", "cache": tmp_path.name})
 
 
-def test_without_results_it_says_how_to_add_one(tmp_path: Path) -> None:
-    found = reproduce(tmp_path)
-    assert found.returncode == 2 and "--add" in found.stderr and "Traceback" not in found.stderr
+def test_without_results_it_says_how_to_add_one(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "--add" in refused("reproduce.py", *places(tmp_path))
