@@ -17,8 +17,8 @@ Row = tuple[str, str]
 class Evidence:
     """All results that are stored.
 
-    runs: result.json contents; studies by name; others: further JSON by name (benchmarks, and the table of
-    scripts/bench_adapt.py).
+    runs: result.json contents; studies by name; others: all JSON by name, among it benchmarks and the table of
+    scripts/bench_adapt.py.
     """
 
     runs: Sequence[dict]

@@ -97,12 +97,12 @@ def continue_pretrain(config: ContinueConfig) -> None:
                 ckpt_path=newest_checkpoint(folder) if config.resume else None)
     minutes = (time.perf_counter() - trained) / 60
     save_weights(task, folder)
-    after = {name: judged.score(task) for name, judged in sets.items()}
+    result = judge(task, domain, {split: validation}, folder, started)
+    after = {"domain": result["metrics"][config.metric], "general": sets["general"].score(task)}
     continued = {"run": config.run, "mix": asdict(config.mix), "trainable": trainable(task), "minutes": minutes,
                  "peak_memory_gib": memory.bytes / 2**30, "before": before, "after": after, "terms": terms,
                  "strengths": task.strengths(),
                  "selected": {"metric": config.metric, "on": validation.name, "step": best.step, "value": best.value}}
-    result = judge(task, domain, {split: validation}, folder, started)
     write_json(folder / "result.json", result | {"continued": continued})
     show(result)
     for name, value in after.items():

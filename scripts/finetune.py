@@ -102,8 +102,10 @@ def finetune(config: FinetuneConfig) -> None:
         bake(task.model)
         dequantize(task.model)
     save_weights(task, folder)
-    after = {name: judged.score(task) for name, judged in sets.items()}
     result = judge(task, data, {config.data.val: validation}, folder, started)
+    after = {"domain": result["metrics"][config.metric]}
+    if "general" in sets:
+        after["general"] = sets["general"].score(task)
     write_json(folder / "result.json", result | {"adaptation": adaptation | {"after": after}})
     show(result)
     for name, value in after.items():

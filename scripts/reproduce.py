@@ -8,6 +8,7 @@ Nothing in the table is typed by hand: every figure comes from a file that train
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +42,20 @@ def reproduce(
     """
     for path in add or []:
         keep(path, results)
-    found = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
-    runs = [r for r in found if isinstance(r, dict) and "image_to_text/R@1" in r.get("metrics", {}) and "commit" in r]
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+    runs = [r for r in found.values()
+            if isinstance(r, dict) and "image_to_text/R@1" in r.get("metrics", {}) and "commit" in r]
     if not runs:
         raise ValueError(f"{results} holds no result of a run: add one with --add '[runs/<name>/result.json]'")
     text = readme.read_text()
     if BEGIN not in text or END not in text:
         raise ValueError(f"{readme} lacks the markers {BEGIN} and {END}")
     head, rest = text.split(BEGIN)
-    others = {path.stem: json.loads(path.read_text()) for path in results.glob("*.json")}
     studies = {path.stem: Study.load(path) for path in sorted((results / "ablations").glob("*.csv"))}
-    evidence = Evidence(runs, studies, others)
+    evidence = Evidence(runs, studies, found)
     tables = [retrieval_table(runs), use_table(runs), claims_table(evidence)]
-    if "adapt" in others:
-        tables.insert(1, adapted_table(others["adapt"]))
+    if "adapt" in found:
+        tables.insert(1, adapted_table(found["adapt"]))
     if studies:
         tables.insert(1, studies_table(studies))
     joined = "\n\n".join(tables)
@@ -83,6 +84,11 @@ def without_places(content: Any) -> Any:
     return content
 
 
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table: the first row names the columns, the second underlines them."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def retrieval_table(runs: list[dict]) -> str:
     rows = [COLUMNS, ("---",) * len(COLUMNS)]
     for run in runs:
@@ -100,10 +106,9 @@ def retrieval_table(runs: list[dict]) -> str:
             seconds += f", features {run['seconds_features']:,.0f}"
         rows.append((run["config"]["name"], judged, *first, f"{metrics['RSUM']:.1f}", again, size, seconds))
     facts = sorted({f"{run['hardware']} (commit {run['commit']})" for run in runs})
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(
         [
-            *lines,
+            markdown(rows),
             "",
             "Any-hit recall in %; RSUM is the sum of the six recalls. Seconds are of the whole run on a shared machine;"
             " `features` is what caching a frozen trunk's took, part of them in the run that needed it first."
@@ -114,7 +119,7 @@ def retrieval_table(runs: list[dict]) -> str:
 
 def claims_table(evidence: Evidence) -> str:
     rows = [("claim", "measured here", "by"), ("---",) * 3, *claims(evidence)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown(rows)
 
 
 def adapted_table(table: dict) -> str:
@@ -122,7 +127,7 @@ def adapted_table(table: dict) -> str:
     columns = ("adapted by, judged by, base", "seeds", *MEASURES)
     rows = [columns, ("---",) * len(columns),
             *((title, str(len(found)), *cells(found)) for title, found in table["rows"].items())]  # fmt: skip
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown(rows)
 
 
 def studies_table(studies: dict[str, Study]) -> str:
@@ -139,7 +144,7 @@ def studies_table(studies: dict[str, Study]) -> str:
             means = [f"{study.of(variant, m).mean():.1f}" for m in ("RSUM", *(f"{d}/R@1" for d in DIRECTIONS))]
             against = "" if variant == first else str(study.difference(variant, first, "RSUM"))
             rows.append((name, variant, str(len(study.of(variant, "RSUM"))), *means, against))
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown(rows)
 
 
 def use_table(runs: list[dict]) -> str:
@@ -158,7 +163,7 @@ def use_table(runs: list[dict]) -> str:
                 for what in ("used", "perplexity")
             ]
             rows.append((judged, modality, *("–" if c is None else f"{c:.1f}" for c in cells)))
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown(rows)
 
 
 if __name__ == "__main__":

@@ -61,10 +61,14 @@ class AdaptTask(AlignTask):
         return [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in found.items()]
 
 
+def moving(task: LightningModule) -> dict[str, Tensor]:
+    """The parameters that train, by name."""
+    return {name: p.detach() for name, p in task.named_parameters() if p.requires_grad}
+
+
 def snapshot(task: LightningModule) -> dict[str, Tensor]:
     """What training changes: the parameters that move, and all buffers."""
-    moving = ((name, p) for name, p in task.named_parameters() if p.requires_grad)
-    return {name: t.detach().clone() for name, t in (*moving, *task.named_buffers())}
+    return {name: t.detach().clone() for name, t in (*moving(task).items(), *task.named_buffers())}
 
 
 def names_of(task: AlignTask) -> list[tuple[str, Tensor]]:

@@ -9,7 +9,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from alignment import ScheduleConfig
 from mm.adapt.planner import memory_in_use
-from mm.adapt.task import snapshot
+from mm.adapt.task import moving, snapshot
 from mm.config import AlignConfig, EvalConfig, TrainConfig
 from mm.data.module import AlignData
 from mm.data.sample import CaptionDataset
@@ -68,7 +68,9 @@ def own_set(run: AlignTask, data: AlignData) -> JudgedSet:
     try:
         dataset = data.open(split)
     except OSError as error:
-        raise ValueError(f"the run's own set cannot be read: {error}") from error
+        raise ValueError(
+            f"the run's own set cannot be read ({error}); finetune.py --general false leaves it out"
+        ) from error
     data.cache_features(run.model, {split: dataset})
     return JudgedSet(data, dataset, split, "RSUM")
 
@@ -129,10 +131,6 @@ class PeakMemory(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, task: LightningModule, *_: object) -> None:
         self.bytes = max(self.bytes, memory_in_use())
-
-
-def moving(task: LightningModule) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in task.named_parameters() if p.requires_grad}
 
 
 def restore(task: LightningModule, state: dict[str, Tensor]) -> None:

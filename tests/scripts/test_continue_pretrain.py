@@ -3,39 +3,13 @@
 import csv
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from encoders.text import Tokenizer, observed_vocabulary
-from mm.config import AlignConfig
-from mm.data import open_split
-from mm.data.scenes import write_scenes
-from mm.run import load_run, save_weights
-from mm.task import AlignTask
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The set of the run, and the domain's."""
-    folder, sizes = tmp_path_factory.mktemp("sets"), {"train": 16, "val": 8}
-    own, domain = (write_scenes(folder / f"{name}", seed=seed, sizes=sizes, image_size=32)
-                   for seed, name in enumerate(("own", "domain")))  # fmt: skip
-    return own, domain
-
-
-@pytest.fixture
-def run(tiny: AlignConfig, sets: tuple[Path, Path], tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    data = replace(tiny.data, root=str(sets[0]), cache=str(tmp_path / "cache"))
-    captions = (c for captions in open_split(sets[0], "train").captions for c in captions)
-    vocabulary = observed_vocabulary(Tokenizer("scratch", 12), captions)
-    model = replace(tiny.model, modalities=("image", "text"))
-    save_weights(AlignTask(replace(tiny, data=data, model=model), vocabulary), tmp_path / "base")
-    return tmp_path / "base"
+from mm.run import load_run
 
 
 @pytest.fixture
