@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import mean
 from typing import Any
 
 from eval.studies import Study
+from mm.adapt.comparison import stored_rows
 
 NO_FEATURE = ("not measured here: the feature does not exist yet", "—")
 DIRECTIONS = ("image_to_text", "text_to_image")
@@ -92,14 +92,12 @@ def matching(evidence: Evidence) -> Row:
 def adaptation(evidence: Evidence) -> Row:
     """Of each set the strategy that gained most, in the metric's own unit and in percent, and what it forgot."""
     best: dict[str, tuple[float, str]] = {}
-    for title, found in evidence.others.get("adapt", {}).get("rows", {}).items():
-        strategy, judged = title.split(", ")[:2]
-        scores = {name: mean(row[name] for row in found) for name in found[0]}
-        before, after = scores["domain before"], scores["domain after"]
-        text = f"{judged}, {strategy}: {before:.1f} → {after:.1f} ({100 * (after / before - 1):+.0f} %)"
-        if "general after" in scores:
-            text += f", RSUM of its own set {scores['general before']:.1f} → {scores['general after']:.1f}"
-        best[judged] = max(best.get(judged, (float("-inf"), "")), (after, text))
+    for row in stored_rows(evidence.others.get("adapt", {"rows": []})):
+        before, after = row.mean("domain before"), row.mean("domain after")
+        text = f"{row.judged}, {row.strategy}: {before:.1f} → {after:.1f} ({100 * (after / before - 1):+.0f} %)"
+        if all("general after" in seed for seed in row.seeds):
+            text += f", RSUM of its own set {row.mean('general before'):.1f} → {row.mean('general after'):.1f}"
+        best[row.judged] = max(best.get(row.judged, (float("-inf"), "")), (after, text))
     if not best:
         return "not measured here yet", "`finetune.py`"
     return "; ".join(text for _, text in best.values()), "`finetune.py`, `bench_adapt.py`"

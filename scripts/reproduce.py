@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.studies import Study
-from mm.adapt.comparison import MEASURES, cells
+from mm.adapt.comparison import COLUMNS as ADAPTED
+from mm.adapt.comparison import stored_rows
 from mm.claims import DIRECTIONS, Evidence, claims
 from mm.command import run_command
 
@@ -124,10 +125,7 @@ def claims_table(evidence: Evidence) -> str:
 
 def adapted_table(table: dict) -> str:
     """What scripts/bench_adapt.py wrote, as it prints it."""
-    columns = ("adapted by, judged by, base", "seeds", *MEASURES)
-    rows = [columns, ("---",) * len(columns),
-            *((title, str(len(found)), *cells(found)) for title, found in table["rows"].items())]  # fmt: skip
-    return markdown(rows)
+    return markdown([ADAPTED, ("---",) * len(ADAPTED), *(row.text() for row in stored_rows(table))])
 
 
 def studies_table(studies: dict[str, Study]) -> str:

@@ -1,6 +1,8 @@
 """Adapted runs side by side: a row of figures for each, cells for those of one strategy."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -8,8 +10,47 @@ MEASURES = ("trainable", "peak memory, GiB", "minutes", "domain before", "domain
             "general after")
 
 
-def read_adapted(folder: Path) -> tuple[str, dict[str, float]]:
-    """A run's row: its title, and what was measured. Raises ValueError where it is no adapted run."""
+@dataclass(frozen=True)
+class AdaptedRow:
+    """What runs that differ in nothing but their seeds measured."""
+
+    strategy: str
+    """With what it adapts: lora on q_proj + v_proj."""
+    judged: str
+    """The metric, and the set: RSUM of molecules/val."""
+    base: str
+    """The run that was adapted."""
+    seeds: tuple[dict[str, float], ...] = field(default=(), compare=False)
+    """MEASURES of each run."""
+
+    def mean(self, measure: str) -> float:
+        """Over the seeds."""
+        return mean(seed[measure] for seed in self.seeds)
+
+    def text(self) -> tuple[str, ...]:
+        """Cells of a table, under COLUMNS."""
+        return f"{self.strategy}, {self.judged}, from {self.base}", str(len(self.seeds)), *cells(self.seeds)
+
+
+COLUMNS = ("adapted by, judged by, base", "seeds", *MEASURES)
+
+
+def read_rows(folders: Sequence[Path]) -> list[AdaptedRow]:
+    """Runs that scripts/finetune.py or scripts/continue_pretrain.py wrote, those alike in one row. Raises ValueError
+    where one is none."""
+    alike: dict[AdaptedRow, list[AdaptedRow]] = {}
+    for row in map(read_adapted, folders):
+        alike.setdefault(row, []).append(row)
+    return [replace(row, seeds=tuple(seed for one in found for seed in one.seeds)) for row, found in alike.items()]
+
+
+def stored_rows(table: dict) -> list[AdaptedRow]:
+    """What scripts/bench_adapt.py stored."""
+    return [AdaptedRow(**{**row, "seeds": tuple(row["seeds"])}) for row in table["rows"]]
+
+
+def read_adapted(folder: Path) -> AdaptedRow:
+    """A run's row. Raises ValueError where it is no adapted run."""
     path = folder / "result.json"
     result = json.loads(path.read_text()) if path.is_file() else {}
     found = result.get("adaptation") or result.get("continued")
@@ -18,16 +59,15 @@ def read_adapted(folder: Path) -> tuple[str, dict[str, float]]:
                          " scripts/continue_pretrain.py in it")
     stamp = next(iter(result["protocol"].values()))
     targets = f" on {' + '.join(found['targets'])}" if found.get("targets") else ""
-    how = found.get("strategy", "continued pre-training")
-    parts = [how + targets, f"{found['selected']['metric']} of {stamp['dataset']}", f"from {found['run']}"]
     measured = {"trainable": found["trainable"], "peak memory, GiB": found["peak_memory_gib"],
                 "minutes": found["minutes"]}
     for moment in ("before", "after"):
         measured |= {f"{part} {moment}": value for part, value in found[moment].items()}
-    return ", ".join(parts), measured
+    return AdaptedRow(found.get("strategy", "continued pre-training") + targets,
+                      f"{found['selected']['metric']} of {stamp['dataset']}", found["run"], (measured,))
 
 
-def cells(found: list[dict[str, float]]) -> list[str]:
+def cells(found: Sequence[dict[str, float]]) -> list[str]:
     """MEASURES of runs that differ in their seeds: mean ± standard deviation, or — where it was not measured."""
     return [_cell(name, [row[name] for row in found if name in row]) for name in MEASURES]
 

@@ -31,7 +31,7 @@ def test_seeds_of_one_strategy_are_one_row(
     said = capsys.readouterr().out
     assert "115.0 ±" in said and "130.0" in said and "12,345" in said
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
-    assert {title.split(",")[0]: len(found) for title, found in rows.items()} == {"lora on w_in": 2, "full": 1}
+    assert {row["strategy"]: len(row["seeds"]) for row in rows} == {"lora on w_in": 2, "full": 1}
 
 
 def test_a_run_that_was_not_adapted_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
