@@ -30,12 +30,15 @@ class DomainData:
     """Split that selects the checkpoint and is reported."""
     audio_root: str | None = None
     """Where `audio/` lies, if not in `root`."""
+    views: int | None = None
+    """Of a frozen image trunk: the plain picture and views-1 augmented ones; by default as many as the run had."""
 
 
 def domain_config(own: AlignConfig, data: DomainData, *, runs: str, seed: int, optim: OptimConfig,
                   schedule: ScheduleConfig, train: TrainConfig) -> AlignConfig:
     """A run's own settings, reading the domain's set and training as asked for; on one device."""
-    read = replace(own.data, root=data.root, train=data.train, val=data.val, karpathy=None, audio_root=data.audio_root)
+    read = replace(own.data, root=data.root, train=data.train, val=data.val, karpathy=None, audio_root=data.audio_root,
+                   views=own.data.views if data.views is None else data.views)
     return replace(own, runs=runs, seed=seed, data=read, optim=optim, schedule=schedule,
                    train=replace(train, devices=1, strategy="auto"))
 
