@@ -222,12 +222,16 @@ class Projection(nn.Module):
 
 
 class MatchHead(nn.Module):
-    """Unit vectors (N, E) of both sides -> logits (N,): a scaled cosine, and what a small network adds to it."""
+    """Unit vectors (N, E) of both sides -> logits (N,): a scaled cosine, and what a small network adds to it.
 
-    def __init__(self, embedding: int, hidden: int, temperature: float = 0.07) -> None:
+    It begins undecided at a cosine of a half. Matching comes in when hard negatives lie there and above: were they
+    called pairs with confidence, its first steps would undo what the contrastive terms have reached.
+    """
+
+    def __init__(self, embedding: int, hidden: int, scale: float = 5.0) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(1 / temperature).log())
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.log_scale = nn.Parameter(torch.tensor(scale).log())
+        self.bias = nn.Parameter(torch.tensor(-scale / 2))
         self.net = nn.Sequential(nn.Linear(3 * embedding, hidden), nn.GELU(), nn.Linear(hidden, 1))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
