@@ -130,18 +130,19 @@ def adapted_table(table: dict) -> str:
 
 def studies_table(studies: dict[str, Study]) -> str:
     """Every study's variants, beside the difference from its first, paired by seeds."""
-    rows: list[tuple[str, ...]] = [
-        ("study", "variant", "seeds", "RSUM", "R@1 image→text", "R@1 text→image", "RSUM against the first"),
-        ("---",) * 7,
-    ]
+    shown = {"RSUM": "RSUM", "R@1 image→text": "image_to_text/R@1", "R@1 text→image": "text_to_image/R@1",
+             "R@1 audio→text": "audio_to_text/R@1", "R@1 image→audio": "image_to_audio/R@1"}  # fmt: skip
+    rows: list[tuple[str, ...]] = [("study", "variant", "seeds", *shown, "RSUM against the first")]
+    rows.append(("---",) * len(rows[0]))
     for name, study in studies.items():
         first = study.variants[0]
         if "RSUM" not in study.values[first]:
             continue
         for variant in study.variants:
-            means = [f"{study.of(variant, m).mean():.1f}" for m in ("RSUM", *(f"{d}/R@1" for d in DIRECTIONS))]
+            measured = study.values[variant]
+            means = [f"{study.of(variant, m).mean():.1f}" if m in measured else "–" for m in shown.values()]
             against = "" if variant == first else str(study.difference(variant, first, "RSUM"))
-            rows.append((name, variant, str(len(study.of(variant, "RSUM"))), *means, against))
+            rows.append((name, variant, str(len(measured["RSUM"])), *means, against))
     return markdown(rows)
 
 
