@@ -72,7 +72,7 @@ def ablate(
     """
     planned = read_study(study, seeds, settings or {})
     folder, table = runs / study.stem, table or runs / f"{study.stem}.csv"
-    for at, run in enumerate(track(planned, study.stem), start=1):
+    for at, run in enumerate(track(planned, study.stem, refresh_per_second=1), start=1):  # runs take minutes
         check_settings(run, folder)
         if not (folder / run.name / "result.json").is_file():
             print(f"{at} of {len(planned)}: {run.name}, log in {folder / run.name / 'log.txt'}", flush=True)
