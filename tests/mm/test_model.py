@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from alignment.matching import matching_loss
 from mm.config import AlignConfig
 from mm.data.sample import Batch
-from mm.model import AttentionPool, ModelConfig, count_parameters, select
+from mm.model import AttentionPool, MatchHead, ModelConfig, count_parameters, select
 from mm.task import AlignTask
 
 
@@ -152,3 +153,12 @@ def test_pooling_ignores_padding() -> None:
     garbage = x.masked_fill(~mask[..., None], 77.0)
     torch.testing.assert_close(pool(garbage, mask), pool(x, mask))
     torch.testing.assert_close(pool(x, mask)[1], 2 * x[1, 0])      # one token: its mean and its attention
+
+
+@pytest.mark.parametrize("cosine", [0.3, 0.5, 0.7, 0.9])
+def test_an_untrained_match_head_is_confident_of_nothing(cosine: float) -> None:
+    """Hard negatives are as close as pairs when matching comes in: calling them pairs would cost them their places."""
+    x = torch.tensor([[1.0, 0.0]]).repeat(64, 1)
+    y = torch.tensor([[cosine, (1 - cosine**2) ** 0.5]]).repeat(64, 1)
+    loss = matching_loss(*MatchHead(2, 8)(x, y).view(2, 32))
+    assert loss < 1.6
