@@ -79,7 +79,7 @@ def killed(config: Path, runs: Path, kills: int, steps: int, draw: random.Random
 
 def watched(config: Path, runs: Path, steps: int) -> dict[str, Any]:
     """Resident memory, in MiB, of a long run by step."""
-    process = start(config, runs, "long", steps)
+    process = start(config, runs, "long", steps, "--train.checkpoint_every", str(max(1, steps // 10)))
     resident: dict[int, float] = {}
     marks = iter(range(steps // 10, steps + 1, steps // 10))
     mark = next(marks)
