@@ -29,8 +29,8 @@ class LoraConfig:
     dropout: float = 0.1
     """On what an update reads; of an expert, the same inputs for all tokens of a step."""
     targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Last names of what is adapted: linear layers (q_proj and v_proj are the backbone's attention, linear the heads that
-    project onto the embedding, query and value a BERT's attention), and w_in and w_out, the experts."""
+    """Last names of what is adapted: linear layers (q_proj and v_proj are the backbone's attention, linear the heads
+    that project onto the embedding, query and value a BERT's attention), and w_in and w_out, the experts."""
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
