@@ -17,7 +17,7 @@ from mm.run import write_json
 
 
 def bench_adapt(runs: Sequence[Path], out: Path | None = None) -> None:
-    """Print a row for each base, set, strategy and what it adapts.
+    """Print a table for each base and set, a row for each strategy and what it adapts.
 
     Args:
         runs: folders that scripts/finetune.py or scripts/continue_pretrain.py wrote.
@@ -26,13 +26,17 @@ def bench_adapt(runs: Sequence[Path], out: Path | None = None) -> None:
     rows = read_rows(runs)
     if not rows:
         raise ValueError("runs is empty: name folders that scripts/finetune.py or continue_pretrain.py wrote")
-    table = Table(title="mean over seeds ± standard deviation; RSUM, or the metric named, of embeddings alone",
-                  title_justify="left")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == COLUMNS[0] else "right")
-    for row in rows:
-        table.add_row(*row.text())
-    Console().print(table)
+    console = Console()
+    for group in dict.fromkeys(row.group for row in rows):
+        table = Table(title=group, title_justify="left")
+        for column in COLUMNS:
+            table.add_column(column, justify="left" if column == COLUMNS[0] else "right")
+        for row in rows:
+            if row.group == group:
+                table.add_row(*row.text())
+        console.print(table)
+    console.print("Before → after, of embeddings alone; mean ± standard deviation over the seeds. general: RSUM of the"
+                  " base's own set.")
     if out:
         write_json(out, {"rows": [asdict(row) for row in rows]})
 

@@ -125,7 +125,8 @@ def claims_table(evidence: Evidence) -> str:
 
 def adapted_table(table: dict) -> str:
     """What scripts/bench_adapt.py wrote, as it prints it."""
-    return markdown([ADAPTED, ("---",) * len(ADAPTED), *(row.text() for row in stored_rows(table))])
+    columns = ("judged by, base", *ADAPTED)
+    return markdown([columns, ("---",) * len(columns), *((row.group, *row.text()) for row in stored_rows(table))])
 
 
 def studies_table(studies: dict[str, Study]) -> str:

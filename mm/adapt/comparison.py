@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 
-MEASURES = ("trainable", "peak memory, GiB", "minutes", "domain before", "domain after", "general before",
-            "general after")
+COLUMNS = ("adapted by", "seeds", "trainable", "GiB", "minutes", "domain", "general")
+"""Of a table of rows that are judged alike: peak memory, minutes of training, scores before and after."""
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,32 @@ class AdaptedRow:
     base: str
     """The run that was adapted."""
     seeds: tuple[dict[str, float], ...] = field(default=(), compare=False)
-    """MEASURES of each run."""
+    """Each run's trainable parameters, peak memory in GiB, minutes, and domain and general scores before and after."""
 
     def mean(self, measure: str) -> float:
         """Over the seeds."""
         return mean(seed[measure] for seed in self.seeds)
 
+    @property
+    def group(self) -> str:
+        """What rows that can be compared have in common."""
+        return f"{self.judged}, from {self.base}"
+
     def text(self) -> tuple[str, ...]:
-        """Cells of a table, under COLUMNS."""
-        return f"{self.strategy}, {self.judged}, from {self.base}", str(len(self.seeds)), *cells(self.seeds)
+        """Cells under COLUMNS: mean ± standard deviation over the seeds, or — where nothing was measured."""
+        return (self.strategy, str(len(self.seeds)), f"{self.mean('trainable'):,.0f}", self.cell("peak memory, GiB"),
+                self.cell("minutes"), self.change("domain"), self.change("general"))  # fmt: skip
 
+    def change(self, part: str) -> str:
+        before, after = self.cell(f"{part} before"), self.cell(f"{part} after")
+        return f"{before} → {after}" if before != "—" else before
 
-COLUMNS = ("adapted by, judged by, base", "seeds", *MEASURES)
+    def cell(self, measure: str) -> str:
+        values = [seed[measure] for seed in self.seeds if measure in seed]
+        if not values:
+            return "—"
+        spread = f" ± {stdev(values):.1f}" if len(values) > 1 and stdev(values) >= 0.05 else ""
+        return f"{mean(values):.1f}{spread}"
 
 
 def read_rows(folders: Sequence[Path]) -> list[AdaptedRow]:
@@ -65,18 +79,3 @@ def read_adapted(folder: Path) -> AdaptedRow:
         measured |= {f"{part} {moment}": value for part, value in found[moment].items()}
     return AdaptedRow(found.get("strategy", "continued pre-training") + targets,
                       f"{found['selected']['metric']} of {stamp['dataset']}", found["run"], (measured,))
-
-
-def cells(found: Sequence[dict[str, float]]) -> list[str]:
-    """MEASURES of runs that differ in their seeds: mean ± standard deviation, or — where it was not measured."""
-    return [_cell(name, [row[name] for row in found if name in row]) for name in MEASURES]
-
-
-def _cell(name: str, values: list[float]) -> str:
-    if not values:
-        return "—"
-    if name == "trainable":
-        return f"{mean(values):,.0f}"
-    digits = 2 if name.startswith("peak") else 1
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"

@@ -75,7 +75,8 @@ def test_claims_stand_beside_what_was_measured_of_them(
     assert "mine on coco_mini/val, hard negatives, cosine: accuracy 91.2 % [90.0, 92.5]" in text
     assert "lora on w_in: 100.0 → 119.0 (+19 %), RSUM of its own set 300.0 → 290.0" in text and "110.0 (" not in text
     assert "| experts | dense | 2 | 50.5 | 4.0 | 3.0 | – | – | +0.00 [+0.00, +0.00] over 2 seeds: no difference" in text
-    assert "400 MB to 200 MB" in text and "| full, RSUM of molecules/val, from base | 1 | 10 |" in text
+    assert "400 MB to 200 MB" in text
+    assert "| RSUM of molecules/val, from base | full | 1 | 10 | 1.0 | 2.0 | 100.0 → 110.0 |" in text
 
 
 def test_a_kept_result_says_nothing_of_where_its_run_lay(
