@@ -299,10 +299,9 @@ def weights_digest(module: nn.Module) -> str:
     the identity of a trunk in a cache key or a fingerprint."""
     digest = hashlib.sha256()
     for key, tensor in sorted(module.state_dict().items()):
+        tensor = tensor.detach().cpu() + 0  # -0.0 becomes 0.0: an average of equal weights turns the sign of zeros
         digest.update(key.encode())
         digest.update(
-            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-            if tensor.ndim
-            else str(tensor.item()).encode()
+            tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode()
         )
     return digest.hexdigest()[:16]

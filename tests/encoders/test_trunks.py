@@ -51,6 +51,15 @@ def test_a_timm_trunk_reads_its_file(vit: Path) -> None:
     assert weights_digest(trunk) != weights_digest(again)
 
 
+def test_a_digest_is_blind_to_the_sign_of_zero(vit: Path) -> None:
+    """An average of weights that stand still turns it: their cached features would be made again."""
+    trunk, averaged = (TimmTrunk("test_vit", (160, 160), str(vit)) for _ in range(2))
+    with torch.no_grad():
+        next(trunk.parameters()).flatten()[:2].copy_(torch.tensor([0.0, 1.0]))
+        next(averaged.parameters()).flatten()[:2].copy_(torch.tensor([-0.0, 1.0]))
+    assert weights_digest(trunk) == weights_digest(averaged)
+
+
 def test_a_timm_trunk_takes_another_size_and_pools(vit: Path) -> None:
     whole, pooled = (TimmTrunk("test_vit", (64, 64), str(vit), pool) for pool in (1, 2))
     x, y = whole(pictures(64)).tokens, pooled(pictures(64)).tokens
