@@ -2,23 +2,21 @@
 and batches in a resumable order."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from encoders.base import Features
 from encoders.text import Tokenizer, observed_vocabulary
 from encoders.trunks import weights_digest
 from kernels.dispatch import has_bf16
 from mm.data import open_split
 from mm.data.collate import Augment, Collate, EvalView, Example, TrainView
-from mm.data.features import FeatureStore, build_store, stack_rows, store_key
+from mm.data.features import Extractor, FeatureStore, build_store, stack_rows, store_key
 from mm.data.sample import Batch, CaptionDataset
 from mm.data.sampling import Key, StepSampler
 from mm.data.scenes import ensure_scenes
@@ -177,18 +175,14 @@ class AlignData(LightningDataModule):
             "content": store_key(dataset.image_ids, dataset.captions if modality == "text" else None),
         }  # fmt: skip
         folder = Path(data.cache) / "features" / f"{modality}-{split}-{view}-{store_key(about)}"
-        device = next(encoder.parameters()).device
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device.type))
         read = self._raw_reader(modality, split, dataset, view)
-
-        def features(rows: Sequence[int]) -> Features:
-            inputs, mask = read(rows)
-            with torch.inference_mode(), autocast:
-                return encoder.features(inputs.to(device), None if mask is None else mask.to(device))
-
-        rows = len(self.caption_rows[split]) if modality == "text" else len(dataset)
+        rows, chunk, at_once = (len(dataset), 64, 8)
+        if modality == "text":  # captions are cheap, and many of them are read by length, see encoders.trunks.by_length
+            rows, chunk, at_once = len(self.caption_rows[split]), 512, 512
+        extract = Extractor(encoder, at_once)
         logger.info("features of the frozen %s trunk for %s: %s", modality, dataset.name, folder)
-        return build_store(folder, rows, 64, features, f"{modality} features, {split} view {view}", about)
+        return build_store(folder, rows, chunk, lambda rows: extract(*read(rows)),
+                           f"{modality} features, {split} view {view}", about)
 
     def settings_of(self, modality: str) -> dict[str, Any]:
         """What a modality's features depend on beside trunk and data: those of pictures not on how sounds are cut."""

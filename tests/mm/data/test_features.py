@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from encoders.base import Features
-from mm.data.features import FeatureStore, build_store, stack_rows, store_key
+from encoders.image import ImageConfig, ImageEncoder
+from encoders.text import TextConfig, TextEncoder
+from encoders.trunks import NO_WEIGHTS
+from kernels.dispatch import has_bf16
+from mm.data.features import Extractor, FeatureStore, build_store, stack_rows, store_key
 
 ROWS, CHUNK = 40, 2
 
@@ -85,3 +89,35 @@ def test_stacked_rows_are_padded_and_masked() -> None:
     tokens, mask = stack_rows([row(0), row(2)])
     assert tokens.shape == (2, 3, 4) and mask.tolist() == [[True, False, False], [True] * 3]
     assert not tokens[0, 1:].any()
+
+
+def test_extraction_gives_what_the_encoder_gives() -> None:
+    """Batch norms folded on a copy and few rows at a time are another order of sums, and nothing else."""
+    config = ImageConfig(trunk="timm/tiny_vit_5m_224", weights=NO_WEIGHTS, size=64, frozen=True)
+    encoder, images = ImageEncoder(config, 16).eval(), torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
+    for module in encoder.trunk.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            module.running_mean.normal_(0, 0.1)                    # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)                  # type: ignore[union-attr]
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    extract = Extractor(encoder, at_once=2)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=has_bf16("cpu")):
+        expected = encoder.features(images)
+    found = extract(images, None)
+    tolerance = 5e-2 if has_bf16("cpu") else 1e-3
+    torch.testing.assert_close(found.tokens, expected.tokens, rtol=tolerance, atol=tolerance)
+    assert found.mask.all() and len(found.mask) == 5
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in extract.encoder.trunk.modules())
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+
+
+def test_extraction_passes_each_row_its_mask() -> None:
+    torch.manual_seed(0)
+    encoder = TextEncoder(TextConfig(width=16), 16, torch.arange(50)).eval()
+    ids, mask = torch.randint(0, 50, (5, 7)), torch.arange(7) < torch.tensor([3, 7, 1, 5, 2])[:, None]
+    found = Extractor(encoder, at_once=2)(ids, mask)
+    assert torch.equal(found.mask, mask)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=has_bf16("cpu")):
+        expected = encoder.features(ids, mask).tokens
+    torch.testing.assert_close(found.tokens[mask], expected[mask], rtol=2e-2, atol=2e-2)
