@@ -171,7 +171,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 
 def test_a_seed_is_a_curve(train: Callable[..., Path]) -> None:
     """200 steps, logged to the last bit."""
-    flags = ["--train.steps", "200", "--model.modalities", "[image,text]", "--eval.rerank", "0", "--data.train", "val"]
+    flags = ["--train.steps", "200", "--model.modalities", "[image,text]", "--eval.rerank", "0", "--data.train", "val",
+             "--train.checkpoint_every", "200"]
     first, second = (history(train(*flags, name=name)) for name in ("first", "second"))
     assert first == second and len(first) == 20
 
