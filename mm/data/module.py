@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -176,12 +177,12 @@ class AlignData(LightningDataModule):
         }  # fmt: skip
         folder = Path(data.cache) / "features" / f"{modality}-{split}-{view}-{store_key(about)}"
         read = self._raw_reader(modality, split, dataset, view)
-        rows, chunk, at_once = (len(dataset), 64, 8)
+        rows, at_once = len(dataset), 8
         if modality == "text":  # captions are cheap, and many of them are read by length, see encoders.trunks.by_length
-            rows, chunk, at_once = len(self.caption_rows[split]), 512, 512
+            rows, at_once = len(self.caption_rows[split]), 256
         extract = Extractor(encoder, at_once)
         logger.info("features of the frozen %s trunk for %s: %s", modality, dataset.name, folder)
-        return build_store(folder, rows, chunk, lambda rows: extract(*read(rows)),
+        return build_store(folder, rows, max(64, at_once * torch.get_num_threads()), lambda rows: extract(*read(rows)),
                            f"{modality} features, {split} view {view}", about)
 
     def settings_of(self, modality: str) -> dict[str, Any]:
