@@ -23,6 +23,9 @@ from torch import Tensor
 from encoders.base import Encoder, Features
 from kernels.dispatch import has_bf16
 
+FOLDING = ("fuse", "reparameterize", "switch_to_deploy")
+"""What timm's `reparameterize_model` looks for in modules."""
+
 
 class Extractor:
     """A frozen trunk over raw inputs (N, …) and masks (N, …) or None -> Features (N, T, F), without gradients.
@@ -38,8 +41,9 @@ class Extractor:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """Made on first use: a store that is there needs none."""
-        return reparameterize_model(self.original)  # type: ignore[return-value]  # a copy of what it is given
+        """Made on first use: a store that is there needs none. Without anything to fold it is the original."""
+        foldable = any(hasattr(m, name) for m in self.original.modules() for name in FOLDING)
+        return reparameterize_model(self.original) if foldable else self.original  # type: ignore[return-value]
 
     def __call__(self, inputs: Tensor, mask: Tensor | None) -> Features:
         if self.device.type != "cpu":
