@@ -23,6 +23,8 @@ from torch import Tensor
 from encoders.base import Encoder, Features
 from kernels.dispatch import has_bf16
 
+ROWS_AT_ONCE = {"image": 8, "audio": 8, "text": 256}
+"""Of captions many: they are cheap, and read by length, see encoders.trunks.by_length."""
 FOLDING = ("fuse", "reparameterize", "switch_to_deploy")
 """What timm's `reparameterize_model` looks for in modules."""
 

@@ -17,7 +17,7 @@ from encoders.trunks import weights_digest
 from kernels.dispatch import has_bf16
 from mm.data import open_split
 from mm.data.collate import Augment, Collate, EvalView, Example, TrainView
-from mm.data.features import Extractor, FeatureStore, build_store, stack_rows, store_key
+from mm.data.features import ROWS_AT_ONCE, Extractor, FeatureStore, build_store, stack_rows, store_key
 from mm.data.sample import Batch, CaptionDataset
 from mm.data.sampling import Key, StepSampler
 from mm.data.scenes import ensure_scenes
@@ -177,12 +177,11 @@ class AlignData(LightningDataModule):
         }  # fmt: skip
         folder = Path(data.cache) / "features" / f"{modality}-{split}-{view}-{store_key(about)}"
         read = self._raw_reader(modality, split, dataset, view)
-        rows, at_once = len(dataset), 8
-        if modality == "text":  # captions are cheap, and many of them are read by length, see encoders.trunks.by_length
-            rows, at_once = len(self.caption_rows[split]), 256
-        extract = Extractor(encoder, at_once)
+        extract = Extractor(encoder, ROWS_AT_ONCE[modality])
+        rows = len(self.caption_rows[split]) if modality == "text" else len(dataset)
+        chunk = max(64, extract.at_once * torch.get_num_threads())
         logger.info("features of the frozen %s trunk for %s: %s", modality, dataset.name, folder)
-        return build_store(folder, rows, max(64, at_once * torch.get_num_threads()), lambda rows: extract(*read(rows)),
+        return build_store(folder, rows, chunk, lambda rows: extract(*read(rows)),
                            f"{modality} features, {split} view {view}", about)
 
     def settings_of(self, modality: str) -> dict[str, Any]:
