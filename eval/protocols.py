@@ -181,7 +181,10 @@ class Row:
 
 def results_table(rows: Sequence[Row], columns: Sequence[str] | None = None, *, title: str = "",
                   style: Literal["percent", "plain"] = "percent") -> Table:
-    """A rich table, one run per line. Raises ValueError when two lines would put two protocols in one column."""
+    """A rich table, a column for each run and a line for each measure: names stay whole on a narrow terminal.
+
+    Raises ValueError where two protocols would share the table.
+    """
     if not rows:
         raise ValueError("a table needs at least one row")
     for row in rows[1:]:
@@ -190,11 +193,11 @@ def results_table(rows: Sequence[Row], columns: Sequence[str] | None = None, *, 
                              f" column ({'; '.join(differs)}): print one table per protocol")
     columns = list(columns or dict.fromkeys(name for row in rows for name in row.metrics))
     table = Table(title=title or str(rows[0].protocol), title_justify="left")
-    table.add_column("")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("measure", no_wrap=True)
     for row in rows:
-        table.add_row(row.name, *(_cell(row, column, 2 if style == "percent" else 4) for column in columns))
+        table.add_column(row.name, justify="right", overflow="fold")
+    for column in columns:
+        table.add_row(column, *(_cell(row, column, 2 if style == "percent" else 4) for row in rows))
     return table
 
 

@@ -13,8 +13,8 @@ from eval.retrieval import retrieval_both
 COCO = Protocol("coco", "karpathy-test", 5000, 25_010, "5-7")
 
 
-def text_of(table):
-    console = Console(file=io.StringIO(), width=200)
+def text_of(table, width=200):
+    console = Console(file=io.StringIO(), width=width)
     console.print(table)
     return console.file.getvalue()
 
@@ -29,7 +29,13 @@ def test_two_protocols_in_one_column_are_refused_by_the_field_in_which_they_diff
 
 def test_one_protocol_is_one_table_with_its_stamp_and_intervals():
     shown = text_of(results_table([Row("a", COCO, {"R@1": 50.0}, {"R@1": (48, 52)}), Row("b", COCO, {"R@5": 70.0})]))
-    assert "25,010 captions" in shown and "50.00 [48.00, 52.00]" in shown and "—" in shown
+    assert "25,010 captions" in " ".join(shown.split()) and "50.00 [48.00, 52.00]" in shown and "—" in shown
+
+
+def test_a_narrow_terminal_shows_which_run_is_which():
+    rows = [Row(f"runs/coco_{n}", COCO, {"image_to_text/R@1": 50.0}, {"image_to_text/R@1": (48, 52)}) for n in "abc"]
+    shown = text_of(results_table(rows), width=80)
+    assert all(word in shown for word in ("runs/coco_a", "runs/coco_b", "runs/coco_c", "image_to_text/R@1"))
 
 
 def test_a_protocol_survives_json_and_refuses_unknown_fields():
