@@ -34,7 +34,8 @@ class Extractor:
 
     Batch norms are folded into the convolutions before them, on a copy. On a CPU each thread takes `at_once` rows at a
     time: what a convolution writes is then still in its core's cache when the next one reads it, and no layer waits
-    for the slower thread. DINOv2-S and TinyViT-5M on two cores: 220 ms a picture without, 140 with.
+    for the slower thread. DINOv2-S and TinyViT-5M on two cores: 228 ms a picture without, 158 with, at a limit of 87
+    (scripts/bench_features.py).
     """
 
     def __init__(self, encoder: Encoder, at_once: int) -> None:
