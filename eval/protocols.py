@@ -179,7 +179,7 @@ class Row:
     intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
-def results_table(rows: Sequence[Row], columns: Sequence[str] | None = None, *, title: str = "",
+def results_table(rows: Sequence[Row], measures: Sequence[str] | None = None, *, title: str = "",
                   style: Literal["percent", "plain"] = "percent") -> Table:
     """A rich table, a column for each run and a line for each measure: names stay whole on a narrow terminal.
 
@@ -190,14 +190,13 @@ def results_table(rows: Sequence[Row], columns: Sequence[str] | None = None, *, 
     for row in rows[1:]:
         if differs := rows[0].protocol.differences(row.protocol):
             raise ValueError(f"{rows[0].name} and {row.name} were measured under different protocols and cannot share a"
-                             f" column ({'; '.join(differs)}): print one table per protocol")
-    columns = list(columns or dict.fromkeys(name for row in rows for name in row.metrics))
+                             f" table ({'; '.join(differs)}): print one table per protocol")
     table = Table(title=title or str(rows[0].protocol), title_justify="left")
     table.add_column("measure", no_wrap=True)
     for row in rows:
         table.add_column(row.name, justify="right", overflow="fold")
-    for column in columns:
-        table.add_row(column, *(_cell(row, column, 2 if style == "percent" else 4) for row in rows))
+    for measure in measures or dict.fromkeys(name for row in rows for name in row.metrics):
+        table.add_row(measure, *(_cell(row, measure, 2 if style == "percent" else 4) for row in rows))
     return table
 
 
@@ -215,11 +214,11 @@ def figures_table(figures: Figures, title: str = "") -> Table:
     return table
 
 
-def _cell(row: Row, column: str, digits: int) -> str:
-    if column not in row.metrics:
+def _cell(row: Row, measure: str, digits: int) -> str:
+    if measure not in row.metrics:
         return "—"
-    text = f"{row.metrics[column]:.{digits}f}"
-    if column in row.intervals:
-        low, high = row.intervals[column]
+    text = f"{row.metrics[measure]:.{digits}f}"
+    if measure in row.intervals:
+        low, high = row.intervals[measure]
         text += f" [{low:.{digits}f}, {high:.{digits}f}]"
     return text

@@ -48,6 +48,11 @@ def has_bf16(device: str) -> bool:
     return device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def bf16_autocast(device: str) -> torch.autocast:
+    """bfloat16 where the device multiplies it: the precision that training, evaluation and cached features share."""
+    return torch.autocast(device, torch.bfloat16, enabled=has_bf16(device))
+
+
 def arithmetic_dtype(op: str, dtype: torch.dtype, device: str, path: str) -> torch.dtype:
     """The dtype the ``cpu`` path makes products in for a result in ``dtype``: float32 for bfloat16 on a CPU that
     cannot multiply it; logged once per op.

@@ -11,7 +11,7 @@ from torch import Tensor
 from alignment import ProgressiveAlignment
 from alignment.fine_grained import paired_late_interaction
 from encoders import EncoderOutput
-from kernels.dispatch import has_bf16
+from kernels.dispatch import bf16_autocast
 from mm.data.collate import EvalView
 from mm.data.module import AlignData
 from mm.data.sample import Batch
@@ -87,9 +87,7 @@ def _all_batches(data: AlignData, view: EvalView, split: str, size: int) -> Iter
 
 
 def autocast(model: MultimodalModel) -> torch.autocast:
-    """bf16 where the processor has it: the precision that evaluation and training share."""
-    device = next(model.parameters()).device.type
-    return torch.autocast(device, torch.bfloat16, enabled=has_bf16(device))
+    return bf16_autocast(next(model.parameters()).device.type)
 
 
 def _concatenate(parts: list[Embedded]) -> Embedded:

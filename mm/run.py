@@ -112,6 +112,7 @@ def write_config(config: AlignConfig, folder: Path) -> None:
 
 
 def write_json(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(path)

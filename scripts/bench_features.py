@@ -7,8 +7,6 @@ Random pictures of the run's size, interleaved, median of the repeats. The limit
 them, over the rate of one large product.
 """
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +14,16 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from timm.models import reparameterize_model
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from encoders.image import ImageEncoder
-from kernels.dispatch import has_bf16
-from kernels.timing import Contest
+from kernels.dispatch import bf16_autocast, has_bf16
+from kernels.timing import Contest, Run
 from mm.command import run_command
 from mm.config import AlignConfig
 from mm.data.features import ROWS_AT_ONCE, Extractor
+from mm.run import write_json
 
 SIDE = 3000  # of the product that tells the rate
 
@@ -49,9 +47,9 @@ def bench_features(config: FeaturesConfig) -> None:
     extract = Extractor(encoder, ROWS_AT_ONCE["image"])
     runs = {
         "ours": lambda: extract(images, None),
-        "folded only": whole(reparameterize_model(encoder), images),  # type: ignore[arg-type]  # an encoder as well
-        "as it is": whole(encoder, images),
-        "product": lambda: multiplied(side),
+        "folded only": lambda: extract.read(images, None),
+        "as it is": inferring(lambda: encoder.features(images)),
+        "product": inferring(lambda: side @ side),
     }
     precision = "bfloat16" if has_bf16("cpu") else "float32"
     case = f"{config.image.trunk}, {config.pictures} pictures"
@@ -63,23 +61,17 @@ def bench_features(config: FeaturesConfig) -> None:
               "rows": rows}
     show(result)
     if config.json:
-        Path(config.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.json).write_text(json.dumps(result, indent=1) + "\n")
+        write_json(Path(config.json), result)
 
 
-def whole(encoder: ImageEncoder, images: Tensor) -> Callable[[], Any]:
-    """All pictures in one call."""
+def inferring(run: Run) -> Run:
+    """Without gradients, in the precision in which features are cached."""
 
-    def run() -> Any:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=has_bf16("cpu")):
-            return encoder.features(images)
+    def inferred() -> Any:
+        with torch.inference_mode(), bf16_autocast("cpu"):
+            return run()
 
-    return run
-
-
-def multiplied(side: Tensor) -> Tensor:
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=has_bf16("cpu")):
-        return side @ side
+    return inferred
 
 
 def flops(encoder: ImageEncoder, image: Tensor) -> int:

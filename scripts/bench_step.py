@@ -11,7 +11,6 @@ AdamW on the same pictures and captions; its transformers are as wide as our bac
 parameters as each of our towers uses (encoder, active experts, heads). Interleaved, median of the repeats.
 """
 
-import json
 import re
 import time
 from collections import Counter
@@ -39,6 +38,7 @@ from mm.data.sampling import StepSampler
 from mm.memory import keep_freed_memory
 from mm.model import count_parameters
 from mm.optim import build_optimizer
+from mm.run import write_json
 from mm.task import AlignTask
 
 ARITHMETIC = re.compile(r"^aten::.*(mm|conv|attention|fft)|grouped_mlp|nearest_code")
@@ -98,8 +98,7 @@ def bench_step(config: StepConfig) -> None:
               "milliseconds_of_data": round(1e3 * seconds_of_data, 1), "rows": rows, **taken_apart(runs["ours"])}
     show(result, config.largest)
     if config.json:
-        Path(config.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.json).write_text(json.dumps(result, indent=1) + "\n")
+        write_json(Path(config.json), result)
 
 
 def made_batches(data: AlignData, config: StepConfig) -> list[Batch]:

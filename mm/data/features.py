@@ -21,7 +21,7 @@ from timm.models import reparameterize_model
 from torch import Tensor
 
 from encoders.base import Encoder, Features
-from kernels.dispatch import has_bf16
+from kernels.dispatch import bf16_autocast
 
 ROWS_AT_ONCE = {"image": 8, "audio": 8, "text": 256}
 """Of captions many: they are cheap, and read by length, see encoders.trunks.by_length."""
@@ -63,8 +63,8 @@ class Extractor:
         return Features(torch.cat([p.tokens for p in parts]), torch.cat([p.mask for p in parts]))
 
     def read(self, inputs: Tensor, mask: Tensor | None) -> Features:
-        kind = self.device.type
-        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=has_bf16(kind)):
+        """All rows at a time."""
+        with torch.inference_mode(), bf16_autocast(self.device.type):
             return self.encoder.features(inputs.to(self.device), None if mask is None else mask.to(self.device))
 
 

@@ -20,7 +20,8 @@ def embedded(
     on_scenes: Callable[..., AlignConfig], open_data: Callable[[AlignConfig], AlignData],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Built:
-    monkeypatch.setattr("mm.embed.has_bf16", lambda device: False)  # fp32, so that a reference can be compared with
+    # fp32, so that a reference can be compared with
+    monkeypatch.setattr("kernels.dispatch.has_bf16", lambda device: False)
     config = on_scenes()
     data = open_data(config)
     torch.manual_seed(0)
