@@ -20,8 +20,9 @@ from mm.data.module import AlignData
 from mm.data.sample import CaptionDataset
 from mm.embed import SplitEmbeddings
 from mm.evaluate import Evaluation, evaluate_split
+from mm.files import write_json
 from mm.model import count_parameters
-from mm.run import commit, hardware, write_json
+from mm.run import commit, hardware
 from mm.task import AlignTask
 
 

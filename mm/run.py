@@ -18,7 +18,9 @@ from safetensors.torch import save_file
 
 from encoders.trunks import NO_WEIGHTS, first_difference, read_weights
 from eval.fingerprint import Fingerprint, check, fingerprint
+from kernels.dispatch import has_bf16
 from mm.config import AlignConfig
+from mm.files import write_json
 from mm.probe import probe
 from mm.task import AlignTask
 
@@ -111,13 +113,6 @@ def write_config(config: AlignConfig, folder: Path) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False))
 
 
-def write_json(path: Path, content: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
-
-
 def newest_checkpoint(folder: Path) -> Path:
     """The newest whole checkpoint, to resume from. Raises ValueError where there is none."""
     files = [path for path in (folder / "checkpoints").glob("*.ckpt") if not path.is_symlink()]
@@ -159,12 +154,12 @@ def commit() -> str:
 
 
 def hardware() -> str:
-    """One line: the accelerator or processor, cores, and torch's version."""
+    """One line: the accelerator, or the processor's cores and whether they multiply bfloat16, and torch's version."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, torch {torch.__version__}"
     names = [line.split(":", 1)[1].strip() for line in _cpu_info() if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
-    return f"{os.cpu_count()} cores, {name}, torch {torch.__version__}"
+    return f"{os.cpu_count()} cores, {name}{' with bf16' if has_bf16('cpu') else ''}, torch {torch.__version__}"
 
 
 def _cpu_info() -> list[str]:

@@ -4,7 +4,6 @@
     python scripts/audit.py --json eval/results/audit.json      # the figures listed in eval/audit.py
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from eval.audit import PUBLISHED, Published, audit, smallest_sizes
 from mm.command import run_command
+from mm.files import write_json
 
 
 def main(value: str | None = None, direction: Literal["i2t", "t2i"] = "t2i", queries: list[int] | None = None,
@@ -39,12 +39,7 @@ def main(value: str | None = None, direction: Literal["i2t", "t2i"] = "t2i", que
         console.print(table, f"smallest numbers of queries that fit: {smallest}\n")
         rows.append(asdict(figure) | {"smallest": smallest, "fits": [asdict(f) | {"verdict": f.verdict} for f in fits]})
     if json:
-        write(json, rows)
-
-
-def write(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(json, rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mm.adapt.comparison import COLUMNS, read_rows
 from mm.command import run_command
-from mm.run import write_json
+from mm.files import write_json
 
 
 def bench_adapt(runs: Sequence[Path], out: Path | None = None) -> None:

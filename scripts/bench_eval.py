@@ -9,7 +9,6 @@ the best 500 of each query, since complete lists of Python integers would need o
 package). Peak bytes are the growth of resident memory beyond the embeddings, each implementation in its own process.
 """
 
-import json
 import math
 import multiprocessing
 import os
@@ -30,6 +29,7 @@ from eval.coco import GroundTruth, judge
 from eval.embeddings import Embeddings
 from eval.retrieval import RECALL_AT, retrieval_both
 from mm.command import run_command
+from mm.files import write_json
 
 Data = dict[str, Any]
 Scores = dict[str, float]
@@ -74,7 +74,7 @@ def bench_eval(ground_truth: Path = Path("../shared/data/coco_benchmarks"), widt
               "real_embeddings": [agreement(path) for path in real or []], "values": scores}
     show(result)
     if json:
-        write(json, result)
+        write_json(json, result)
 
 
 def made_embeddings(truth: GroundTruth, width: int, noise: float, seed: int) -> Data:
@@ -228,11 +228,6 @@ def show(result: dict[str, Any]) -> None:
         table.add_row(row["implementation"], row["protocol"], f"{row['milliseconds']:,.0f}",
                       f"{row['peak_bytes'] / 1e6:,.0f}")
     Console().print(table, result["largest_difference_percent"], result["real_embeddings"])
-
-
-def write(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

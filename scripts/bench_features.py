@@ -23,7 +23,7 @@ from kernels.timing import Contest, Run
 from mm.command import run_command
 from mm.config import AlignConfig
 from mm.data.features import ROWS_AT_ONCE, Extractor
-from mm.run import write_json
+from mm.files import write_json
 
 SIDE = 3000  # of the product that tells the rate
 

@@ -8,7 +8,6 @@ by our own implementation, to show its memory; the dense losses would need more 
 
 import importlib.util
 import itertools
-import json as json_module
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from kernels.nearest_code import reference as nearest_code_reference
 from kernels.testing import ContrastiveCase, GroupedMLPCase, NearestCodeCase
 from kernels.timing import Contest, Run
 from mm.command import run_command
+from mm.files import write_json
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Op = Literal["grouped_mlp", "nearest_code", "info_nce"]
@@ -59,8 +59,7 @@ def main(json: Path | None = None, only: Op | None = None, repeats: int = 9, lar
                 rows += contest.rows(repeats)
                 show(rows)
                 if json is not None:
-                    json.parent.mkdir(parents=True, exist_ok=True)
-                    json.write_text(json_module.dumps(rows, indent=1) + "\n")
+                    write_json(json, rows)
 
 
 def mlp_contests() -> Iterator[Contest]:

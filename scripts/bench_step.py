@@ -35,10 +35,10 @@ from mm.config import AlignConfig
 from mm.data.module import AlignData, CachedView, trainer_precision
 from mm.data.sample import Batch
 from mm.data.sampling import StepSampler
+from mm.files import write_json
 from mm.memory import keep_freed_memory
 from mm.model import count_parameters
 from mm.optim import build_optimizer
-from mm.run import write_json
 from mm.task import AlignTask
 
 ARITHMETIC = re.compile(r"^aten::.*(mm|conv|attention|fft)|grouped_mlp|nearest_code")

@@ -17,6 +17,7 @@ from eval.intervals import mean_intervals, paired_test
 from eval.protocols import Protocol, Row, results_table
 from eval.retrieval import retrieval_both
 from mm.command import run_command
+from mm.files import write_json
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 
@@ -42,7 +43,7 @@ def main(runs: list[Path], json: Path | None = None) -> None:
     comparison = compare(loaded)
     console.print(comparison_table(comparison, rows[0].name))
     if json:
-        write(json, {"base": rows[0].name, "differences": comparison})
+        write_json(json, {"base": rows[0].name, "differences": comparison})
 
 
 def load(run: Path) -> tuple[Protocol, Embeddings]:
@@ -90,11 +91,6 @@ def comparison_table(comparison: list[dict], base: str) -> Table:
         table.add_row(row["run"], row["measure"], f"{row['difference']:+.2f}",
                       f"{row['low']:+.2f} .. {row['high']:+.2f}", f"{row['p']:.4f}" + (" *" if row["p"] < 0.05 else ""))
     return table
-
-
-def write(path: Path, comparison: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(comparison, indent=1) + "\n")
 
 
 def with_runs_named(words: list[str]) -> list[str]:

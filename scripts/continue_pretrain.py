@@ -27,10 +27,11 @@ from mm.adapt.training import DomainData, JudgedSet, KeepBest, PeakMemory, domai
 from mm.command import log_training, run_command
 from mm.config import TrainConfig
 from mm.data.module import AlignData
+from mm.files import write_json
 from mm.memory import keep_freed_memory
 from mm.optim import OptimConfig
 from mm.results import judge, show
-from mm.run import load_run, newest_checkpoint, save_weights, write_config, write_json
+from mm.run import load_run, newest_checkpoint, save_weights, write_config
 from mm.task import AlignTask
 from mm.terms import token_sequences
 from mm.trainer import build_trainer, require_same_settings

@@ -27,9 +27,10 @@ from eval.protocols import Figures, figures_table
 from mm.benchmarks import judge_classes, judge_sugar_crepe
 from mm.coco_evaluation import JudgedData, judge_file, judge_split
 from mm.command import run_command
+from mm.files import write_json
 from mm.judge import FinishedRun, JudgedModel, OpenClipPeer
 from mm.results import show
-from mm.run import commit, hardware, write_json
+from mm.run import commit, hardware
 
 SHOWN_BY_THE_RUN = ("all", "audio_text", "image_audio")
 

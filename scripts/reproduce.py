@@ -17,6 +17,7 @@ from mm.adapt.comparison import COLUMNS as ADAPTED
 from mm.adapt.comparison import stored_rows
 from mm.claims import DIRECTIONS, Evidence, claims
 from mm.command import run_command
+from mm.files import write_json
 
 BEGIN, END = "<!-- RESULTS: written by scripts/reproduce.py -->", "<!-- /RESULTS -->"
 COLUMNS = (
@@ -68,10 +69,7 @@ def keep(path: Path, results: Path) -> None:
     """Copy a result under the name of its run and the data it was judged on, without the paths of this machine."""
     result = without_places(json.loads(path.read_text()))
     stamp = next(iter(result["protocol"].values()))
-    results.mkdir(parents=True, exist_ok=True)
-    (results / f"{result['config']['name']}-on-{stamp['dataset'].replace('/', '-')}.json").write_text(
-        json.dumps(result, indent=1) + "\n"
-    )
+    write_json(results / f"{result['config']['name']}-on-{stamp['dataset'].replace('/', '-')}.json", result)
 
 
 def without_places(content: Any) -> Any:
@@ -106,7 +104,10 @@ def retrieval_table(runs: list[dict]) -> str:
         if run.get("seconds_features"):
             seconds += f", features {run['seconds_features']:,.0f}"
         rows.append((run["config"]["name"], judged, *first, f"{metrics['RSUM']:.1f}", again, size, seconds))
-    facts = sorted({f"{run['hardware']} (commit {run['commit']})" for run in runs})
+    commits: dict[str, set[str]] = {}
+    for run in runs:
+        commits.setdefault(run["hardware"], set()).add(run["commit"])
+    facts = [f"{where} (commits {', '.join(sorted(found))})" for where, found in sorted(commits.items())]
     return "\n".join(
         [
             markdown(rows),

@@ -23,8 +23,9 @@ from mm.checkpoint import SyncedCheckpointIO, regular_checkpoints
 from mm.command import log_training, run_command
 from mm.data.module import AlignData, trainer_precision
 from mm.data.sample import CaptionDataset
+from mm.files import write_json
 from mm.reconstructions import draw_reconstructions
-from mm.run import commit, hardware, newest_checkpoint, write_config, write_json
+from mm.run import commit, hardware, newest_checkpoint, write_config
 from mm.vqvae_task import VQVAEConfig, VQVAETask, as_align, evaluate
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from encoders.trunks import first_difference, read_weights
 from eval.fingerprint import Fingerprint, check
 from mm.adapt.lora import LoraConfig, adapter_tensors, attach, peft_config, peft_layers
 from mm.adapt.quantize import quantize
+from mm.files import write_json
 from mm.probe import probe
-from mm.run import write_json
 from mm.task import AlignTask
 
 

@@ -28,7 +28,7 @@ from mm.data.media import (
     encode_sample,
 )
 from mm.data.sample import Sample
-from mm.data.shard_index import write_json
+from mm.files import write_json
 
 logger = logging.getLogger(__name__)
 OFFICIAL_YEARS = ("2017", "2014")
@@ -144,7 +144,7 @@ def write_coco(
         annotations += [{"id": i, "image_id": encoded.image_id, "caption": text}
                         for i, text in zip(encoded.caption_ids, encoded.captions, strict=True)]
     path = folder / "annotations" / f"captions_{split}.json"
-    write_json(path, {"info": {}, "licenses": [], "images": images, "annotations": annotations})
+    write_json(path, {"info": {}, "licenses": [], "images": images, "annotations": annotations}, indent=None)
     return path
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from encoders.base import Encoder, Features
 from kernels.dispatch import bf16_autocast
+from mm.files import write_json
 
 ROWS_AT_ONCE = {"image": 8, "audio": 8, "text": 256}
 """Of captions many: they are cheap, and read by length, see encoders.trunks.by_length."""
@@ -127,7 +128,7 @@ def build_store(
                 _checkpoint(file, folder, lengths, width, time.perf_counter() - started)
         _checkpoint(file, folder, lengths, width, time.perf_counter() - started)
     np.save(folder / "lengths.npy", np.array(lengths, dtype=np.int64))
-    _write_atomically(
+    write_json(
         folder / "meta.json",
         {**about, "rows": rows, "width": width, "seconds": round(time.perf_counter() - started, 1)},
     )
@@ -146,13 +147,7 @@ def _finished(folder: Path) -> tuple[list[int], int, float]:
 def _checkpoint(file, folder: Path, lengths: list[int], width: int, seconds: float) -> None:  # type: ignore[no-untyped-def]  # a binary file
     file.flush()
     os.fsync(file.fileno())
-    _write_atomically(folder / "partial.json", {"lengths": lengths, "width": width, "seconds": seconds})
-
-
-def _write_atomically(path: Path, content: dict) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content))
-    temporary.replace(path)
+    write_json(folder / "partial.json", {"lengths": lengths, "width": width, "seconds": seconds}, indent=None)
 
 
 def stack_rows(rows: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

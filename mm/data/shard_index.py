@@ -64,13 +64,6 @@ def left_out_before(index: dict[str, Any]) -> dict[str, int]:
     return counts | ({"unreadable file": files} if files else {})
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Atomic: a killed process leaves the old file or the new one, never half of one."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(content))
-    temporary.replace(path)
-
-
 def scan_shard(path: Path) -> dict[str, Any]:
     """Read a tar's member table and captions. ValueError names a tar that is truncated or has unsafe members."""
     samples: dict[str, dict[str, Any]] = {}

@@ -39,8 +39,8 @@ from mm.data.shard_index import (
     shard_files,
     shard_path,
     unfinished_path,
-    write_json,
 )
+from mm.files import write_json
 
 logger = logging.getLogger(__name__)
 OPEN_SHARDS = 128
@@ -95,7 +95,7 @@ class SplitWriter:
         path = shard_path(self.folder, self.split, number)
         _write_tar(samples, path)
         record = {**scan_shard(path), "left_out": list(left_out)}
-        write_json(path.with_suffix(".json"), {"settings": self.settings, "record": record})
+        write_json(path.with_suffix(".json"), {"settings": self.settings, "record": record}, indent=None)
         return self._take(number, record)
 
     def close(self) -> Path:
@@ -108,7 +108,7 @@ class SplitWriter:
             path.with_suffix(".json").unlink(missing_ok=True)
             if path not in written:
                 path.unlink()
-        write_json(index_path(self.folder, self.split), join_records(records, self.settings))
+        write_json(index_path(self.folder, self.split), join_records(records, self.settings), indent=None)
         unfinished_path(self.folder, self.split).unlink()
         return index_path(self.folder, self.split)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from mm.data.coco import CocoFolder
 from mm.data.media import decode_audio, encode_audio, resample
-from mm.data.shard_index import write_json
+from mm.files import write_json
 
 
 class Synthesizer(Protocol):
