@@ -9,7 +9,6 @@ the bit. A second run of `memory_steps` is watched: the resident memory of its p
 """
 
 import csv
-import json as json_module
 import random
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from mm.command import run_command
+from mm.files import write_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,8 +48,7 @@ def soak(config: Path = ROOT / "configs/soak.yaml", runs: Path = Path("runs/soak
         found |= watched(config, runs, memory_steps)
     Console().print_json(data=found)
     if json:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(json_module.dumps(found, indent=1) + "\n")
+        write_json(json, found)
     if found.get("tensors_that_differ"):
         raise ValueError(f"{runs / 'killed'} resumed to other weights than {runs / 'whole'}: "
                          f"{found['tensors_that_differ'][0]}")
