@@ -9,7 +9,7 @@ pytest.importorskip("bitsandbytes")
 pytest.importorskip("peft")
 
 from mm.adapt.lora import LoraConfig, adapter_tensors, attach, bake, merge
-from mm.adapt.quantize import dequantize, is_quantized, ledger, quantize
+from mm.adapt.quantize import NF4, dequantize, is_quantized, ledger, quantize
 from mm.data.sample import Batch
 from mm.task import AlignTask
 
@@ -30,6 +30,15 @@ def test_packed_weights_are_close_to_what_they_were(tiny_task: Callable[..., Ali
     for read in (lambda m: m.backbone.blocks[0].moe.w_in, lambda m: m.backbone.blocks[0].self_attention.q_proj.weight):
         now, was = read(model), read(plain)
         assert now.shape == was.shape and 0 < (now - was).norm() / was.norm() < 0.15
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 32), (32, 96), (64, 64), (7, 13, 6), (5, 13)])
+def test_rows_of_any_width_keep_their_scales(shape: tuple[int, ...]) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    packing = NF4()
+    (packed,) = packing.right_inverse(weight)
+    now = packing(packed)
+    assert now.shape == weight.shape and (now - weight).norm() / weight.norm() < 0.12
 
 
 def test_the_ledger_counts_every_weight_and_what_it_is_stored_in(tiny_task: Callable[..., AlignTask]) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from kernels.dispatch import bf16_autocast
 from mm.config import AlignConfig
 from mm.data.coco import write_coco
 from mm.data.module import AlignData, DataConfig
@@ -110,7 +111,7 @@ def test_cached_and_computed_features_embed_alike(on_scenes: OnScenes, open_data
     dataset = cached.open("val")
     cached.cache_features(model, {"val": dataset})
     kinds = (AlignData.image_batches, AlignData.caption_batches)
-    with torch.inference_mode():
+    with torch.inference_mode(), bf16_autocast("cpu"):  # the precision in which features are cached
         for read in kinds:
             found = [model(next(iter(read(d, d.eval_view(dataset), "val", 5)))).embeddings for d in (cached, raw)]
             for m, vectors in found[0].items():
