@@ -4,6 +4,16 @@ from alignment.progressive import Aligned, DrawnPairs, LossConfig, LossTerms, Pr
 from alignment.schedule import PAIRS, LossWeights, ScheduleConfig, learning_rate_factor, loss_weights, ramp, stage
 
 __all__ = [
-    "PAIRS", "Aligned", "DrawnPairs", "LossConfig", "LossTerms", "LossWeights", "ProgressiveAlignment",
-    "ScheduleConfig", "learning_rate_factor", "loss_weights", "ramp", "stage",
-]  # fmt: skip
+    "PAIRS",
+    "Aligned",
+    "DrawnPairs",
+    "LossConfig",
+    "LossTerms",
+    "LossWeights",
+    "ProgressiveAlignment",
+    "ScheduleConfig",
+    "learning_rate_factor",
+    "loss_weights",
+    "ramp",
+    "stage",
+]

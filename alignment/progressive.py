@@ -119,9 +119,14 @@ class ProgressiveAlignment(nn.Module):
         return loss
 
     def pair(
-        self, loss: LossTerms, pair: tuple[str, str], sides: dict[str, Aligned], rows: tuple[Tensor, Tensor],
-        ids: Tensor, weights: LossWeights,
-    ) -> None:  # fmt: skip
+        self,
+        loss: LossTerms,
+        pair: tuple[str, str],
+        sides: dict[str, Aligned],
+        rows: tuple[Tensor, Tensor],
+        ids: Tensor,
+        weights: LossWeights,
+    ) -> None:
         """Add one pair's terms but matching, over its `rows` (P,) of each side, ids (P,). A term of weight zero is not
         computed.
         """

@@ -8,6 +8,14 @@ from encoders.text import TextConfig, TextEncoder
 ENCODERS: dict[str, type[Encoder]] = {"image": ImageEncoder, "audio": AudioEncoder, "text": TextEncoder}
 
 __all__ = [
-    "ENCODERS", "AudioConfig", "AudioEncoder", "Encoder", "EncoderOutput", "Features", "ImageConfig", "ImageEncoder",
-    "TextConfig", "TextEncoder",
-]  # fmt: skip
+    "ENCODERS",
+    "AudioConfig",
+    "AudioEncoder",
+    "Encoder",
+    "EncoderOutput",
+    "Features",
+    "ImageConfig",
+    "ImageEncoder",
+    "TextConfig",
+    "TextEncoder",
+]

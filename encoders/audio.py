@@ -85,10 +85,12 @@ class MelTrunk(Trunk):
         super().__init__()
         self.width = width
         self.stem = nn.Sequential(
-            nn.Conv1d(mels, width, 4, stride=2, padding=1), nn.GELU(),
-            nn.Conv1d(width, width, 4, stride=2, padding=1), nn.GELU(),
+            nn.Conv1d(mels, width, 4, stride=2, padding=1),
+            nn.GELU(),
             nn.Conv1d(width, width, 4, stride=2, padding=1),
-        )  # fmt: skip
+            nn.GELU(),
+            nn.Conv1d(width, width, 4, stride=2, padding=1),
+        )
         self.blocks = nn.Sequential(*(MelBlock(width) for _ in range(depth)))
 
     def forward(self, mel: Tensor) -> Tensor:

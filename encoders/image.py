@@ -57,9 +57,7 @@ class ImageEncoder(Encoder):
         self.trunk = build_image_trunk(config)
         self.register_buffer("mean", torch.tensor(self.trunk.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.trunk.std).view(3, 1, 1), persistent=False)
-        self.bottleneck = Bottleneck(
-            config.bottleneck, self.trunk.width, width, self.trunk.tokens, self.trunk.prefix
-        )
+        self.bottleneck = Bottleneck(config.bottleneck, self.trunk.width, width, self.trunk.tokens, self.trunk.prefix)
         self.decoder: nn.Module | None = None
         if config.bottleneck.mode != "continuous":
             code_width = config.bottleneck.quantizer.width

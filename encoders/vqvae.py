@@ -32,9 +32,7 @@ class Bottleneck(nn.Module):
     `vectors` (B, T, C), the quantized code vectors alone, are what a decoder sees: nothing leaks around the codes.
     """
 
-    def __init__(
-        self, config: BottleneckConfig, features: int, width: int, max_tokens: int, prefix: int = 0
-    ) -> None:
+    def __init__(self, config: BottleneckConfig, features: int, width: int, max_tokens: int, prefix: int = 0) -> None:
         super().__init__()
         self.mode, self.prefix, self.summary_width = config.mode, prefix, (prefix + 1) * features
         self.norm = nn.LayerNorm(features)

@@ -33,6 +33,8 @@ def load_encoder(encoder: Encoder, path: str | Path) -> None:
     """
     loaded = read_weights(path)
     if differs := first_difference(loaded, vqvae_state(encoder)):
-        raise ValueError(f"{path} does not fit this encoder: {differs}; "
-                         "use the settings of the run that wrote it, in config.yaml beside it")
+        raise ValueError(
+            f"{path} does not fit this encoder: {differs}; "
+            "use the settings of the run that wrote it, in config.yaml beside it"
+        )
     encoder.load_state_dict(loaded, strict=False)

@@ -16,9 +16,13 @@ FLOAT32 = 1.2e-7
 """Figures with more than seven decimals were printed from float32 means and are only that exact."""
 
 QUERIES: dict[str, dict[int, str]] = {
-    "t2i": {25_010: "5K, all captions of the Karpathy test split", 25_000: "5K, five captions an image (or 1K folds)",
-            25_014: "val2017, all captions", 5_000: "5K with one caption per image, or a single 1K sample with five",
-            1_000: "1K with one caption per image"},
+    "t2i": {
+        25_010: "5K, all captions of the Karpathy test split",
+        25_000: "5K, five captions an image (or 1K folds)",
+        25_014: "val2017, all captions",
+        5_000: "5K with one caption per image, or a single 1K sample with five",
+        1_000: "1K with one caption per image",
+    },
     "i2t": {5_000: "5K (or the mean of five 1K folds)", 1_000: "a single 1K sample"},
 }
 
@@ -53,19 +57,43 @@ class Published:
 
 PUBLISHED = (
     Published("0.36584", "t2i", "COCO 5K text to image R@1, the example of this project's brief", "project brief"),
-    Published("0.5411835312843323", "t2i", "InternVL-C, mscoco_captions image_retrieval_recall@1",
-              "OpenGVLab/InternVL, clip_benchmark/README.md"),
-    Published("0.7059999704360962", "i2t", "InternVL-C, mscoco_captions text_retrieval_recall@1",
-              "OpenGVLab/InternVL, clip_benchmark/README.md"),
-    Published("0.6885090470314026", "t2i", "InternVL-C, COCO-CN image_retrieval_recall@1",
-              "OpenGVLab/InternVL, clip_benchmark/README.md"),
-    Published("0.8575999736785889", "t2i", "ViT-B-16 laion400m_e32, Flickr8k image_retrieval_recall@5",
-              "LAION-AI/CLIP_benchmark issue 48"),
-    Published("0.9419999718666077", "i2t", "ViT-B-16 laion400m_e32, Flickr8k text_retrieval_recall@5",
-              "LAION-AI/CLIP_benchmark issue 48"),
+    Published(
+        "0.5411835312843323",
+        "t2i",
+        "InternVL-C, mscoco_captions image_retrieval_recall@1",
+        "OpenGVLab/InternVL, clip_benchmark/README.md",
+    ),
+    Published(
+        "0.7059999704360962",
+        "i2t",
+        "InternVL-C, mscoco_captions text_retrieval_recall@1",
+        "OpenGVLab/InternVL, clip_benchmark/README.md",
+    ),
+    Published(
+        "0.6885090470314026",
+        "t2i",
+        "InternVL-C, COCO-CN image_retrieval_recall@1",
+        "OpenGVLab/InternVL, clip_benchmark/README.md",
+    ),
+    Published(
+        "0.8575999736785889",
+        "t2i",
+        "ViT-B-16 laion400m_e32, Flickr8k image_retrieval_recall@5",
+        "LAION-AI/CLIP_benchmark issue 48",
+    ),
+    Published(
+        "0.9419999718666077",
+        "i2t",
+        "ViT-B-16 laion400m_e32, Flickr8k text_retrieval_recall@5",
+        "LAION-AI/CLIP_benchmark issue 48",
+    ),
     Published("28.42%", "t2i", "CLIP ViT-B/32, COCO with the first caption only, R@1", "openai/CLIP issue 115"),
-    Published("0.3044", "t2i", "ViT-B-32 openai, MSCOCO image retrieval R@1",
-              "mlfoundations/open_clip docs/openclip_retrieval_results.csv"),
+    Published(
+        "0.3044",
+        "t2i",
+        "ViT-B-32 openai, MSCOCO image retrieval R@1",
+        "mlfoundations/open_clip docs/openclip_retrieval_results.csv",
+    ),
     Published("37.8%", "t2i", "CLIP ViT-L/14@336px, COCO R@1", "Radford et al. 2021, table 13"),
     Published("92.3%", "t2i", "the claim this project checks: matching accuracy on MS-COCO", "project brief"),
 )

@@ -27,8 +27,12 @@ def class_vectors(prompt_vectors: Tensor | ArrayLike) -> Tensor:
     return torch.nn.functional.normalize(torch.as_tensor(prompt_vectors).float().mean(1), dim=1)
 
 
-def zero_shot(vectors: Tensor | ArrayLike, labels: Tensor | ArrayLike, prompt_vectors: Tensor | ArrayLike,
-              ks: Sequence[int] = (1, 5)) -> RetrievalResult:
+def zero_shot(
+    vectors: Tensor | ArrayLike,
+    labels: Tensor | ArrayLike,
+    prompt_vectors: Tensor | ArrayLike,
+    ks: Sequence[int] = (1, 5),
+) -> RetrievalResult:
     """vectors (N, D) of pictures or sounds, labels (N,) in 0 .. C-1, prompt_vectors (C, P, D): `recall(1)` is the top-1
     accuracy in percent. Raises ValueError on a label that names no class."""
     classes = class_vectors(prompt_vectors)
@@ -38,9 +42,19 @@ def zero_shot(vectors: Tensor | ArrayLike, labels: Tensor | ArrayLike, prompt_ve
     return retrieval(vectors, classes, found, np.arange(len(classes)), ks)
 
 
-def zero_shot_figures(vectors: Tensor | ArrayLike, labels: Tensor | ArrayLike, prompt_vectors: Tensor | ArrayLike, *,
-                      dataset: str, split: str, kind: str, trained_on: str = "unstated", skipped: int = 0,
-                      samples: int = 1000, seed: int = 0) -> Figures:
+def zero_shot_figures(
+    vectors: Tensor | ArrayLike,
+    labels: Tensor | ArrayLike,
+    prompt_vectors: Tensor | ArrayLike,
+    *,
+    dataset: str,
+    split: str,
+    kind: str,
+    trained_on: str = "unstated",
+    skipped: int = 0,
+    samples: int = 1000,
+    seed: int = 0,
+) -> Figures:
     """`zero_shot` as stamped figures, top-1 and, with more than five classes, top-5 accuracy in percent.
 
     kind: what the vectors are of, `images` or `sounds`, for the stamp.
@@ -49,9 +63,16 @@ def zero_shot_figures(vectors: Tensor | ArrayLike, labels: Tensor | ArrayLike, p
     ks = (1, 5) if classes > 5 else (1,)
     result = zero_shot(vectors, labels, prompt_vectors, ks)
     protocol = Protocol(
-        dataset, split, images=len(result.ranks), captions=classes * per_class,
-        captions_per_image=f"{per_class} a class", recall="none", trained_on=trained_on, skipped=skipped,
-        task=f"zero-shot classification of {kind} among {classes} classes, {per_class} prompts each, by cosine")
+        dataset,
+        split,
+        images=len(result.ranks),
+        captions=classes * per_class,
+        captions_per_image=f"{per_class} a class",
+        recall="none",
+        trained_on=trained_on,
+        skipped=skipped,
+        task=f"zero-shot classification of {kind} among {classes} classes, {per_class} prompts each, by cosine",
+    )
     item = np.arange(len(result.ranks))
     values = {f"top-{k} accuracy": 100 * result.hits[:, index] for index, k in enumerate(ks)}
     return mean_figures(protocol, values, dict.fromkeys(values, item), samples=samples, seed=seed)

@@ -61,8 +61,12 @@ class GroundTruth:
         names = {"cxc": "cxc", "eccv": "eccv"}
         if (folder / "pm_image_to_caption.json").is_file():
             names["pmrp"] = "pm"
-        extra = {name: Matches(_read(folder / f"{stem}_image_to_caption.json"),
-                               _read(folder / f"{stem}_caption_to_image.json")) for name, stem in names.items()}
+        extra = {
+            name: Matches(
+                _read(folder / f"{stem}_image_to_caption.json"), _read(folder / f"{stem}_caption_to_image.json")
+            )
+            for name, stem in names.items()
+        }
         return cls(captions, np.array([image_of[int(c)][0] for c in captions]), extra)
 
     def positives(self, caption_ids: np.ndarray, image_ids: np.ndarray) -> set[tuple[int, int]]:
@@ -75,10 +79,21 @@ class GroundTruth:
         return {(i, c) for i, c in found if i in keep_image and c in keep_caption}
 
 
-def judge(image: Tensor | ArrayLike, text: Tensor | ArrayLike, image_ids: ArrayLike, caption_image_ids: ArrayLike,
-          caption_ids: ArrayLike | None = None, *, ground_truth: GroundTruth | None = None, dataset: str = "coco",
-          split: str = "unstated", trained_on: str = "unstated", group: "dist.ProcessGroup | None" = None,
-          samples: int = 1000, seed: int = 0) -> dict[str, Figures]:
+def judge(
+    image: Tensor | ArrayLike,
+    text: Tensor | ArrayLike,
+    image_ids: ArrayLike,
+    caption_image_ids: ArrayLike,
+    caption_ids: ArrayLike | None = None,
+    *,
+    ground_truth: GroundTruth | None = None,
+    dataset: str = "coco",
+    split: str = "unstated",
+    trained_on: str = "unstated",
+    group: "dist.ProcessGroup | None" = None,
+    samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Figures]:
     """Judge unit vectors image (N, D) and text (M, D) under every protocol that their sizes and ids allow.
 
     Keys: `all`; `five` when some image has more than five captions; `folds` when there are 5,000 images; `cxc`, `eccv`,
@@ -105,7 +120,7 @@ def judge(image: Tensor | ArrayLike, text: Tensor | ArrayLike, image_ids: ArrayL
         found["five"] = five.recalls(member["original"], stated, options)
     if layout.folds > 1:
         found["folds"] = replace(five, in_fold=True).recalls(member["original"], stated, options)
-    for name in (ground_truth.extra if ground_truth else {}):
+    for name in ground_truth.extra if ground_truth else {}:
         found[name] = five.extra_truth(name, member, stated, options)
     return found
 
@@ -115,8 +130,10 @@ def check_partners(image_ids: np.ndarray, text_ids: np.ndarray) -> None:
     if len(np.unique(image_ids)) != len(image_ids):
         raise ValueError("image_ids repeat: COCO retrieval has one vector per image")
     if len(alone := np.setxor1d(text_ids, image_ids)):
-        raise ValueError("every image needs a caption and every caption its image: image_ids and caption_image_ids"
-                         f" differ in {len(alone)} images (the first is {alone[0]})")
+        raise ValueError(
+            "every image needs a caption and every caption its image: image_ids and caption_image_ids"
+            f" differ in {len(alone)} images (the first is {alone[0]})"
+        )
 
 
 @dataclass(frozen=True)
@@ -133,16 +150,20 @@ class _Layout:
         return self.text_fold + self.folds * self.extra
 
     @classmethod
-    def of(cls, image_ids: np.ndarray, text_ids: np.ndarray, caption_ids: np.ndarray | None,
-           truth: GroundTruth | None) -> "_Layout":
+    def of(
+        cls, image_ids: np.ndarray, text_ids: np.ndarray, caption_ids: np.ndarray | None, truth: GroundTruth | None
+    ) -> "_Layout":
         order = image_ids if truth is None else truth.images[np.sort(np.unique(truth.images, return_index=True)[1])]
         folds = FOLDS if len(image_ids) == FOLDS * FOLD_IMAGES else 1
         sorter = np.argsort(order)
         fold_of = sorter // FOLD_IMAGES if folds > 1 else np.zeros(len(order), np.int64)
         image_fold = fold_of[np.searchsorted(order[sorter], image_ids)]
         text_fold = fold_of[np.minimum(np.searchsorted(order[sorter], text_ids), len(order) - 1)]
-        extra = _beyond(text_ids, PER_IMAGE) if truth is None or caption_ids is None else ~np.isin(caption_ids,
-                                                                                                 truth.captions)
+        extra = (
+            _beyond(text_ids, PER_IMAGE)
+            if truth is None or caption_ids is None
+            else ~np.isin(caption_ids, truth.captions)
+        )
         return cls(image_fold, text_fold, extra, folds)
 
 
@@ -189,8 +210,9 @@ class _View:
             fold[name] = (self.layout.image_fold if by_row else self.layout.text_fold)[items]
         return retrieval_figures(self.protocol(stated), directions, fold=fold if self.in_fold else None, **options)
 
-    def extra_truth(self, name: str, member: dict[str, np.ndarray], stated: dict[str, str],
-                    options: dict[str, Any]) -> Figures:
+    def extra_truth(
+        self, name: str, member: dict[str, np.ndarray], stated: dict[str, str], options: dict[str, Any]
+    ) -> Figures:
         values, images = {}, {}
         for direction, by_row in (("image_to_text", True), ("text_to_image", False)):
             query, greater, tied = self.placed(np.flatnonzero(member[f"{name}/{direction}"]), by_row)
@@ -210,11 +232,16 @@ def _extra_measures(name: str, placed: Placed) -> Iterable[tuple[str, np.ndarray
     return [("map_at_r", map_at_r(placed)), ("r_precision", r_precision(placed)), ("R@1", hit_at(placed, 1))]
 
 
-def _union(layout: _Layout, image_ids: np.ndarray, text_ids: np.ndarray, caption_ids: np.ndarray | None,
-           truth: GroundTruth | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _union(
+    layout: _Layout,
+    image_ids: np.ndarray,
+    text_ids: np.ndarray,
+    caption_ids: np.ndarray | None,
+    truth: GroundTruth | None,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """All pairs that any ground truth needs (P, 2), and for each ground truth which of them are its own (P,) bool."""
     lists = {"original": matching_pairs(image_ids, text_ids)}
-    for name, matches in (truth.extra.items() if truth else ()):
+    for name, matches in truth.extra.items() if truth else ():
         assert caption_ids is not None  # _check_split
         lists[f"{name}/image_to_text"] = _positions(matches.image_to_text, image_ids, caption_ids)
         lists[f"{name}/text_to_image"] = _positions(matches.text_to_image, caption_ids, image_ids)[:, ::-1]
@@ -247,8 +274,10 @@ def _beyond(ids: np.ndarray, limit: int) -> np.ndarray:
 
 def _check_split(truth: GroundTruth, image_ids: np.ndarray, caption_ids: np.ndarray | None) -> None:
     if set(image_ids.tolist()) != set(truth.images.tolist()):
-        raise ValueError(f"the ground truth is for the {len(set(truth.images.tolist())):,} images of the Karpathy test"
-                         " split by COCO id; these embeddings are of other images: leave the ground truth out")
+        raise ValueError(
+            f"the ground truth is for the {len(set(truth.images.tolist())):,} images of the Karpathy test"
+            " split by COCO id; these embeddings are of other images: leave the ground truth out"
+        )
     if caption_ids is None or not np.isin(truth.captions, caption_ids).all():
         raise ValueError("CxC and ECCV name captions by COCO id: embeddings need `caption_ids` with all 25,000 of them")
 

@@ -61,5 +61,8 @@ def expert_overlap(load: Mapping[str, ArrayLike]) -> dict[str, float]:
         values = np.atleast_2d(np.asarray(found, dtype=np.float64))
         share[modality] = values / np.maximum(values.sum(1, keepdims=True), 1e-12)
     names = list(share)
-    return {f"{a} & {b}": float(np.minimum(share[a], share[b]).sum(1).mean())
-            for i, a in enumerate(names) for b in names[i + 1:]}
+    return {
+        f"{a} & {b}": float(np.minimum(share[a], share[b]).sum(1).mean())
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+    }

@@ -55,8 +55,10 @@ class Embeddings:
             raise ValueError("embeddings have audio but no audio_image_ids: which image does each sound belong to?")
         widths = {name: found[name].shape[1] for name in VECTORS if name in found}
         if len(set(widths.values())) > 1:
-            raise ValueError("vectors must come from one space, not have the widths "
-                             + ", ".join(f"{width} ({name})" for name, width in widths.items()))
+            raise ValueError(
+                "vectors must come from one space, not have the widths "
+                + ", ".join(f"{width} ({name})" for name, width in widths.items())
+            )
         check_partners(found["image_ids"], found["caption_image_ids"])
         return cls(**found)
 
@@ -87,32 +89,61 @@ class Embeddings:
         return (self.image[images] * self.text[captions]).sum(1)
 
 
-def judge_embeddings(embeddings: Embeddings, *, ground_truth: GroundTruth | None = None, dataset: str = "coco",
-                     split: str = "unstated", trained_on: str = "unstated", group: "dist.ProcessGroup | None" = None,
-                     samples: int = 1000, seed: int = 0) -> dict[str, Figures]:
+def judge_embeddings(
+    embeddings: Embeddings,
+    *,
+    ground_truth: GroundTruth | None = None,
+    dataset: str = "coco",
+    split: str = "unstated",
+    trained_on: str = "unstated",
+    group: "dist.ProcessGroup | None" = None,
+    samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Figures]:
     """Image-text under every COCO protocol that applies (`eval.coco.judge`), and audio with text and with images.
 
     Keys of the sounds: `audio_text` and `image_audio`, each on the items that have a partner.
     """
     options: dict[str, Any] = {"group": group, "samples": samples, "seed": seed}
     e = embeddings
-    found = judge(e.image, e.text, e.image_ids, e.caption_image_ids, e.caption_ids, ground_truth=ground_truth,
-                  dataset=dataset, split=split, trained_on=trained_on, **options)
+    found = judge(
+        e.image,
+        e.text,
+        e.image_ids,
+        e.caption_image_ids,
+        e.caption_ids,
+        ground_truth=ground_truth,
+        dataset=dataset,
+        split=split,
+        trained_on=trained_on,
+        **options,
+    )
     if e.audio is None or e.audio_image_ids is None:
         return found
     stated = {"dataset": dataset, "split": split, "trained_on": trained_on}
     sound = (e.audio, e.audio_image_ids)
-    for names, a, b in ((("audio", "text"), sound, (e.text, e.caption_image_ids)),
-                        (("image", "audio"), (e.image, e.image_ids), sound)):
+    for names, a, b in (
+        (("audio", "text"), sound, (e.text, e.caption_image_ids)),
+        (("image", "audio"), (e.image, e.image_ids), sound),
+    ):
         found["_".join(names)] = _pair_figures(names, a, b, stated, options)
     return found
 
 
 def judge_matching(
-    embeddings: Embeddings, validation: Embeddings, *, joint: Mapping[str, tuple[Scorer, Scorer]] | None = None,
-    retriever: Embeddings | None = None, retriever_name: str = "", ground_truth: GroundTruth | None = None,
-    dataset: str = "coco", split: str = "unstated", validation_split: str = "validation", trained_on: str = "unstated",
-    samples: int = 1000, seed: int = 0,
+    embeddings: Embeddings,
+    validation: Embeddings,
+    *,
+    joint: Mapping[str, tuple[Scorer, Scorer]] | None = None,
+    retriever: Embeddings | None = None,
+    retriever_name: str = "",
+    ground_truth: GroundTruth | None = None,
+    dataset: str = "coco",
+    split: str = "unstated",
+    validation_split: str = "validation",
+    trained_on: str = "unstated",
+    samples: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Figures]:
     """Balanced matching: `random/cosine` and, with a frozen retriever's embeddings of the same items, `hard/cosine`.
 
@@ -142,9 +173,16 @@ def judge_matching(
         for kind, pairs in chosen.items():
             result = matching(*_scores(score, pairs), pairs, fitted, samples=samples, seed=seed)
             protocol = Protocol.of_ids(
-                e.image_ids, e.caption_image_ids[pairs.text], dataset=dataset, split=split, trained_on=trained_on,
-                ground_truth=truth, recall="none", task=f"binary matching by {name}, as many non-matches"
-                f" ({pairs.negatives}) as matches, threshold fixed on {validation_split}")
+                e.image_ids,
+                e.caption_image_ids[pairs.text],
+                dataset=dataset,
+                split=split,
+                trained_on=trained_on,
+                ground_truth=truth,
+                recall="none",
+                task=f"binary matching by {name}, as many non-matches"
+                f" ({pairs.negatives}) as matches, threshold fixed on {validation_split}",
+            )
             found[f"{kind}/{name}"] = Figures(protocol, result.metrics(), result.intervals)
     return found
 
@@ -154,8 +192,13 @@ def _scores(score: Scorer, pairs: PairSet) -> tuple[np.ndarray, np.ndarray]:
     return score(pairs.image, pairs.text), score(pairs.negative, pairs.text)
 
 
-def _pair_figures(names: tuple[str, str], a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray],
-                  stated: dict[str, str], options: dict[str, Any]) -> Figures:
+def _pair_figures(
+    names: tuple[str, str],
+    a: tuple[np.ndarray, np.ndarray],
+    b: tuple[np.ndarray, np.ndarray],
+    stated: dict[str, str],
+    options: dict[str, Any],
+) -> Figures:
     """Both directions between two modalities on the items that have a partner."""
     keep_a, keep_b = np.isin(a[1], b[1]), np.isin(b[1], a[1])
     if not keep_a.any():

@@ -41,8 +41,10 @@ class Fingerprint:
 
     def as_json(self) -> dict[str, Any]:
         """For model.json; `of_json` reads it back."""
-        stored = {name: {"shape": list(self.shapes[name]), "half": base64.b64encode(v.astype("<f2").tobytes()).decode()}
-                  for name, v in self.outputs.items()}
+        stored = {
+            name: {"shape": list(self.shapes[name]), "half": base64.b64encode(v.astype("<f2").tobytes()).decode()}
+            for name, v in self.outputs.items()
+        }
         return {"digest": self.digest, "outputs": stored}
 
     @classmethod
@@ -72,12 +74,16 @@ def check(stored: Fingerprint, probe: Callable[[], Mapping[str, ArrayLike]], tol
     """Run the probe again; -> the largest error relative to an output's RMS. FingerprintError beyond `tolerance`."""
     now, worst = fingerprint(probe), 0.0
     if set(now.outputs) != set(stored.outputs):
-        raise FingerprintError(f"the model gives {sorted(now.outputs)} on the probe batch; its weights were stored with"
-                               f" {sorted(stored.outputs)}")
+        raise FingerprintError(
+            f"the model gives {sorted(now.outputs)} on the probe batch; its weights were stored with"
+            f" {sorted(stored.outputs)}"
+        )
     for name, was in stored.outputs.items():
         if now.shapes[name] != stored.shapes[name]:
-            raise FingerprintError(f"probe output {name!r} has shape {now.shapes[name]}, stored {stored.shapes[name]}:"
-                                   " another architecture or another tokenizer")
+            raise FingerprintError(
+                f"probe output {name!r} has shape {now.shapes[name]}, stored {stored.shapes[name]}:"
+                " another architecture or another tokenizer"
+            )
         before, after = was.astype(np.float32), now.outputs[name].astype(np.float32)
         error = float(np.sqrt(np.mean((after - before) ** 2)) / max(float(np.sqrt(np.mean(before**2))), 1e-6))
         worst = max(worst, error)
@@ -85,5 +91,6 @@ def check(stored: Fingerprint, probe: Callable[[], Mapping[str, ArrayLike]], tol
             raise FingerprintError(
                 f"these weights behave differently from when they were stored: {name!r} on the probe batch is off by"
                 f" {100 * error:.1f} % (allowed {100 * tolerance:g} %); look for another activation, tokenizer or"
-                " normalisation")
+                " normalisation"
+            )
     return worst

@@ -38,8 +38,9 @@ def interval(resampled: np.ndarray, level: float = 0.95) -> Interval:
     return float(low), float(high)
 
 
-def mean_intervals(values: Mapping[str, np.ndarray], image: np.ndarray, *, samples: int = 1000,
-                   seed: int = 0) -> dict[str, Interval]:
+def mean_intervals(
+    values: Mapping[str, np.ndarray], image: np.ndarray, *, samples: int = 1000, seed: int = 0
+) -> dict[str, Interval]:
     """95 % interval of the mean of each per-query array (Q,); image (Q,) ids say which queries go together."""
     ids, position = np.unique(image, return_inverse=True)
     means = resampled_means(np.stack(list(values.values()), 1), position, image_draws(len(ids), samples, seed))

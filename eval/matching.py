@@ -66,8 +66,14 @@ class MatchingResult:
         return {name: getattr(self, name) for name in names}
 
 
-def random_pairs(image_ids: np.ndarray, text_ids: np.ndarray, *, known: Known = (),
-                 caption_ids: np.ndarray | None = None, seed: int = 0) -> PairSet:
+def random_pairs(
+    image_ids: np.ndarray,
+    text_ids: np.ndarray,
+    *,
+    known: Known = (),
+    caption_ids: np.ndarray | None = None,
+    seed: int = 0,
+) -> PairSet:
     """(a): every caption with its image and with one image drawn at random among those it does not describe.
 
     known: (image id, caption id) pairs that are matches in any ground truth (`GroundTruth.positives`).
@@ -76,8 +82,16 @@ def random_pairs(image_ids: np.ndarray, text_ids: np.ndarray, *, known: Known = 
     return _draw(image_ids, text_ids, everything, "random", known, caption_ids, seed)
 
 
-def hard_pairs(image_ids: np.ndarray, text_ids: np.ndarray, shortlist: np.ndarray, retriever: str, *, known: Known = (),
-               caption_ids: np.ndarray | None = None, seed: int = 0) -> PairSet:
+def hard_pairs(
+    image_ids: np.ndarray,
+    text_ids: np.ndarray,
+    shortlist: np.ndarray,
+    retriever: str,
+    *,
+    known: Known = (),
+    caption_ids: np.ndarray | None = None,
+    seed: int = 0,
+) -> PairSet:
     """(b): the non-match is drawn from `shortlist` (M, 20): positions of the images that the frozen `retriever` ranks
     first for each caption. Captions whose whole shortlist is matches are left out. Raises ValueError without a name."""
     if not retriever:
@@ -100,8 +114,15 @@ def calibrate(matched: np.ndarray, unmatched: np.ndarray) -> Calibration:
     return Calibration(float((scores[order][cut] + below) / 2), slope, offset)
 
 
-def matching(matched: np.ndarray, unmatched: np.ndarray, pairs: PairSet, calibration: Calibration, *,
-             samples: int = 1000, seed: int = 0) -> MatchingResult:
+def matching(
+    matched: np.ndarray,
+    unmatched: np.ndarray,
+    pairs: PairSet,
+    calibration: Calibration,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+) -> MatchingResult:
     """Judge test scores (P,) of the pairs with a calibration from another split. Intervals are over images."""
     right = ((matched >= calibration.threshold).astype(float) + (unmatched < calibration.threshold)) / 2
     choice = forced_choice(matched, unmatched)
@@ -112,13 +133,22 @@ def matching(matched: np.ndarray, unmatched: np.ndarray, pairs: PairSet, calibra
     means = resampled_means(np.stack([right, choice], 1), position, draws)
     error = calibration_error(probability, label)
     errors = resampled_calibration_error(probability, label, np.tile(position, 2), draws)
-    spread = {"accuracy": means[:, 0], "auc": resampled_auc(matched, unmatched, position, draws),
-              "forced_choice": means[:, 1],
-              "calibration_error": np.maximum(errors - errors.mean() + error, 0)}
+    spread = {
+        "accuracy": means[:, 0],
+        "auc": resampled_auc(matched, unmatched, position, draws),
+        "forced_choice": means[:, 1],
+        "calibration_error": np.maximum(errors - errors.mean() + error, 0),
+    }
     return MatchingResult(
-        float(100 * right.mean()), 100 * auc(matched, unmatched), float(100 * choice.mean()),
-        100 * error, {name: interval(100 * s) for name, s in spread.items()},
-        calibration.threshold, len(matched), pairs.negatives)
+        float(100 * right.mean()),
+        100 * auc(matched, unmatched),
+        float(100 * choice.mean()),
+        100 * error,
+        {name: interval(100 * s) for name, s in spread.items()},
+        calibration.threshold,
+        len(matched),
+        pairs.negatives,
+    )
 
 
 def forced_choice(matched: np.ndarray, unmatched: np.ndarray) -> np.ndarray:
@@ -150,8 +180,9 @@ def calibration_error(probability: np.ndarray, label: np.ndarray, bins: int = 15
     return float(resampled_calibration_error(probability, label, everything, np.ones((1, 1)), bins)[0])
 
 
-def resampled_calibration_error(probability: np.ndarray, label: np.ndarray, image: np.ndarray, draws: np.ndarray,
-                                bins: int = 15) -> np.ndarray:
+def resampled_calibration_error(
+    probability: np.ndarray, label: np.ndarray, image: np.ndarray, draws: np.ndarray, bins: int = 15
+) -> np.ndarray:
     """Bootstrap distribution of `calibration_error`: probability, label, image (Q,), draws (S, I) -> (S,)."""
     images = draws.shape[1]
     where = np.minimum((probability * bins).astype(int), bins - 1)
@@ -159,8 +190,15 @@ def resampled_calibration_error(probability: np.ndarray, label: np.ndarray, imag
     return np.abs(draws @ gaps.reshape(images, bins)).sum(1) / (draws @ np.bincount(image, minlength=images))
 
 
-def _draw(image_ids: np.ndarray, text_ids: np.ndarray, candidates: np.ndarray, name: str, known: Known,
-          caption_ids: np.ndarray | None, seed: int) -> PairSet:
+def _draw(
+    image_ids: np.ndarray,
+    text_ids: np.ndarray,
+    candidates: np.ndarray,
+    name: str,
+    known: Known,
+    caption_ids: np.ndarray | None,
+    seed: int,
+) -> PairSet:
     """One candidate per caption that is no match, by drawing until one is no match; captions with none are left out."""
     if known and caption_ids is None:
         raise ValueError("known matches are named by caption id: pass caption_ids too")

@@ -26,8 +26,10 @@ class Placed:
         positives = np.bincount(query, minlength=queries)
         if queries == 0 or not positives.all():
             missing = int((positives == 0).argmax()) if queries else 0
-            raise ValueError(f"query {missing} has no match in the gallery ({int((positives == 0).sum())} of {queries}"
-                             " do not): leave such queries out, or add their matches")
+            raise ValueError(
+                f"query {missing} has no match in the gallery ({int((positives == 0).sum())} of {queries}"
+                " do not): leave such queries out, or add their matches"
+            )
         order = np.lexsort((greater, query))
         return cls(query[order], greater[order], tied[order], positives)
 

@@ -62,8 +62,13 @@ def code_use_curves(counts: Mapping[str, np.ndarray]) -> str:
     for colour, (modality, rows) in zip(COLOURS, counts.items(), strict=False):
         for index, row in enumerate(np.atleast_2d(rows)):
             share = np.sort(row)[::-1] / max(row.sum(), 1)
-            axes.plot(np.arange(1, len(share) + 1), np.where(share > 0, share, np.nan), color=colour,
-                      alpha=1 / (1 + 0.5 * index), label=modality if index == 0 else None)
+            axes.plot(
+                np.arange(1, len(share) + 1),
+                np.where(share > 0, share, np.nan),
+                color=colour,
+                alpha=1 / (1 + 0.5 * index),
+                label=modality if index == 0 else None,
+            )
     axes.set(xscale="log", yscale="log", xlabel="code, most used first", ylabel="share of tokens")
     axes.legend(frameon=False)
     return png_uri(figure)
@@ -78,8 +83,9 @@ def expert_heat_map(load: Mapping[str, np.ndarray]) -> str:
     top = max(float(np.quantile(s, 0.999)) for s in shares.values())
     for axes, (modality, share) in zip(panels, shares.items(), strict=True):
         # Dead experts are white, so that they can be seen whatever the scale.
-        image = axes.imshow(np.where(share > 0, share, np.nan), aspect="auto", cmap="viridis", vmin=0, vmax=top,
-                            interpolation="nearest")
+        image = axes.imshow(
+            np.where(share > 0, share, np.nan), aspect="auto", cmap="viridis", vmin=0, vmax=top, interpolation="nearest"
+        )
         axes.set(ylabel=f"{modality}\nlayer", yticks=range(len(share)))
         figure.colorbar(image, ax=axes, pad=0.01)
     panels[-1].set_xlabel("expert")
@@ -93,8 +99,15 @@ def loss_curves(history: Sequence[Mapping[str, float]], terms: Sequence[str]) ->
         points = np.array([(row["step"], row[term]) for row in history if term in row and "step" in row])
         if len(points):
             style = "-" if index < len(COLOURS) else "--"
-            axes.plot(*points.T, linestyle=style, color=COLOURS[index % len(COLOURS)], linewidth=1.2,
-                      marker="o" if len(points) < 20 else None, markersize=3, label=term.removeprefix("train/"))
+            axes.plot(
+                *points.T,
+                linestyle=style,
+                color=COLOURS[index % len(COLOURS)],
+                linewidth=1.2,
+                marker="o" if len(points) < 20 else None,
+                markersize=3,
+                label=term.removeprefix("train/"),
+            )
     _shade_stages(axes, history)
     values = [row[term] for row in history for term in terms if term in row]
     axes.set(xlabel="step", ylabel="loss", yscale="log" if values and min(values) > 0 else "linear")

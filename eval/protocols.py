@@ -51,18 +51,25 @@ class Protocol:
     def __str__(self) -> str:
         if self.task != "retrieval":
             left_out = f", {self.skipped:,} left out" if self.skipped else ""
-            return (f"{self.dataset} {self.split}: {self.task}; {self.images:,} images or sounds x {self.captions:,}"
-                    f" captions{left_out}, {self.trained_on}")
+            return (
+                f"{self.dataset} {self.split}: {self.task}; {self.images:,} images or sounds x {self.captions:,}"
+                f" captions{left_out}, {self.trained_on}"
+            )
         folds = f" in {self.folds} folds of" if self.folds > 1 else ""
         depth = f"re-ranked to {self.rerank_depth}" if self.rerank_depth else "not re-ranked"
-        return (f"{self.dataset} {self.split}{folds} {self.images:,} images x {self.captions:,} captions"
-                f" ({self.captions_per_image} each), {self.ground_truth} matches, {self.recall} recall, {depth},"
-                f" {self.trained_on}")
+        return (
+            f"{self.dataset} {self.split}{folds} {self.images:,} images x {self.captions:,} captions"
+            f" ({self.captions_per_image} each), {self.ground_truth} matches, {self.recall} recall, {depth},"
+            f" {self.trained_on}"
+        )
 
     def differences(self, other: "Protocol") -> list[str]:
         """`field: mine != theirs` for every field in which two protocols differ."""
-        return [f"{f.name}: {getattr(self, f.name)} != {getattr(other, f.name)}" for f in fields(self)
-                if getattr(self, f.name) != getattr(other, f.name)]
+        return [
+            f"{f.name}: {getattr(self, f.name)} != {getattr(other, f.name)}"
+            for f in fields(self)
+            if getattr(self, f.name) != getattr(other, f.name)
+        ]
 
     @classmethod
     def of_dict(cls, stamp: Mapping[str, Any]) -> "Protocol":
@@ -106,15 +113,24 @@ class Figures:
 
     def as_result(self) -> dict[str, Any]:
         """The part of a result.json that this is."""
-        return {"protocol": asdict(self.protocol), "metrics": self.metrics,
-                "intervals": {name: list(pair) for name, pair in self.intervals.items()}}
+        return {
+            "protocol": asdict(self.protocol),
+            "metrics": self.metrics,
+            "intervals": {name: list(pair) for name, pair in self.intervals.items()},
+        }
 
 
 Directions = Mapping[str, tuple[RetrievalResult, np.ndarray]]
 
 
-def retrieval_figures(protocol: Protocol, directions: Directions, *, fold: Mapping[str, np.ndarray] | None = None,
-                      samples: int = 1000, seed: int = 0) -> Figures:
+def retrieval_figures(
+    protocol: Protocol,
+    directions: Directions,
+    *,
+    fold: Mapping[str, np.ndarray] | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+) -> Figures:
     """Every retrieval measure with intervals, and RSUM where there are two directions.
 
     directions: name such as `image_to_text` -> (result, image of each query (Q,)). `fold` gives each query's fold:
@@ -128,18 +144,32 @@ def retrieval_figures(protocol: Protocol, directions: Directions, *, fold: Mappi
             values[f"{name}/true_recall@{k}"] = 100 * result.true_recalls[:, index]
         values[f"{name}/mean_rank"] = result.ranks
         images |= dict.fromkeys([key for key in values if key.startswith(f"{name}/")], image)
-    found = mean_figures(protocol, values, images, samples=samples, seed=seed,
-                         total=("rsum", [f"{name}/R@{k}" for name in directions for k in (1, 5, 10)]))
+    found = mean_figures(
+        protocol,
+        values,
+        images,
+        samples=samples,
+        seed=seed,
+        total=("rsum", [f"{name}/R@{k}" for name in directions for k in (1, 5, 10)]),
+    )
     for name, (result, image) in directions.items():
         groups = np.zeros(len(image), int) if fold is None else fold[name]
-        found.metrics[f"{name}/median_rank"] = float(np.mean([np.median(result.ranks[groups == g])
-                                                              for g in np.unique(groups)]))
+        found.metrics[f"{name}/median_rank"] = float(
+            np.mean([np.median(result.ranks[groups == g]) for g in np.unique(groups)])
+        )
         found.intervals[f"{name}/median_rank"] = _median_interval(result.ranks, image, min(samples, 200), seed)
     return found
 
 
-def mean_figures(protocol: Protocol, values: dict[str, np.ndarray], images: dict[str, np.ndarray], *,
-                 total: tuple[str, Sequence[str]] | None = None, samples: int = 1000, seed: int = 0) -> Figures:
+def mean_figures(
+    protocol: Protocol,
+    values: dict[str, np.ndarray],
+    images: dict[str, np.ndarray],
+    *,
+    total: tuple[str, Sequence[str]] | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+) -> Figures:
     """Means of per-query values (Q,) with intervals over images (Q,); `total` names a sum of some of them."""
     ids = np.unique(np.concatenate(list(images.values())))
     draws = image_draws(len(ids), samples, seed)
@@ -179,8 +209,13 @@ class Row:
     intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
-def results_table(rows: Sequence[Row], measures: Sequence[str] | None = None, *, title: str = "",
-                  style: Literal["percent", "plain"] = "percent") -> Table:
+def results_table(
+    rows: Sequence[Row],
+    measures: Sequence[str] | None = None,
+    *,
+    title: str = "",
+    style: Literal["percent", "plain"] = "percent",
+) -> Table:
     """A rich table, a column for each run and a line for each measure: names stay whole on a narrow terminal.
 
     Raises ValueError where two protocols would share the table.
@@ -189,8 +224,10 @@ def results_table(rows: Sequence[Row], measures: Sequence[str] | None = None, *,
         raise ValueError("a table needs at least one row")
     for row in rows[1:]:
         if differs := rows[0].protocol.differences(row.protocol):
-            raise ValueError(f"{rows[0].name} and {row.name} were measured under different protocols and cannot share a"
-                             f" table ({'; '.join(differs)}): print one table per protocol")
+            raise ValueError(
+                f"{rows[0].name} and {row.name} were measured under different protocols and cannot share a"
+                f" table ({'; '.join(differs)}): print one table per protocol"
+            )
     table = Table(title=title or str(rows[0].protocol), title_justify="left")
     table.add_column("measure", no_wrap=True)
     for row in rows:

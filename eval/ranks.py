@@ -45,10 +45,18 @@ class Counts:
     by_column: PairCounts | None
 
 
-def count_pairs(rows: Tensor | ArrayLike, columns: Tensor | ArrayLike, pairs: np.ndarray, *,
-                row_part: np.ndarray | None = None, column_part: np.ndarray | None = None,
-                by_row: bool = True, by_column: bool = True,
-                group: "dist.ProcessGroup | None" = None, cache_bytes: int = CACHE_BYTES) -> Counts:
+def count_pairs(
+    rows: Tensor | ArrayLike,
+    columns: Tensor | ArrayLike,
+    pairs: np.ndarray,
+    *,
+    row_part: np.ndarray | None = None,
+    column_part: np.ndarray | None = None,
+    by_row: bool = True,
+    by_column: bool = True,
+    group: "dist.ProcessGroup | None" = None,
+    cache_bytes: int = CACHE_BYTES,
+) -> Counts:
     """Count, for every pair, what scores higher and what ties, in the pair's row and in its column.
 
     rows (N, D), columns (M, D) floats; pairs (P, 2) int64 of (row, column). row_part (N,) and column_part (M,) are
@@ -75,8 +83,10 @@ def count_pairs(rows: Tensor | ArrayLike, columns: Tensor | ArrayLike, pairs: np
                 row_side.add(scores, rows_at, column_segment, 1)
             if column_side is not None:
                 column_side.add(scores, columns_at, row_segment, 0)
-    return Counts(row_side.counts(group, column_labels) if row_side else None,
-                  column_side.counts(group, row_labels) if column_side else None)
+    return Counts(
+        row_side.counts(group, column_labels) if row_side else None,
+        column_side.counts(group, row_labels) if column_side else None,
+    )
 
 
 def as_vectors(values: Tensor | ArrayLike, name: str) -> Tensor:
@@ -116,8 +126,15 @@ def padded(vectors: Tensor) -> Tensor:
 class _Tiles:
     """The score matrix as tiles cut at part boundaries; a rank owns every world-size-th column of tiles."""
 
-    def __init__(self, a: Tensor, b: Tensor, row_bounds: np.ndarray, column_bounds: np.ndarray,
-                 group: "dist.ProcessGroup | None", cache_bytes: int) -> None:
+    def __init__(
+        self,
+        a: Tensor,
+        b: Tensor,
+        row_bounds: np.ndarray,
+        column_bounds: np.ndarray,
+        group: "dist.ProcessGroup | None",
+        cache_bytes: int,
+    ) -> None:
         rank, world = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
         self.a, self.b, self.room = a, b, cache_bytes
         column_cuts = list(_cuts(column_bounds, TILE_COLUMNS))[rank::world]

@@ -34,10 +34,19 @@ Thumbnail = Callable[[int], Image.Image]
 Curve = tuple[RetrievalResult, int, float]
 
 
-def write_report(path: Path | str, *, result: Mapping[str, Any], history: Sequence[Mapping[str, Any]] | Path | str,
-                 embeddings: Mapping[str, ArrayLike], captions: Sequence[str], thumbnail: Thumbnail,
-                 code_counts: Mapping[str, ArrayLike], expert_load: Mapping[str, ArrayLike], title: str = "",
-                 examples: int = 4) -> Path:
+def write_report(
+    path: Path | str,
+    *,
+    result: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]] | Path | str,
+    embeddings: Mapping[str, ArrayLike],
+    captions: Sequence[str],
+    thumbnail: Thumbnail,
+    code_counts: Mapping[str, ArrayLike],
+    expert_load: Mapping[str, ArrayLike],
+    title: str = "",
+    examples: int = 4,
+) -> Path:
     """Write the report of one run and return its path.
 
     result: a result.json. history: rows of metrics.csv, or its path. embeddings: the arrays of embeddings.npz (image
@@ -52,12 +61,20 @@ def write_report(path: Path | str, *, result: Mapping[str, Any], history: Sequen
     found = _retrieve(vectors)
     codes = {m: np.atleast_2d(np.asarray(c)) for m, c in code_counts.items()}
     experts = {m: np.atleast_2d(np.asarray(c)) for m, c in expert_load.items()}
-    page = Environment(autoescape=True).from_string(PAGE).render(
-        title=title or Path(path).resolve().parent.name, stamp=_stamp(result),
-        tables=[_metrics_table(result), *_use_tables(codes, experts)],
-        plots=_plots(found, vectors, codes, experts, rows),
-        cards=[_image_cards(vectors, found["image_to_text"][0], captions, thumbnail, examples),
-               _text_cards(vectors, found["text_to_image"][0], captions, thumbnail, examples)])
+    page = (
+        Environment(autoescape=True)
+        .from_string(PAGE)
+        .render(
+            title=title or Path(path).resolve().parent.name,
+            stamp=_stamp(result),
+            tables=[_metrics_table(result), *_use_tables(codes, experts)],
+            plots=_plots(found, vectors, codes, experts, rows),
+            cards=[
+                _image_cards(vectors, found["image_to_text"][0], captions, thumbnail, examples),
+                _text_cards(vectors, found["text_to_image"][0], captions, thumbnail, examples),
+            ],
+        )
+    )
     Path(path).write_text(page, encoding="utf-8")
     return Path(path)
 
@@ -102,12 +119,24 @@ def _retrieve(vectors: Mapping[str, np.ndarray]) -> dict[str, Curve]:
 def _stamp(result: Mapping[str, Any]) -> list[str]:
     protocol = result.get("protocol", {})
     stamps = protocol if protocol and all(isinstance(v, Mapping) for v in protocol.values()) else {"": protocol}
-    lines = ["Protocol: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in stamp.items())
-             for stamp in stamps.values() if stamp]
-    facts = {"parameters_total": "parameters", "parameters_active": "active per token", "seconds": "seconds",
-             "hardware": "hardware", "commit": "commit", "seed": "seed"}
-    shown = [f"{label} {result[key]:,}" if isinstance(result[key], (int, float)) else f"{label} {result[key]}"
-             for key, label in facts.items() if key in result]
+    lines = [
+        "Protocol: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in stamp.items())
+        for stamp in stamps.values()
+        if stamp
+    ]
+    facts = {
+        "parameters_total": "parameters",
+        "parameters_active": "active per token",
+        "seconds": "seconds",
+        "hardware": "hardware",
+        "commit": "commit",
+        "seed": "seed",
+    }
+    shown = [
+        f"{label} {result[key]:,}" if isinstance(result[key], (int, float)) else f"{label} {result[key]}"
+        for key, label in facts.items()
+        if key in result
+    ]
     return [*lines, " · ".join(shown)]
 
 
@@ -126,8 +155,12 @@ def _metrics_table(result: Mapping[str, Any]) -> dict[str, Any]:
         cells = [{"value": group.replace("_", " ")}]
         cells += [_cell(metrics, intervals, names.get(head)) for head in heads]
         rows.append(cells)
-    return {"title": "Measures, with 95 % intervals", "heads": ["", *heads], "rows": rows,
-            "note": "Recalls in percent. Intervals are bootstraps over images. True recalls are in result.json."}
+    return {
+        "title": "Measures, with 95 % intervals",
+        "heads": ["", *heads],
+        "rows": rows,
+        "note": "Recalls in percent. Intervals are bootstraps over images. True recalls are in result.json.",
+    }
 
 
 def _cell(metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]], name: str | None) -> dict[str, str]:
@@ -140,15 +173,25 @@ def _cell(metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]]
 def _use_tables(codes: Mapping[str, np.ndarray], experts: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     tables = []
     for title, uses, part, note in (
-            ("Codes in use", code_use(codes) if codes else {}, "quantizer", ""),
-            ("Experts in use", expert_use(experts) if experts else {}, "layer",
-             "Shared routing mass: " + ", ".join(f"{k} {v:.2f}" for k, v in expert_overlap(experts).items()))):
+        ("Codes in use", code_use(codes) if codes else {}, "quantizer", ""),
+        (
+            "Experts in use",
+            expert_use(experts) if experts else {},
+            "layer",
+            "Shared routing mass: " + ", ".join(f"{k} {v:.2f}" for k, v in expert_overlap(experts).items()),
+        ),
+    ):
         if not uses:
             log.info("report: no counts for %r, the table is left out", title)
             continue
-        tables.append({"title": title, "heads": ["", "size", "dead", "used %", "perplexity", "peak / mean"],
-                       "rows": [_use_row(f"{m}, {part} {i}", u) for m, us in uses.items() for i, u in enumerate(us)],
-                       "note": note if part == "layer" and len(experts) > 1 else ""})
+        tables.append(
+            {
+                "title": title,
+                "heads": ["", "size", "dead", "used %", "perplexity", "peak / mean"],
+                "rows": [_use_row(f"{m}, {part} {i}", u) for m, us in uses.items() for i, u in enumerate(us)],
+                "note": note if part == "layer" and len(experts) > 1 else "",
+            }
+        )
     return tables
 
 
@@ -157,17 +200,33 @@ def _use_row(name: str, found: Use) -> list[dict[str, str]]:
     return [{"value": str(value)} for value in values]
 
 
-def _plots(found: Mapping[str, Curve], vectors: Mapping[str, np.ndarray],
-           codes: Mapping[str, np.ndarray], experts: Mapping[str, np.ndarray],
-           rows: Sequence[Mapping[str, float]]) -> list[dict[str, str]]:
-    plots = [("recall", "Recall curves", recall_curves(found), "Dotted: chance."),
-             ("similarity", "Similarity of matched and unmatched pairs", similarity_histogram(*_similarities(vectors)),
-              "Unmatched pairs are drawn at random, as many as matched ones.")]
+def _plots(
+    found: Mapping[str, Curve],
+    vectors: Mapping[str, np.ndarray],
+    codes: Mapping[str, np.ndarray],
+    experts: Mapping[str, np.ndarray],
+    rows: Sequence[Mapping[str, float]],
+) -> list[dict[str, str]]:
+    plots = [
+        ("recall", "Recall curves", recall_curves(found), "Dotted: chance."),
+        (
+            "similarity",
+            "Similarity of matched and unmatched pairs",
+            similarity_histogram(*_similarities(vectors)),
+            "Unmatched pairs are drawn at random, as many as matched ones.",
+        ),
+    ]
     terms = sorted({name for row in rows for name in row if name.startswith("train/")})
-    drawn = {"codes": (codes, "Code use per modality", lambda: code_use_curves(codes), ""),
-             "experts": (experts, "Expert load per modality and layer", lambda: expert_heat_map(experts),
-                         "White: an expert that never got a token."),
-             "losses": (terms, "Training terms by stage", lambda: loss_curves(rows, terms), "")}
+    drawn = {
+        "codes": (codes, "Code use per modality", lambda: code_use_curves(codes), ""),
+        "experts": (
+            experts,
+            "Expert load per modality and layer",
+            lambda: expert_heat_map(experts),
+            "White: an expert that never got a token.",
+        ),
+        "losses": (terms, "Training terms by stage", lambda: loss_curves(rows, terms), ""),
+    }
     for name, (numbers, title, draw, note) in drawn.items():
         if len(numbers):
             plots.append((name, title, draw(), note))
@@ -195,30 +254,67 @@ def _extremes(result: RetrievalResult, margins: np.ndarray, count: int) -> list[
     return [(q, True) for q in best] + [(q, False) for q in worst]
 
 
-def _image_cards(vectors: Mapping[str, np.ndarray], result: RetrievalResult, captions: Sequence[str],
-                 thumbnail: Thumbnail, examples: int) -> dict[str, Any]:
+def _image_cards(
+    vectors: Mapping[str, np.ndarray],
+    result: RetrievalResult,
+    captions: Sequence[str],
+    thumbnail: Thumbnail,
+    examples: int,
+) -> dict[str, Any]:
     scores, where = (t.numpy() for t in top_k(vectors["image"], vectors["text"], min(5, len(captions))))
     cards = []
     for query, good in _extremes(result, scores[:, 0] - scores[:, -1], examples):
         image_id = int(vectors["image_ids"][query])
-        texts = [{"text": captions[at], "right": int(vectors["caption_image_ids"][at]) == image_id, "score": f"{s:.3f}"}
-                 for at, s in zip(where[query], scores[query], strict=True)]
-        cards.append({"picture": photo_uri(thumbnail(image_id)), "query": f"image {image_id}", "good": good,
-                      "rank": f"{result.ranks[query]:g}", "texts": texts})
-    return {"title": "Image to text: best and worst", "cards": cards,
-            "note": "Green: found first, by the widest margin. Red: the first match stands lowest. Top five captions."}
+        texts = [
+            {"text": captions[at], "right": int(vectors["caption_image_ids"][at]) == image_id, "score": f"{s:.3f}"}
+            for at, s in zip(where[query], scores[query], strict=True)
+        ]
+        cards.append(
+            {
+                "picture": photo_uri(thumbnail(image_id)),
+                "query": f"image {image_id}",
+                "good": good,
+                "rank": f"{result.ranks[query]:g}",
+                "texts": texts,
+            }
+        )
+    return {
+        "title": "Image to text: best and worst",
+        "cards": cards,
+        "note": "Green: found first, by the widest margin. Red: the first match stands lowest. Top five captions.",
+    }
 
 
-def _text_cards(vectors: Mapping[str, np.ndarray], result: RetrievalResult, captions: Sequence[str],
-                thumbnail: Thumbnail, examples: int) -> dict[str, Any]:
+def _text_cards(
+    vectors: Mapping[str, np.ndarray],
+    result: RetrievalResult,
+    captions: Sequence[str],
+    thumbnail: Thumbnail,
+    examples: int,
+) -> dict[str, Any]:
     scores, where = (t.numpy() for t in top_k(vectors["text"], vectors["image"], min(4, len(vectors["image"]))))
     cards = []
     for query, good in _extremes(result, scores[:, 0] - scores[:, min(1, scores.shape[1] - 1)], examples):
         own = int(vectors["caption_image_ids"][query])
-        pictures = [{"source": photo_uri(thumbnail(int(vectors["image_ids"][at])), 120), "score": f"{s:.3f}",
-                     "right": int(vectors["image_ids"][at]) == own}
-                    for at, s in zip(where[query], scores[query], strict=True)]
-        cards.append({"picture": photo_uri(thumbnail(own)), "query": captions[query], "good": good,
-                      "rank": f"{result.ranks[query]:g}", "pictures": pictures})
-    return {"title": "Text to image: best and worst", "cards": cards,
-            "note": "The large picture is the caption's own; below it the four pictures that were retrieved."}
+        pictures = [
+            {
+                "source": photo_uri(thumbnail(int(vectors["image_ids"][at])), 120),
+                "score": f"{s:.3f}",
+                "right": int(vectors["image_ids"][at]) == own,
+            }
+            for at, s in zip(where[query], scores[query], strict=True)
+        ]
+        cards.append(
+            {
+                "picture": photo_uri(thumbnail(own)),
+                "query": captions[query],
+                "good": good,
+                "rank": f"{result.ranks[query]:g}",
+                "pictures": pictures,
+            }
+        )
+    return {
+        "title": "Text to image: best and worst",
+        "cards": cards,
+        "note": "The large picture is the caption's own; below it the four pictures that were retrieved.",
+    }

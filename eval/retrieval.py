@@ -60,9 +60,15 @@ class RetrievalResult:
         return found | {f"{prefix}median_rank": self.median_rank, f"{prefix}mean_rank": self.mean_rank}
 
 
-def retrieval(queries: Tensor | ArrayLike, gallery: Tensor | ArrayLike, query_ids: Tensor | ArrayLike,
-              gallery_ids: Tensor | ArrayLike, ks: Sequence[int] = RECALL_AT, *,
-              group: "dist.ProcessGroup | None" = None) -> RetrievalResult:
+def retrieval(
+    queries: Tensor | ArrayLike,
+    gallery: Tensor | ArrayLike,
+    query_ids: Tensor | ArrayLike,
+    gallery_ids: Tensor | ArrayLike,
+    ks: Sequence[int] = RECALL_AT,
+    *,
+    group: "dist.ProcessGroup | None" = None,
+) -> RetrievalResult:
     """Rank the gallery for every query. queries (Q, D), gallery (G, D), query_ids (Q,), gallery_ids (G,) integers.
 
     With `group` (torch.distributed) every rank passes the same arrays and scores its share of the gallery; the result
@@ -76,16 +82,24 @@ def retrieval(queries: Tensor | ArrayLike, gallery: Tensor | ArrayLike, query_id
     return result_of(pairs[:, 0], counts.greater.sum(1), counts.tied.sum(1), query_ids, ks)
 
 
-def retrieval_both(image: Tensor | ArrayLike, text: Tensor | ArrayLike, image_ids: Tensor | ArrayLike,
-                   text_ids: Tensor | ArrayLike, ks: Sequence[int] = RECALL_AT, *,
-                   group: "dist.ProcessGroup | None" = None) -> tuple[RetrievalResult, RetrievalResult]:
+def retrieval_both(
+    image: Tensor | ArrayLike,
+    text: Tensor | ArrayLike,
+    image_ids: Tensor | ArrayLike,
+    text_ids: Tensor | ArrayLike,
+    ks: Sequence[int] = RECALL_AT,
+    *,
+    group: "dist.ProcessGroup | None" = None,
+) -> tuple[RetrievalResult, RetrievalResult]:
     """`retrieval` in both directions, (image to text, text to image), from scores made once; any two modalities."""
     image_ids, text_ids = ids_of(image_ids, image, "image_ids"), ids_of(text_ids, text, "text_ids")
     pairs = matching_pairs(image_ids, text_ids)
     counts = count_pairs(image, text, pairs, group=group)
     assert counts.by_row is not None and counts.by_column is not None
-    return (result_of(pairs[:, 0], counts.by_row.greater.sum(1), counts.by_row.tied.sum(1), image_ids, ks),
-            result_of(pairs[:, 1], counts.by_column.greater.sum(1), counts.by_column.tied.sum(1), text_ids, ks))
+    return (
+        result_of(pairs[:, 0], counts.by_row.greater.sum(1), counts.by_row.tied.sum(1), image_ids, ks),
+        result_of(pairs[:, 1], counts.by_column.greater.sum(1), counts.by_column.tied.sum(1), text_ids, ks),
+    )
 
 
 def rsum(*directions: RetrievalResult) -> float:
@@ -107,7 +121,7 @@ def top_k(queries: Tensor | ArrayLike, gallery: Tensor | ArrayLike, k: int) -> t
             best = torch.empty(len(rows), 0, device=a.device)
             where = torch.empty(len(rows), 0, dtype=torch.int64, device=a.device)
             for start in range(0, len(b), TILE_COLUMNS):
-                tile = tile_scores(rows, b[start:start + TILE_COLUMNS])
+                tile = tile_scores(rows, b[start : start + TILE_COLUMNS])
                 value, index = tile.topk(min(k, tile.shape[1]), dim=1)
                 joined, index = torch.cat([best, value], 1), torch.cat([where, index + start], 1)
                 best, kept = joined.topk(min(k, joined.shape[1]), dim=1)
@@ -117,9 +131,15 @@ def top_k(queries: Tensor | ArrayLike, gallery: Tensor | ArrayLike, k: int) -> t
     return torch.cat(scores), torch.cat(indices)
 
 
-def reranked(queries: Tensor | ArrayLike, gallery: Tensor | ArrayLike, query_ids: Tensor | ArrayLike,
-             gallery_ids: Tensor | ArrayLike, shortlist: Tensor | ArrayLike, joint_scores: Tensor | ArrayLike,
-             ks: Sequence[int] = RECALL_AT) -> RetrievalResult:
+def reranked(
+    queries: Tensor | ArrayLike,
+    gallery: Tensor | ArrayLike,
+    query_ids: Tensor | ArrayLike,
+    gallery_ids: Tensor | ArrayLike,
+    shortlist: Tensor | ArrayLike,
+    joint_scores: Tensor | ArrayLike,
+    ks: Sequence[int] = RECALL_AT,
+) -> RetrievalResult:
     """Retrieval after a joint head has re-scored each query's shortlist.
 
     shortlist (Q, k) int64 are positions in the gallery, as `top_k` returns for the same vectors; joint_scores (Q, k)
@@ -145,12 +165,18 @@ def reranked(queries: Tensor | ArrayLike, gallery: Tensor | ArrayLike, query_ids
     return result_of(pairs[:, 0], greater, tied, query_ids, ks)
 
 
-def result_of(query: np.ndarray, greater: np.ndarray, tied: np.ndarray, query_ids: np.ndarray,
-              ks: Sequence[int] = RECALL_AT) -> RetrievalResult:
+def result_of(
+    query: np.ndarray, greater: np.ndarray, tied: np.ndarray, query_ids: np.ndarray, ks: Sequence[int] = RECALL_AT
+) -> RetrievalResult:
     """A result from counted pairs: query (P,) in 0 .. Q-1, greater and tied (P,), query_ids (Q,)."""
     placed = Placed.of(query, greater, tied, len(query_ids))
-    return RetrievalResult(tuple(ks), best_rank(placed), np.stack([hit_at(placed, k) for k in ks], 1),
-                           np.stack([true_recall_at(placed, k) for k in ks], 1), query_ids)
+    return RetrievalResult(
+        tuple(ks),
+        best_rank(placed),
+        np.stack([hit_at(placed, k) for k in ks], 1),
+        np.stack([true_recall_at(placed, k) for k in ks], 1),
+        query_ids,
+    )
 
 
 def matching_pairs(query_ids: np.ndarray, gallery_ids: np.ndarray) -> np.ndarray:

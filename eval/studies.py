@@ -45,8 +45,10 @@ class Study:
     def load(cls, path: Path) -> "Study":
         """Raises FileNotFoundError naming the command that makes the table, ValueError on any other file."""
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is not there: `python scripts/ablate.py configs/ablations/{path.stem}.yaml"
-                                    f" --table {path}` makes it")
+            raise FileNotFoundError(
+                f"{path} is not there: `python scripts/ablate.py configs/ablations/{path.stem}.yaml"
+                f" --table {path}` makes it"
+            )
         with path.open(newline="") as file:
             rows = csv.DictReader(file)
             if rows.fieldnames != COLUMNS:
@@ -126,7 +128,18 @@ def run_again(name: str, steps: int, runs: Path = ROOT / "runs" / "notebooks") -
     """
     table = runs / f"{name}-{steps}.csv"
     settings = f"{{train.steps: {steps}}}"
-    command = [sys.executable, "scripts/ablate.py", f"configs/ablations/{name}.yaml", "--seeds", "[0]", "--settings",
-               settings, "--runs", str(runs / f"{steps}"), "--table", str(table)]
+    command = [
+        sys.executable,
+        "scripts/ablate.py",
+        f"configs/ablations/{name}.yaml",
+        "--seeds",
+        "[0]",
+        "--settings",
+        settings,
+        "--runs",
+        str(runs / f"{steps}"),
+        "--table",
+        str(table),
+    ]
     subprocess.run(command, cwd=ROOT, check=True)
     return Study.load(table)

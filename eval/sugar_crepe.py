@@ -38,8 +38,16 @@ def sugar_crepe_items(folder: Path | str) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def sugar_crepe(items: Items, score: Score, *, scored_by: str = "cosine", trained_on: str = "unstated",
-                skipped: int = 0, samples: int = 1000, seed: int = 0) -> Figures:
+def sugar_crepe(
+    items: Items,
+    score: Score,
+    *,
+    scored_by: str = "cosine",
+    trained_on: str = "unstated",
+    skipped: int = 0,
+    samples: int = 1000,
+    seed: int = 0,
+) -> Figures:
     """Accuracy in percent of every split that has items, and their `mean` where all seven have; ties count one half.
 
     skipped: items left out because their picture is missing. Raises ValueError when no item is left.
@@ -55,12 +63,20 @@ def sugar_crepe(items: Items, score: Score, *, scored_by: str = "cosine", traine
         values[split] = 100 * forced_choice(np.asarray(true), np.asarray(edited))
         images[split] = np.array([number[name] for name in names])
     protocol = Protocol(
-        "sugar_crepe", "val2017", images=len(number), captions=2 * sum(map(len, asked.values())),
-        captions_per_image="2 an item", recall="none", trained_on=trained_on, skipped=skipped,
-        task=f"forced choice between a caption and its edit, by {scored_by}")
+        "sugar_crepe",
+        "val2017",
+        images=len(number),
+        captions=2 * sum(map(len, asked.values())),
+        captions_per_image="2 an item",
+        recall="none",
+        trained_on=trained_on,
+        skipped=skipped,
+        task=f"forced choice between a caption and its edit, by {scored_by}",
+    )
     whole = len(asked) == len(SUGAR_CREPE)
-    found = mean_figures(protocol, values, images, total=("mean", SUGAR_CREPE) if whole else None, samples=samples,
-                         seed=seed)
+    found = mean_figures(
+        protocol, values, images, total=("mean", SUGAR_CREPE) if whole else None, samples=samples, seed=seed
+    )
     if whole:
         (low, high), splits = found.intervals["mean"], len(SUGAR_CREPE)  # so far of the sum
         found.metrics["mean"], found.intervals["mean"] = found.metrics["mean"] / splits, (low / splits, high / splits)

@@ -106,7 +106,11 @@ def surroundings() -> dict[str, Any]:
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     driver = torch.version.cuda if cuda else None
     return {
-        "device": device, "threads": torch.get_num_threads(), "torch": torch.__version__, "driver": driver, "date": date
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "driver": driver,
+        "date": date,
     }
 
 

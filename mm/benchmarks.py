@@ -45,8 +45,9 @@ class ListedFiles:
         return Sample(*stated, audio=waveform, sample_rate=rate)
 
 
-def judge_sugar_crepe(model: JudgedModel, folder: Path, pictures: Path, *, samples: int = 1000,
-                      seed: int = 0) -> dict[str, Figures]:
+def judge_sugar_crepe(
+    model: JudgedModel, folder: Path, pictures: Path, *, samples: int = 1000, seed: int = 0
+) -> dict[str, Figures]:
     """`cosine`, and every joint score of the model by its name -> figures of SugarCrepe's seven files in `folder`.
 
     `pictures` holds COCO val2017, or has it in val2017/ or images/. Items without their picture are left out, counted
@@ -64,14 +65,16 @@ def judge_sugar_crepe(model: JudgedModel, folder: Path, pictures: Path, *, sampl
         def score(files: list[str], captions: list[str]) -> np.ndarray:
             return scorer(np.array([row[f] for f in files]), np.array([column[c] for c in captions]))
 
-        return sugar_crepe(items, score, scored_by=name, trained_on=model.trained_on, skipped=skipped, samples=samples,
-                           seed=seed)
+        return sugar_crepe(
+            items, score, scored_by=name, trained_on=model.trained_on, skipped=skipped, samples=samples, seed=seed
+        )
 
     return {name: figures(name, scorer) for name, scorer in {"cosine": judged.cosine, **judged.joint}.items()}
 
 
-def judge_classes(model: JudgedModel, folder: Path, templates: Sequence[str] | None = None, *, samples: int = 1000,
-                  seed: int = 0) -> dict[str, Figures]:
+def judge_classes(
+    model: JudgedModel, folder: Path, templates: Sequence[str] | None = None, *, samples: int = 1000, seed: int = 0
+) -> dict[str, Figures]:
     """Zero-shot classification of `folder`/<class name>/*, pictures or sounds; an underscore in a name is a space.
 
     templates: captions with {} for the class name; by default those of `eval.classification` for the modality.
@@ -81,8 +84,9 @@ def judge_classes(model: JudgedModel, folder: Path, templates: Sequence[str] | N
     asked = prompts(classes, templates or (IMAGE_TEMPLATES if kind == "image" else AUDIO_TEMPLATES))
     # The first file of a class carries all its prompts, the others one: each is to be embedded once, and no file
     # without a caption is known to the caches of features.
-    captions = [tuple(own if at == 0 else own[:1])
-                for paths, own in zip(files, asked, strict=True) for at in range(len(paths))]
+    captions = [
+        tuple(own if at == 0 else own[:1]) for paths, own in zip(files, asked, strict=True) for at in range(len(paths))
+    ]
     name = folder.resolve().name
     dataset = ListedFiles(f"{name}/classes", [path for paths in files for path in paths], captions, kind)
     arrays = model.embed(dataset, "classes").arrays
@@ -90,10 +94,20 @@ def judge_classes(model: JudgedModel, folder: Path, templates: Sequence[str] | N
     first = np.searchsorted(labels, np.arange(len(files)))
     of_class = arrays["text"][np.concatenate([dataset.caption_ids[at] for at in first])]
     kept = arrays["image_ids" if kind == "image" else "audio_image_ids"]  # a sound without samples has no vector
-    return {"classes": zero_shot_figures(
-        arrays[kind], labels[kept], of_class.reshape(len(files), len(asked[0]), -1), dataset=name, split="classes",
-        kind="pictures" if kind == "image" else "sounds", trained_on=model.trained_on, skipped=len(labels) - len(kept),
-        samples=samples, seed=seed)}
+    return {
+        "classes": zero_shot_figures(
+            arrays[kind],
+            labels[kept],
+            of_class.reshape(len(files), len(asked[0]), -1),
+            dataset=name,
+            split="classes",
+            kind="pictures" if kind == "image" else "sounds",
+            trained_on=model.trained_on,
+            skipped=len(labels) - len(kept),
+            samples=samples,
+            seed=seed,
+        )
+    }
 
 
 def _needs(model: JudgedModel, *modalities: str) -> None:
@@ -101,24 +115,36 @@ def _needs(model: JudgedModel, *modalities: str) -> None:
         raise ValueError(f"the model has no encoder of {' and '.join(missing)}, only of {', '.join(model.modalities)}")
 
 
-def _with_pictures(listed: Mapping[str, list[dict[str, str]]],
-                   pictures: Path) -> tuple[dict[str, list[dict[str, str]]], ListedFiles]:
+def _with_pictures(
+    listed: Mapping[str, list[dict[str, str]]], pictures: Path
+) -> tuple[dict[str, list[dict[str, str]]], ListedFiles]:
     """The items whose picture is there, and the pictures with every caption that the items ask for."""
     names = sorted({item["filename"] for rows in listed.values() for item in rows})
     found = {name: path for name in names if (path := _picture_file(pictures, name)) is not None}
     if not found:
-        raise ValueError(f"{pictures} holds none of SugarCrepe's {len(names):,} pictures, such as {names[0]}:"
-                         " they are those of COCO val2017")
+        raise ValueError(
+            f"{pictures} holds none of SugarCrepe's {len(names):,} pictures, such as {names[0]}:"
+            " they are those of COCO val2017"
+        )
     items = {split: [item for item in rows if item["filename"] in found] for split, rows in listed.items()}
     if len(found) < len(names):
         left_out = sum(map(len, listed.values())) - sum(map(len, items.values()))
-        logger.warning("sugar_crepe: %s of %s pictures are missing in %s; %s items are left out",
-                       f"{len(names) - len(found):,}", f"{len(names):,}", pictures, f"{left_out:,}")
+        logger.warning(
+            "sugar_crepe: %s of %s pictures are missing in %s; %s items are left out",
+            f"{len(names) - len(found):,}",
+            f"{len(names):,}",
+            pictures,
+            f"{left_out:,}",
+        )
     captions: dict[str, dict[str, None]] = {name: {} for name in found}
     for item in (item for rows in items.values() for item in rows):
         captions[item["filename"]] |= {item["caption"]: None, item["negative_caption"]: None}
-    return items, ListedFiles(f"{pictures.resolve().name}/sugar_crepe", list(found.values()),
-                              [tuple(texts) for texts in captions.values()], "image")
+    return items, ListedFiles(
+        f"{pictures.resolve().name}/sugar_crepe",
+        list(found.values()),
+        [tuple(texts) for texts in captions.values()],
+        "image",
+    )
 
 
 def _picture_file(folder: Path, name: str) -> Path | None:
@@ -135,8 +161,14 @@ def _class_files(folder: Path) -> tuple[list[list[Path]], list[str], str]:
     files = [sorted(path for path in f.iterdir() if _modality(path)) for f in folders]
     if len(folders) < 2 or not all(files):
         empty = next((f.name for f, paths in zip(folders, files, strict=True) if not paths), None)
-        raise ValueError(f"{folder}: " + (f"class {empty!r} holds no picture and no sound" if empty else
-                                          "classification needs at least two folders, one a class"))
+        raise ValueError(
+            f"{folder}: "
+            + (
+                f"class {empty!r} holds no picture and no sound"
+                if empty
+                else "classification needs at least two folders, one a class"
+            )
+        )
     modality, *others = {_modality(path) for paths in files for path in paths}
     if others:
         raise ValueError(f"{folder} holds pictures and sounds: classify either, in a folder of its own")

@@ -32,18 +32,27 @@ def claims(evidence: Evidence) -> list[tuple[str, str, str]]:
         ("128 experts, 8 active, at a fifth of the hardware of a dense model of that size", experts(evidence)),
         ("92.3 % image-text matching on MS-COCO, without a stated protocol", matching(evidence)),
         ("+7.1 points over a baseline", ("not measured here: the baseline is not named", "—")),
-        ("ZeRO-3 uses 68 % less memory",
-         ("not measured here: it needs GPUs", "`train_align.py --train.strategy deepspeed_stage_3`")),
+        (
+            "ZeRO-3 uses 68 % less memory",
+            ("not measured here: it needs GPUs", "`train_align.py --train.strategy deepspeed_stage_3`"),
+        ),
         ("91 % scaling efficiency with 3-D parallelism", NO_FEATURE),
         ("batching delay of at most 15 ms", NO_FEATURE),
         ("domain adaptation gains 19 %", adaptation(evidence)),
-        ("8-bit quantisation takes 28 GB to 3.5 GB",
-         ("cannot be: 28 GB of fp32 are 7 GB in 8 bits. 3.5 GB are 4 bits, which training packs; export in 8 bits is"
-          " not built yet", "`finetune.py --strategy qlora`")),
+        (
+            "8-bit quantisation takes 28 GB to 3.5 GB",
+            (
+                "cannot be: 28 GB of fp32 are 7 GB in 8 bits. 3.5 GB are 4 bits, which training packs; export in 8 bits"
+                " is not built yet",
+                "`finetune.py --strategy qlora`",
+            ),
+        ),
         ("8 inferences a second at the edge", NO_FEATURE),
         ("checkpointing takes 48 GB to 16 GB", checkpointing(evidence)),
-        ("FlashAttention is 3 times faster on the KV path",
-         ("not measured here: torch's fused kernels are used, but there is no GPU", "—")),
+        (
+            "FlashAttention is 3 times faster on the KV path",
+            ("not measured here: torch's fused kernels are used, but there is no GPU", "—"),
+        ),
         ("compiled inference takes 120 ms to 45 ms", NO_FEATURE),
     ]
     return [(claim, *row) for claim, row in rows]
@@ -66,8 +75,10 @@ def experts(evidence: Evidence) -> Row:
         rsum, seconds = (study.of(variant, measure).mean() for measure in ("RSUM", "seconds"))
         trained.append(f"{variant}: {active:.1f} of {total:.1f} M parameters active, RSUM {rsum:.1f}, {seconds:.0f} s")
     seeds = len(study.of(study.variants[0], "RSUM"))
-    return (f"{said}. Trained alike, {seeds} seeds of few steps: {'; '.join(trained)}",
-            "`ablate.py configs/ablations/experts.yaml`")
+    return (
+        f"{said}. Trained alike, {seeds} seeds of few steps: {'; '.join(trained)}",
+        "`ablate.py configs/ablations/experts.yaml`",
+    )
 
 
 def matching(evidence: Evidence) -> Row:
@@ -84,8 +95,10 @@ def matching(evidence: Evidence) -> Row:
             if protocol.startswith("matching/"):
                 low, high = figures["intervals"]["accuracy"]
                 _, negatives, scored = protocol.split("/")
-                found.append(f"{name} on {stamp['dataset']}, {negatives} negatives, {scored}: accuracy"
-                             f" {figures['metrics']['accuracy']:.1f} % [{low:.1f}, {high:.1f}]")
+                found.append(
+                    f"{name} on {stamp['dataset']}, {negatives} negatives, {scored}: accuracy"
+                    f" {figures['metrics']['accuracy']:.1f} % [{low:.1f}, {high:.1f}]"
+                )
     return ("; ".join(found), "`eval_coco.py --data.validation …`") if found else ("not measured here", "—")
 
 
@@ -110,5 +123,8 @@ def checkpointing(evidence: Evidence) -> Row:
     if not all(steps):
         return "not measured here", command
     plain, saved = (next(row for row in step["rows"] if row["implementation"] == "ours") for step in steps if step)
-    return (f"default step, on a CPU: {plain['peak_bytes'] / 1e6:.0f} MB to {saved['peak_bytes'] / 1e6:.0f} MB, for"
-            f" {plain['milliseconds']:.0f} ms to {saved['milliseconds']:.0f} ms; no GPU", command)
+    return (
+        f"default step, on a CPU: {plain['peak_bytes'] / 1e6:.0f} MB to {saved['peak_bytes'] / 1e6:.0f} MB, for"
+        f" {plain['milliseconds']:.0f} ms to {saved['milliseconds']:.0f} ms; no GPU",
+        command,
+    )

@@ -60,14 +60,19 @@ class _References:
     @classmethod
     def of(cls, data: JudgedData) -> "_References":
         if data.retriever and not data.validation:
-            raise ValueError("data.retriever gives hard negatives of balanced matching: name data.validation too, which"
-                             " fixes its threshold")
-        return cls(GroundTruth.load(data.ground_truth) if data.ground_truth else None,
-                   _read(data.retriever) if data.retriever else None)
+            raise ValueError(
+                "data.retriever gives hard negatives of balanced matching: name data.validation too, which"
+                " fixes its threshold"
+            )
+        return cls(
+            GroundTruth.load(data.ground_truth) if data.ground_truth else None,
+            _read(data.retriever) if data.retriever else None,
+        )
 
 
-def judge_file(path: Path, data: JudgedData, trained_on: str, *, samples: int = 1000,
-               seed: int = 0) -> dict[str, Figures]:
+def judge_file(
+    path: Path, data: JudgedData, trained_on: str, *, samples: int = 1000, seed: int = 0
+) -> dict[str, Figures]:
     """Anybody's embeddings -> figures by protocol: `all`, `five`, `folds`, `cxc`, `eccv`, `matching/random/cosine` …"""
     references, items, validation = _References.of(data), _read(path), None
     if data.validation:
@@ -78,8 +83,9 @@ def judge_file(path: Path, data: JudgedData, trained_on: str, *, samples: int = 
     return _figures(items, validation, references, data, stated, {"samples": samples, "seed": seed})
 
 
-def judge_split(model: JudgedModel, data: JudgedData, *, samples: int = 1000,
-                seed: int = 0) -> tuple[dict, dict[str, Figures], dict[str, np.ndarray]]:
+def judge_split(
+    model: JudgedModel, data: JudgedData, *, samples: int = 1000, seed: int = 0
+) -> tuple[dict, dict[str, Figures], dict[str, np.ndarray]]:
     """A model on a split -> (result.json content, empty unless the model is a run; figures as `judge_file` gives them;
     the arrays of the split's embeddings.npz).
 
@@ -96,8 +102,10 @@ def judge_split(model: JudgedModel, data: JudgedData, *, samples: int = 1000,
         judged = model.embed(dataset, data.split)
     if not {"image", "text"} <= judged.arrays.keys():
         if data.validation or data.ground_truth:
-            raise ValueError("COCO's ground truth and balanced matching are of pictures and captions;"
-                             f" the model has {', '.join(model.modalities)}")
+            raise ValueError(
+                "COCO's ground truth and balanced matching are of pictures and captions;"
+                f" the model has {', '.join(model.modalities)}"
+            )
         return described, {}, judged.arrays
     validation = None
     if data.validation:
@@ -111,19 +119,29 @@ def judge_split(model: JudgedModel, data: JudgedData, *, samples: int = 1000,
     return described, figures, judged.arrays
 
 
-def _figures(items: _Items, validation: _Items | None, references: _References, data: JudgedData,
-             stated: dict[str, Any], options: dict[str, Any]) -> dict[str, Figures]:
+def _figures(
+    items: _Items,
+    validation: _Items | None,
+    references: _References,
+    data: JudgedData,
+    stated: dict[str, Any],
+    options: dict[str, Any],
+) -> dict[str, Figures]:
     truth, retriever = references.truth, references.retriever
     found = judge_embeddings(items.embeddings, ground_truth=truth, **stated, **options)
     if validation is None:
         return found
     matched = judge_matching(
-        items.embeddings, validation.embeddings, ground_truth=truth, validation_split=validation.name,
+        items.embeddings,
+        validation.embeddings,
+        ground_truth=truth,
+        validation_split=validation.name,
         joint={name: (scorer, validation.joint[name]) for name, scorer in items.joint.items()},
         retriever=retriever.embeddings if retriever else None,
         retriever_name=data.retriever_name or (retriever.name if retriever else ""),
-        **stated | {"split": found["all"].protocol.split}, **options,
-    )  # fmt: skip
+        **stated | {"split": found["all"].protocol.split},
+        **options,
+    )
     return found | {f"matching/{name}": figures for name, figures in matched.items()}
 
 

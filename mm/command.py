@@ -11,8 +11,12 @@ from typing import Any
 from jsonargparse import auto_cli, set_parsing_settings
 
 
-def run_command(component: Callable[..., Any], then: Callable[[Any], Any] | None = None,
-                arguments: Sequence[str] | None = None, positional: bool = False) -> None:
+def run_command(
+    component: Callable[..., Any],
+    then: Callable[[Any], Any] | None = None,
+    arguments: Sequence[str] | None = None,
+    positional: bool = False,
+) -> None:
     """Call the function `component`, or build the dataclass `component` and pass it to `then`, from the command line.
 
         run_command(eval_coco)
@@ -26,8 +30,13 @@ def run_command(component: Callable[..., Any], then: Callable[[Any], Any] | None
     script = Path(sys.argv[0])
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # what stands below a field is its --help
     try:
-        found = auto_cli(component, args=None if arguments is None else list(arguments), as_positional=positional,
-                         allow_abbrev=False, exit_on_error=False)
+        found = auto_cli(
+            component,
+            args=None if arguments is None else list(arguments),
+            as_positional=positional,
+            allow_abbrev=False,
+            exit_on_error=False,
+        )
         if then is not None:
             then(found)
     except ArgumentError as error:

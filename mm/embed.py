@@ -123,9 +123,17 @@ def count_codes(encoded: EncoderOutput, model: MultimodalModel, modality: str) -
 
 @torch.inference_mode()
 def joint_scores(
-    model: MultimodalModel, loss: ProgressiveAlignment, a: str, b: str, left: Embedded, right: Embedded,
-    rows: Tensor, columns: Tensor, weights: tuple[float, float], batch_size: int = 256,
-) -> Tensor:  # fmt: skip
+    model: MultimodalModel,
+    loss: ProgressiveAlignment,
+    a: str,
+    b: str,
+    left: Embedded,
+    right: Embedded,
+    rows: Tensor,
+    columns: Tensor,
+    weights: tuple[float, float],
+    batch_size: int = 256,
+) -> Tensor:
     """Scores of the pairs (rows[i] of a, columns[i] of b): rows (P,), columns (P,) -> (P,) fp32.
 
     The match logit plus `weights` times the logits of the embeddings and of late interaction, at their learned scales:

@@ -57,15 +57,20 @@ class FinishedRun:
     `rerank` replaces the run's own depth of re-ranking. Raises ValueError on a folder that holds no finished run.
     """
 
-    def __init__(self, folder: Path, root: str | None = None, *, karpathy: str | None = None,
-                 audio_root: str | None = None, rerank: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        root: str | None = None,
+        *,
+        karpathy: str | None = None,
+        audio_root: str | None = None,
+        rerank: int | None = None,
+    ) -> None:
         self.task = load_run(folder)
         config, trained = self.task.config, self.task.config.data
         read = trained if root is None else replace(trained, root=root, karpathy=karpathy, audio_root=audio_root)
         depth = config.eval.rerank if rerank is None else rerank
-        self.task.config = replace(
-            config, data=replace(read, in_memory=False), eval=replace(config.eval, rerank=depth)
-        )
+        self.task.config = replace(config, data=replace(read, in_memory=False), eval=replace(config.eval, rerank=depth))
         self.data = AlignData(self.task.config)
         self.trained = trained
         self.training_set = f"{trained.folder.resolve().name}/{trained.train}"
@@ -75,9 +80,7 @@ class FinishedRun:
     def open(self, split: str) -> CaptionDataset:
         return self.data.open(split)
 
-    def judge(
-        self, dataset: CaptionDataset, split: str, *, samples: int = 1000, seed: int = 0
-    ) -> tuple[dict, Judged]:
+    def judge(self, dataset: CaptionDataset, split: str, *, samples: int = 1000, seed: int = 0) -> tuple[dict, Judged]:
         """Retrieval on a split, with and without re-ranking -> (result.json content, Judged).
 
         samples, seed: of the bootstrap behind the intervals.
@@ -87,9 +90,14 @@ class FinishedRun:
         self.data.cache_features(self.task.model, {split: dataset})
         evaluation = evaluate_split(self.task.model, self.task.loss, self.data, dataset, split, config.eval)
         result = describe(
-            self.task, {split: evaluation}, {split: dataset}, self.training_set, samples=samples, seed=seed,
+            self.task,
+            {split: evaluation},
+            {split: dataset},
+            self.training_set,
+            samples=samples,
+            seed=seed,
             zero_shot=not same_collection(dataset, split, config.data, self.trained),
-        )  # fmt: skip
+        )
         result["seconds"] = round(time.perf_counter() - started, 1)
         return result, self._judged(evaluation.embeddings)
 
@@ -149,10 +157,12 @@ class OpenClipPeer:
         ]
         counts = [len(group) for group in dataset.captions]
         arrays = {
-            "image": torch.cat(images).float().numpy(), "text": torch.cat(texts).float().numpy(),
-            "image_ids": np.array(dataset.image_ids), "caption_image_ids": np.repeat(dataset.image_ids, counts),
+            "image": torch.cat(images).float().numpy(),
+            "text": torch.cat(texts).float().numpy(),
+            "image_ids": np.array(dataset.image_ids),
+            "caption_image_ids": np.repeat(dataset.image_ids, counts),
             "caption_ids": np.array([i for group in dataset.caption_ids for i in group]),
-        }  # fmt: skip
+        }
         return Judged(arrays, {})
 
     def _pictures(self, dataset: CaptionDataset, start: int) -> Tensor:

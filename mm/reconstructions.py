@@ -28,7 +28,7 @@ def draw_reconstructions(task: VQVAETask, batch: Batch, tokenizer: Tokenizer, fo
         encoder = task.encoder
         mel = encoder.log_mel(inputs)[..., : decoded.shape[-1]]
         real = output.mask.repeat_interleave(decoded.shape[-1] // output.mask.shape[1], 1)[:, None]
-        decoded = decoded.masked_fill(~real, torch.nan)        # left white: the decoder says nothing about padding
+        decoded = decoded.masked_fill(~real, torch.nan)  # left white: the decoder says nothing about padding
         mel_rows(mel.cpu(), decoded.cpu(), encoder.log_mel.hop / task.config.audio.sample_rate).savefig(path, dpi=100)
     else:
         ids = task.encoder.token_ids(decoded)

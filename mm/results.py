@@ -69,15 +69,25 @@ def report(result: dict, embeddings: SplitEmbeddings, dataset: CaptionDataset, f
         return picture
 
     write_report(
-        folder / "report.html", result=result, history=folder / "metrics.csv", embeddings=embeddings.arrays(),
+        folder / "report.html",
+        result=result,
+        history=folder / "metrics.csv",
+        embeddings=embeddings.arrays(),
         captions=[c for captions in dataset.captions for c in captions],
-        thumbnail=thumbnail, **counts,
-    )  # fmt: skip
+        thumbnail=thumbnail,
+        **counts,
+    )
 
 
 def describe(
-    task: AlignTask, evaluations: dict[str, Evaluation], splits: dict[str, CaptionDataset], trained_on: str, *,
-    zero_shot: bool = False, samples: int = 1000, seed: int = 0,
+    task: AlignTask,
+    evaluations: dict[str, Evaluation],
+    splits: dict[str, CaptionDataset],
+    trained_on: str,
+    *,
+    zero_shot: bool = False,
+    samples: int = 1000,
+    seed: int = 0,
 ) -> dict:
     """The content of result.json. Metrics of further splits carry the split's name in front.
 
@@ -110,9 +120,7 @@ def describe(
     }
 
 
-def recall_intervals(
-    found: RetrievalResult, prefix: str, samples: int, seed: int
-) -> dict[str, tuple[float, float]]:
+def recall_intervals(found: RetrievalResult, prefix: str, samples: int, seed: int) -> dict[str, tuple[float, float]]:
     """95 % bootstrap intervals over images of every R@k, in percent."""
     values = {f"{prefix}R@{k}": 100 * found.hits[:, i] for i, k in enumerate(found.ks)}
     return mean_intervals(values, found.query_ids, samples=samples, seed=seed)

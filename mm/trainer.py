@@ -67,8 +67,10 @@ def require_same_settings(config: Any, folder: Path) -> None:
     stored, own = (dict(_flat(values)) for values in (yaml.safe_load(path.read_text()), asdict(config)))
     for name in sorted(own.keys() | stored.keys()):
         if name != "resume" and own.get(name) != stored.get(name):
-            raise ValueError(f"--resume true, but {folder} was begun with {name}={stored.get(name)}, not"
-                             f" {own.get(name)}: give the same settings, or another --name and no --resume")
+            raise ValueError(
+                f"--resume true, but {folder} was begun with {name}={stored.get(name)}, not"
+                f" {own.get(name)}: give the same settings, or another --name and no --resume"
+            )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

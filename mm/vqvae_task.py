@@ -73,8 +73,12 @@ class VQVAEConfig:
 def as_align(config: VQVAEConfig) -> AlignConfig:
     """The same data, encoders and steps in the form that AlignData reads."""
     return AlignConfig(
-        seed=config.seed, data=config.data, model=ModelConfig(modalities=(config.modality,)),
-        image=config.image, audio=config.audio, text=config.text,
+        seed=config.seed,
+        data=config.data,
+        model=ModelConfig(modalities=(config.modality,)),
+        image=config.image,
+        audio=config.audio,
+        text=config.text,
         train=TrainConfig(steps=config.train.steps, batch_size=config.train.batch_size),
     )
 
@@ -88,8 +92,9 @@ class VQVAETask(LightningModule):
         if own.bottleneck.mode == "continuous":
             raise ValueError(f"{config.modality}.bottleneck.mode=continuous has no codes to train: use both or vq")
         if own.frozen and own.trunk == "scratch":
-            raise ValueError(f"{config.modality}.frozen=true with a trunk from scratch: its VQ-VAE is what is trained; "
-                             "leave it out")
+            raise ValueError(
+                f"{config.modality}.frozen=true with a trunk from scratch: its VQ-VAE is what is trained; leave it out"
+            )
         self.config, self.modality = config, config.modality
         options = (vocabulary,) if config.modality == "text" else ()
         # Nothing that faces a backbone is trained or saved, so its width does not matter here.
@@ -127,8 +132,10 @@ class VQVAETask(LightningModule):
         total = torch.stack([*output.losses.values()]).sum()
         if not torch.isfinite(total):
             broken = ", ".join(name for name, value in output.losses.items() if not torch.isfinite(value))
-            raise FloatingPointError(f"step {self.global_step}: the {broken} loss is not finite; lower "
-                                     "optim.learning_rate or set train.precision=fp32, then go on with --resume true")
+            raise FloatingPointError(
+                f"step {self.global_step}: the {broken} loss is not finite; lower "
+                "optim.learning_rate or set train.precision=fp32, then go on with --resume true"
+            )
         for name, value in output.losses.items():
             self.log(f"train/{name}", value.detach(), prog_bar=name == "reconstruction")
         for name in ("perplexity", "used", "revived"):
@@ -138,11 +145,15 @@ class VQVAETask(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         config, trunk_factor = self.config, getattr(self.config, self.modality).learning_rate_factor
-        groups = [{
-            "params": [parameter],
-            "lr": config.optim.learning_rate * (trunk_factor if ".trunk." in name else 1.0),
-            "weight_decay": config.optim.weight_decay * decays(name, parameter),
-        } for name, parameter in self.named_parameters() if parameter.requires_grad]
+        groups = [
+            {
+                "params": [parameter],
+                "lr": config.optim.learning_rate * (trunk_factor if ".trunk." in name else 1.0),
+                "weight_decay": config.optim.weight_decay * decays(name, parameter),
+            }
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        ]
         optimizer = build_optimizer(groups, config.optim)
         steps = max(1, config.train.steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -185,8 +196,10 @@ def evaluate(task: VQVAETask, batches: Iterable[Batch]) -> dict[str, float]:
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
     entropy = torch.special.entr(share).sum(1)
     return metrics | {
-        "perplexity": float(entropy.exp().mean()), "used_codes": float((counts > 0).sum(1).float().mean()),
-        "codes": float(quantizer.size), "bits_per_token": float(entropy.sum() / math.log(2)),
+        "perplexity": float(entropy.exp().mean()),
+        "used_codes": float((counts > 0).sum(1).float().mean()),
+        "codes": float(quantizer.size),
+        "bits_per_token": float(entropy.sum() / math.log(2)),
         "bits_per_token_fixed": quantizer.depth * math.log2(quantizer.size),
     }
 

@@ -1,7 +1,7 @@
 """Which protocols a published recall can come from, by its decimals.
 
-    python scripts/audit.py --value 0.36584 --direction t2i
-    python scripts/audit.py --json eval/results/audit.json      # the figures listed in eval/audit.py
+python scripts/audit.py --value 0.36584 --direction t2i
+python scripts/audit.py --json eval/results/audit.json      # the figures listed in eval/audit.py
 """
 
 from dataclasses import asdict
@@ -16,8 +16,12 @@ from mm.command import run_command
 from mm.files import write_json
 
 
-def main(value: str | None = None, direction: Literal["i2t", "t2i"] = "t2i", queries: list[int] | None = None,
-         json: Path | None = None) -> None:
+def main(
+    value: str | None = None,
+    direction: Literal["i2t", "t2i"] = "t2i",
+    queries: list[int] | None = None,
+    json: Path | None = None,
+) -> None:
     """Audit one figure, or the published ones.
 
     Args:

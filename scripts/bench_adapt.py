@@ -1,7 +1,7 @@
 """Adapted runs side by side: what each strategy trains, takes, learns and forgets; seeds of one strategy are averaged.
 
-    python scripts/bench_adapt.py --runs '[runs/a, runs/b, runs/c]'
-    python scripts/bench_adapt.py --runs '[runs/a, runs/b]' --out table.json
+python scripts/bench_adapt.py --runs '[runs/a, runs/b, runs/c]'
+python scripts/bench_adapt.py --runs '[runs/a, runs/b]' --out table.json
 """
 
 from collections.abc import Sequence
@@ -35,8 +35,10 @@ def bench_adapt(runs: Sequence[Path], out: Path | None = None) -> None:
             if row.group == group:
                 table.add_row(*row.text())
         console.print(table)
-    console.print("Before → after, of embeddings alone; mean ± standard deviation over the seeds. general: RSUM of the"
-                  " base's own set.")
+    console.print(
+        "Before → after, of embeddings alone; mean ± standard deviation over the seeds. general: RSUM of the"
+        " base's own set."
+    )
     if out:
         write_json(out, {"rows": [asdict(row) for row in rows]})
 

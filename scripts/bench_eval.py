@@ -36,9 +36,16 @@ Scores = dict[str, float]
 LISTED = 500
 
 
-def bench_eval(ground_truth: Path = Path("../shared/data/coco_benchmarks"), width: int = 1024, noise: float = 4.0,
-               repeats: int = 2, threads: int = 2, seed: int = 0, real: list[Path] | None = None,
-              json: Path | None = None) -> None:
+def bench_eval(
+    ground_truth: Path = Path("../shared/data/coco_benchmarks"),
+    width: int = 1024,
+    noise: float = 4.0,
+    repeats: int = 2,
+    threads: int = 2,
+    seed: int = 0,
+    real: list[Path] | None = None,
+    json: Path | None = None,
+) -> None:
     """Time all retrieval protocols, ours and the packages'.
 
     Args:
@@ -65,13 +72,29 @@ def bench_eval(ground_truth: Path = Path("../shared/data/coco_benchmarks"), widt
             best[name] = min(best.get(name, math.inf), time.perf_counter() - started)
     peaks = {name: peak_of(name, data, threads) for name in IMPLEMENTATIONS}
     differences = {name: largest_difference(scores[name], scores["ours"]) for name in PEERS}
-    rows = [{"implementation": name, "protocol": PROTOCOLS[name], "milliseconds": round(1000 * best[name], 1),
-             "peak_bytes": peaks[name]} for name in IMPLEMENTATIONS]
-    result = {"date": date.today().isoformat(), "hardware": hardware(threads),
-              "load_average": round(load, 2), "images": len(data["image"]),
-              "captions": len(data["text"]), "width": width, "matmul_gflops": round(matmul / 1e9, 1),
-              "limit_ms": round(1000 * limit, 1), "rows": rows, "largest_difference_percent": differences,
-              "real_embeddings": [agreement(path) for path in real or []], "values": scores}
+    rows = [
+        {
+            "implementation": name,
+            "protocol": PROTOCOLS[name],
+            "milliseconds": round(1000 * best[name], 1),
+            "peak_bytes": peaks[name],
+        }
+        for name in IMPLEMENTATIONS
+    ]
+    result = {
+        "date": date.today().isoformat(),
+        "hardware": hardware(threads),
+        "load_average": round(load, 2),
+        "images": len(data["image"]),
+        "captions": len(data["text"]),
+        "width": width,
+        "matmul_gflops": round(matmul / 1e9, 1),
+        "limit_ms": round(1000 * limit, 1),
+        "rows": rows,
+        "largest_difference_percent": differences,
+        "real_embeddings": [agreement(path) for path in real or []],
+        "values": scores,
+    }
     show(result)
     if json:
         write_json(json, result)
@@ -88,8 +111,15 @@ def made_embeddings(truth: GroundTruth, width: int, noise: float, seed: int) -> 
     text = centre[[position[i] for i in text_ids.tolist()]]
     image = unit(centre + noise * unit(rng.standard_normal(centre.shape, dtype=np.float32)))
     text = unit(text + noise * unit(rng.standard_normal(text.shape, dtype=np.float32)))
-    return {"image": image, "text": text, "image_ids": images, "text_ids": text_ids, "caption_ids": caption_ids,
-            "known": np.isin(caption_ids, truth.captions), "truth": truth}
+    return {
+        "image": image,
+        "text": text,
+        "image_ids": images,
+        "text_ids": text_ids,
+        "caption_ids": caption_ids,
+        "known": np.isin(caption_ids, truth.captions),
+        "truth": truth,
+    }
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -103,8 +133,15 @@ def ours_everything(data: Data) -> Scores:
 
 def ours(data: Data, samples: int = 2) -> Scores:
     """Every protocol: 5K with 25,010 and 25,000, 1K in five folds, CxC, ECCV; both directions. No intervals."""
-    figures = judge(data["image"], data["text"], data["image_ids"], data["text_ids"], data["caption_ids"],
-                    ground_truth=data["truth"], samples=samples)
+    figures = judge(
+        data["image"],
+        data["text"],
+        data["image_ids"],
+        data["text_ids"],
+        data["caption_ids"],
+        ground_truth=data["truth"],
+        samples=samples,
+    )
     return {f"{protocol}/{name}": value for protocol, found in figures.items() for name, value in found.metrics.items()}
 
 
@@ -151,22 +188,26 @@ def eccv_caption(data: Data) -> Scores:
 
 
 IMPLEMENTATIONS: dict[str, Callable[[Data], Scores]] = {
-    "ours": ours, "ours with intervals": ours_everything, "ours, 5K only": ours_one_protocol,
-    "clip-benchmark": clip_benchmark, "eccv_caption": eccv_caption}
+    "ours": ours,
+    "ours with intervals": ours_everything,
+    "ours, 5K only": ours_one_protocol,
+    "clip-benchmark": clip_benchmark,
+    "eccv_caption": eccv_caption,
+}
 PEERS = ("clip-benchmark", "eccv_caption")
 PROTOCOLS = {
     "ours": "5K (25,010 and 25,000), 1K in five folds, CxC, ECCV; both directions",
     "ours with intervals": "the same, with 1,000 bootstrap samples for every figure",
     "ours, 5K only": "5K (25,010), R@1/5/10, both directions",
     "clip-benchmark": "5K (25,010), R@1/5/10, both directions",
-    "eccv_caption": "5K (25,000), 1K in five folds, CxC, ECCV; both directions"}
+    "eccv_caption": "5K (25,000), 1K in five folds, CxC, ECCV; both directions",
+}
 
 
 def agreement(path: Path) -> dict[str, Any]:
     """Our recalls and clip-benchmark's on the embeddings that a run wrote."""
     found = Embeddings.load(path)
-    data = {"image": found.image, "text": found.text, "image_ids": found.image_ids,
-            "text_ids": found.caption_image_ids}
+    data = {"image": found.image, "text": found.text, "image_ids": found.image_ids, "text_ids": found.caption_image_ids}
     return {"file": str(path)} | largest_difference(clip_benchmark(data), ours_one_protocol(data))
 
 
@@ -214,19 +255,29 @@ def matmul_rate(threads: int) -> float:
 
 
 def hardware(threads: int) -> str:
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), platform.processor())
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
     return f"{model}, {threads} threads, torch {torch.__version__}"
 
 
 def show(result: dict[str, Any]) -> None:
-    table = Table(title=f"{result['images']:,} x {result['captions']:,} x {result['width']} on {result['hardware']};"
-                        f" one product of that size takes {result['limit_ms']:.0f} ms", title_justify="left")
+    table = Table(
+        title=f"{result['images']:,} x {result['captions']:,} x {result['width']} on {result['hardware']};"
+        f" one product of that size takes {result['limit_ms']:.0f} ms",
+        title_justify="left",
+    )
     for column in ("implementation", "protocol", "milliseconds", "peak MB"):
         table.add_column(column, justify="left" if column in ("implementation", "protocol") else "right")
     for row in result["rows"]:
-        table.add_row(row["implementation"], row["protocol"], f"{row['milliseconds']:,.0f}",
-                      f"{row['peak_bytes'] / 1e6:,.0f}")
+        table.add_row(
+            row["implementation"], row["protocol"], f"{row['milliseconds']:,.0f}", f"{row['peak_bytes'] / 1e6:,.0f}"
+        )
     Console().print(table, result["largest_difference_percent"], result["real_embeddings"])
 
 

@@ -57,8 +57,11 @@ def bench_features(config: FeaturesConfig) -> None:
     rate = 2e3 * SIDE**3 / rows.pop()["milliseconds"]
     limit = 1e3 * flops(encoder, images[:1]) / rate
     rows = [row | {"milliseconds_a_picture": round(row["milliseconds"] / config.pictures, 2)} for row in rows]
-    result = {"gflops_of_a_product": round(rate / 1e9, 1), "limit_milliseconds_a_picture": round(limit, 4),
-              "rows": rows}
+    result = {
+        "gflops_of_a_product": round(rate / 1e9, 1),
+        "limit_milliseconds_a_picture": round(limit, 4),
+        "rows": rows,
+    }
     show(result)
     if config.json:
         write_json(Path(config.json), result)

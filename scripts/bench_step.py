@@ -90,12 +90,21 @@ def bench_step(config: StepConfig) -> None:
     runs = {"ours": own_step(task, batches, precision)}
     if {"image", "text"} <= set(batches[0].inputs):
         runs["open_clip"] = peer_step(task, batches, precision)
-    contest = Contest("training_step", f"{config.name}, batch {config.train.batch_size}", "float32", "forward_backward",
-                      runs)
-    rows = [row | {"images_per_second": round(1e3 * config.train.batch_size / row["milliseconds"], 1)}
-            for row in contest.rows(config.repeats)]
-    result = {"progress": config.progress, "modalities": list(task.model.modalities), "frozen": list(data.frozen),
-              "milliseconds_of_data": round(1e3 * seconds_of_data, 1), "rows": rows, **taken_apart(runs["ours"])}
+    contest = Contest(
+        "training_step", f"{config.name}, batch {config.train.batch_size}", "float32", "forward_backward", runs
+    )
+    rows = [
+        row | {"images_per_second": round(1e3 * config.train.batch_size / row["milliseconds"], 1)}
+        for row in contest.rows(config.repeats)
+    ]
+    result = {
+        "progress": config.progress,
+        "modalities": list(task.model.modalities),
+        "frozen": list(data.frozen),
+        "milliseconds_of_data": round(1e3 * seconds_of_data, 1),
+        "rows": rows,
+        **taken_apart(runs["ours"]),
+    }
     show(result, config.largest)
     if config.json:
         write_json(Path(config.json), result)
@@ -134,10 +143,16 @@ def peer_step(task: StandingTask, batches: list[Batch], precision: torch.autocas
     size = batches[0].inputs["image"].shape[-1]
     depth = {m: max(1, round(tower_parameters(task, m) / (12 * width**2))) for m in ("image", "text")}
     tokens = round(task.model.encoders["image"].trunk.tokens ** 0.5)
-    vision = CLIPVisionCfg(layers=depth["image"], width=width, head_width=32, patch_size=size // tokens,
-                           image_size=size)
-    text = CLIPTextCfg(context_length=config.text.max_tokens, vocab_size=open_clip.SimpleTokenizer().vocab_size,
-                       width=width, heads=width // 32, layers=depth["text"])
+    vision = CLIPVisionCfg(
+        layers=depth["image"], width=width, head_width=32, patch_size=size // tokens, image_size=size
+    )
+    text = CLIPTextCfg(
+        context_length=config.text.max_tokens,
+        vocab_size=open_clip.SimpleTokenizer().vocab_size,
+        width=width,
+        heads=width // 32,
+        layers=depth["text"],
+    )
     model, loss = CLIP(config.model.embedding, vision, text), ClipLoss()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim.learning_rate, fused=True)
     Console().print(f"open_clip: transformers of width {width}, {depth['image']} (image) and {depth['text']} layers")
@@ -162,8 +177,12 @@ def tower_parameters(task: StandingTask, modality: str) -> int:
     model = task.model
     total, active = count_parameters(model)
     everywhere = sum(p.numel() for p in model.backbone.parameters()) - (total - active)
-    own = [model.encoders[modality].trunk, model.encoders[modality].bottleneck, model.pool[modality],
-           model.project[modality]]
+    own = [
+        model.encoders[modality].trunk,
+        model.encoders[modality].bottleneck,
+        model.pool[modality],
+        model.project[modality],
+    ]
     tables = sum(m.weight.numel() for part in own for m in part.modules() if isinstance(m, torch.nn.Embedding))
     return everywhere + sum(p.numel() for part in own for p in part.parameters()) - tables
 
@@ -184,15 +203,21 @@ def taken_apart(step: Step) -> dict[str, Any]:
 
 def show(result: dict[str, Any], largest: int) -> None:
     row = result["rows"][0]
-    table = Table(title=f"{row['case']}; making a batch takes {result['milliseconds_of_data']:.0f} ms",
-                  title_justify="left")
+    table = Table(
+        title=f"{row['case']}; making a batch takes {result['milliseconds_of_data']:.0f} ms", title_justify="left"
+    )
     for name in ("implementation", "median ms", "images/s", "peak MB"):
         table.add_column(name, justify="left" if name == "implementation" else "right")
     for row in result["rows"]:
-        table.add_row(row["implementation"], f"{row['milliseconds']:,.0f}", f"{row['images_per_second']:,.1f}",
-                      f"{row['peak_bytes'] / 1e6:,.0f}")
-    outside = Table(title=f"outside arithmetic: {100 * result['outside_arithmetic']:.1f} % of the step",
-                    title_justify="left")
+        table.add_row(
+            row["implementation"],
+            f"{row['milliseconds']:,.0f}",
+            f"{row['images_per_second']:,.1f}",
+            f"{row['peak_bytes'] / 1e6:,.0f}",
+        )
+    outside = Table(
+        title=f"outside arithmetic: {100 * result['outside_arithmetic']:.1f} % of the step", title_justify="left"
+    )
     outside.add_column("operation")
     outside.add_column("% of the step", justify="right")
     for name, share in list(result["largest_outside"].items())[:largest]:

@@ -1,6 +1,6 @@
 """Runs side by side, each against the first, with paired tests on the same items.
 
-    python scripts/compare.py runs/progressive runs/joint runs/global_only
+python scripts/compare.py runs/progressive runs/joint runs/global_only
 """
 
 import json
@@ -64,8 +64,11 @@ def per_query(found: Embeddings) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """R@k of each query in percent, with its image."""
     both = retrieval_both(found.image, found.text, found.image_ids, found.caption_image_ids)
     images = (found.image_ids, found.caption_image_ids)
-    return {f"{name}/R@{k}": (100 * result.hits[:, i], image) for name, result, image in zip(
-        DIRECTIONS, both, images, strict=True) for i, k in enumerate(result.ks)}
+    return {
+        f"{name}/R@{k}": (100 * result.hits[:, i], image)
+        for name, result, image in zip(DIRECTIONS, both, images, strict=True)
+        for i, k in enumerate(result.ks)
+    }
 
 
 def compare(runs: dict[str, tuple[Protocol, Embeddings]]) -> list[dict]:
@@ -77,26 +80,40 @@ def compare(runs: dict[str, tuple[Protocol, Embeddings]]) -> list[dict]:
                 raise ValueError(f"{name} was evaluated on other items than the first run ({ids} differ)")
         for key, (values, image) in per_query(run).items():
             test = paired_test(base[key][0], values, image)
-            found.append({"run": name, "measure": key, "difference": test.difference, "low": test.low,
-                          "high": test.high, "p": test.p})
+            found.append(
+                {
+                    "run": name,
+                    "measure": key,
+                    "difference": test.difference,
+                    "low": test.low,
+                    "high": test.high,
+                    "p": test.p,
+                }
+            )
     return found
 
 
 def comparison_table(comparison: list[dict], base: str) -> Table:
-    table = Table(title=f"Difference to {base}, in points (paired over images; p by sign-flip permutation)",
-                  title_justify="left")
+    table = Table(
+        title=f"Difference to {base}, in points (paired over images; p by sign-flip permutation)", title_justify="left"
+    )
     for column in ("run", "measure", "difference", "95 % interval", "p"):
         table.add_column(column, justify="left" if column in ("run", "measure") else "right")
     for row in comparison:
-        table.add_row(row["run"], row["measure"], f"{row['difference']:+.2f}",
-                      f"{row['low']:+.2f} .. {row['high']:+.2f}", f"{row['p']:.4f}" + (" *" if row["p"] < 0.05 else ""))
+        table.add_row(
+            row["run"],
+            row["measure"],
+            f"{row['difference']:+.2f}",
+            f"{row['low']:+.2f} .. {row['high']:+.2f}",
+            f"{row['p']:.4f}" + (" *" if row["p"] < 0.05 else ""),
+        )
     return table
 
 
 def with_runs_named(words: list[str]) -> list[str]:
     """`a b --json c` -> `--runs=["a", "b"] --json c`: a list is one option, and nobody wants to type it as such."""
     runs = list(takewhile(lambda word: not word.startswith("-"), words))
-    return [f"--runs={json.dumps(runs)}", *words[len(runs):]] if runs else words
+    return [f"--runs={json.dumps(runs)}", *words[len(runs) :]] if runs else words
 
 
 if __name__ == "__main__":

@@ -72,8 +72,15 @@ def continue_pretrain(config: ContinueConfig) -> None:
     started, run = time.perf_counter(), load_run(config.run)
     seed_everything(config.seed, verbose=False)
     folder = Path(config.runs) / (config.name or f"{Path(config.run).name}_{Path(config.data.root).name}_continued")
-    own = domain_config(run.config, config.data, runs=config.runs, seed=config.seed, optim=config.optim,
-                        schedule=config.schedule, train=config.train)
+    own = domain_config(
+        run.config,
+        config.data,
+        runs=config.runs,
+        seed=config.seed,
+        optim=config.optim,
+        schedule=config.schedule,
+        train=config.train,
+    )
     domain, general = AlignData(own), AlignData(replace(own, data=run.config.data))
     for data in (domain, general):
         data.setup()
@@ -94,16 +101,28 @@ def continue_pretrain(config: ContinueConfig) -> None:
     best = KeepBest(lambda: sets["domain"].score(task), config.train, config.patience)
     memory, trained = PeakMemory(), time.perf_counter()
     trainer = build_trainer(own.train, folder, [best, memory], config.resume)
-    trainer.fit(task, MixedData(domain, general, config.mix), weights_only=True,
-                ckpt_path=newest_checkpoint(folder) if config.resume else None)
+    trainer.fit(
+        task,
+        MixedData(domain, general, config.mix),
+        weights_only=True,
+        ckpt_path=newest_checkpoint(folder) if config.resume else None,
+    )
     minutes = (time.perf_counter() - trained) / 60
     save_weights(task, folder)
     result = judge(task, domain, {split: validation}, folder, started)
     after = {"domain": result["metrics"][config.metric], "general": sets["general"].score(task)}
-    continued = {"run": config.run, "mix": asdict(config.mix), "trainable": trainable(task), "minutes": minutes,
-                 "peak_memory_gib": memory.bytes / 2**30, "before": before, "after": after, "terms": terms,
-                 "strengths": task.strengths(),
-                 "selected": {"metric": config.metric, "on": validation.name, "step": best.step, "value": best.value}}
+    continued = {
+        "run": config.run,
+        "mix": asdict(config.mix),
+        "trainable": trainable(task),
+        "minutes": minutes,
+        "peak_memory_gib": memory.bytes / 2**30,
+        "before": before,
+        "after": after,
+        "terms": terms,
+        "strengths": task.strengths(),
+        "selected": {"metric": config.metric, "on": validation.name, "step": best.step, "value": best.value},
+    }
     write_json(folder / "result.json", result | {"continued": continued})
     show(result)
     for name, value in after.items():
@@ -122,8 +141,10 @@ def heed(run: AlignTask, data: AlignData, terms: Iterable[str]) -> dict[str, Any
     for term, reason in skipped.items():
         logger.warning("term %r is skipped: %s", term, reason)
     if not seen:
-        raise ValueError(f"--terms: none of {len(skipped)} terms can be seen"
-                         + (f" ({next(iter(skipped))!r}: {next(iter(skipped.values()))})" if skipped else ""))
+        raise ValueError(
+            f"--terms: none of {len(skipped)} terms can be seen"
+            + (f" ({next(iter(skipped))!r}: {next(iter(skipped.values()))})" if skipped else "")
+        )
     run.model.heed(sequences)
     print(f"terms: attention is drawn to {len(seen)}, {len(skipped)} skipped")
     return {"seen": seen, "skipped": skipped}

@@ -82,9 +82,11 @@ def eval_coco(config: EvalCoco) -> None:
     show_figures(described, figures)
     protocols = {name: figure.as_result() for name, figure in figures.items()}
     result = described or next(iter(protocols.values())) | {
-        "commit": commit(), "hardware": hardware(), "seed": config.seed,
+        "commit": commit(),
+        "hardware": hardware(),
+        "seed": config.seed,
         "seconds": round(time.perf_counter() - started, 2),
-    }  # fmt: skip
+    }
     judged = str(config.run or config.open_clip or config.embeddings)
     keep(result | {"judged": judged, "protocols": protocols}, arrays, config)
 
@@ -93,19 +95,21 @@ def check_options(c: EvalCoco) -> None:
     """Raises ValueError on options that would not do what they say."""
     reads = c.data.root or c.data.karpathy or c.data.audio_root
     refused = {
-        "name one of --run DIR, --open_clip MODEL and --embeddings FILE":
-            sum(source is not None for source in (c.run, c.open_clip, c.embeddings)) != 1,
+        "name one of --run DIR, --open_clip MODEL and --embeddings FILE": sum(
+            source is not None for source in (c.run, c.open_clip, c.embeddings)
+        )
+        != 1,
         "--sugar_crepe and --classes are judged one at a time": c.sugar_crepe and c.classes,
         "--sugar_crepe and --classes need a model (--run or --open_clip) for their own pictures and captions:"
         " --embeddings were made of others": c.embeddings and (c.sugar_crepe or c.classes),
         "--sugar_crepe needs --data.root DIR, the pictures of COCO val2017": c.sugar_crepe and not c.data.root,
         "--templates are prompts for --classes": c.templates and not c.classes,
-        "--data.root, --data.karpathy and --data.audio_root are for models: --embeddings read nothing":
-            c.embeddings and reads,
-        "--rerank is for a run's retrieval: nothing else is scored again":
-            c.rerank is not None and (not c.run or c.sugar_crepe or c.classes),
+        "--data.root, --data.karpathy and --data.audio_root are for models: --embeddings read nothing": c.embeddings
+        and reads,
+        "--rerank is for a run's retrieval: nothing else is scored again": c.rerank is not None
+        and (not c.run or c.sugar_crepe or c.classes),
         "--trained_on is for models of others: a run says itself what it was trained on": c.run and c.trained_on,
-    }  # fmt: skip
+    }
     for message, wrong in refused.items():
         if wrong:
             raise ValueError(message)

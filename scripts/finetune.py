@@ -68,8 +68,17 @@ def finetune(config: FinetuneConfig) -> None:
     started, run = time.perf_counter(), load_run(config.run)
     seed_everything(config.seed, verbose=False)
     own, base = run.config, fingerprint(lambda: probe(run))
-    data = AlignData(domain_config(own, config.data, runs=config.runs, seed=config.seed, optim=config.optim,
-                                   schedule=config.schedule, train=config.train))
+    data = AlignData(
+        domain_config(
+            own,
+            config.data,
+            runs=config.runs,
+            seed=config.seed,
+            optim=config.optim,
+            schedule=config.schedule,
+            train=config.train,
+        )
+    )
     data.setup()
     strategy: Strategy = choose(len(data.train)) if config.strategy == "auto" else config.strategy
     folder = Path(config.runs) / (config.name or f"{Path(config.run).name}_{data.config.data.folder.name}_{strategy}")
@@ -92,11 +101,19 @@ def finetune(config: FinetuneConfig) -> None:
     trainer = build_trainer(data.config.train, folder, [best, memory], config.resume)
     trainer.fit(task, data, ckpt_path=newest_checkpoint(folder) if config.resume else None, weights_only=True)
     minutes = (time.perf_counter() - trained) / 60
-    adaptation = {"strategy": strategy, "run": config.run, "base": base.digest,
-                  "targets": list(config.lora.targets) if task.adapters else [], "trainable": trainable(task),
-                  "peak_memory_gib": memory.bytes / 2**30, "minutes": minutes, "estimate": asdict(planned),
-                  "selected": {"metric": config.metric, "on": validation.name, "step": best.step, "value": best.value},
-                  "ledger": sizes, "before": before}  # fmt: skip
+    adaptation = {
+        "strategy": strategy,
+        "run": config.run,
+        "base": base.digest,
+        "targets": list(config.lora.targets) if task.adapters else [],
+        "trainable": trainable(task),
+        "peak_memory_gib": memory.bytes / 2**30,
+        "minutes": minutes,
+        "estimate": asdict(planned),
+        "selected": {"metric": config.metric, "on": validation.name, "step": best.step, "value": best.value},
+        "ledger": sizes,
+        "before": before,
+    }
     if task.adapters:
         packed = strategy == "qlora"
         save_adapter(task.model, config.lora, folder / "adapter", base, frozen_trunks(task) if packed else None)

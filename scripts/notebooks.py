@@ -1,8 +1,8 @@
 """Execute the notebooks of eval/notebooks and leave copies with their output, plots included.
 
-    python scripts/notebooks.py
-    python scripts/notebooks.py --only '[schedule]' --out elsewhere
-    MM_STEPS=0 python scripts/notebooks.py    # stored results only, nothing is trained
+python scripts/notebooks.py
+python scripts/notebooks.py --only '[schedule]' --out elsewhere
+MM_STEPS=0 python scripts/notebooks.py    # stored results only, nothing is trained
 """
 
 from pathlib import Path
@@ -34,8 +34,9 @@ def notebooks(only: list[str] | None = None, out: Path = Path("runs/notebooks"))
             # Cells that train take minutes; the kernel finds the packages where the notebooks' repository is.
             NotebookClient(book, timeout=None, resources={"metadata": {"path": str(NOTEBOOKS.parents[1])}}).execute()
         except CellExecutionError as error:
-            raise ValueError(f"{there[name]}: {error.ename}: {error.evalue} (as far as it came: {out / name}.ipynb)") \
-                from error
+            raise ValueError(
+                f"{there[name]}: {error.ename}: {error.evalue} (as far as it came: {out / name}.ipynb)"
+            ) from error
         finally:
             nbformat.write(book, out / f"{name}.ipynb")
     print(f"{len(only or there)} notebooks executed: {out}")

@@ -63,8 +63,14 @@ def prepare_coco(
         columns = (TextColumn(split), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
             task = progress.add_task(split, total=len(dataset))
-            done = prepare_split(dataset, out, split, preparation, workers=workers,
-                                 advance=lambda count: progress.advance(task, count))  # noqa: B023 - used in the loop
+            done = prepare_split(
+                dataset,
+                out,
+                split,
+                preparation,
+                workers=workers,
+                advance=lambda count: progress.advance(task, count),  # noqa: B023  # used in the loop
+            )
         _list(f"{len(done.left_out)} files cannot be read", done.left_out)
         kept = f", {done.kept_shards} shards kept from an earlier run" if done.kept_shards else ""
         console.print(f"{split}: {done.samples} images with their captions in {done.index.parent}{kept}")
@@ -74,11 +80,15 @@ def _download(root: Path, year: str, splits: Sequence[str], karpathy: bool, mirr
     names = {name.removesuffix(year) for split in splits for name in split.split("+")}
     parts = {"train" if name == "train" else "val" for name in names}
     for address in archives(year, parts, karpathy, mirror):
-        with Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
-                      console=console) as progress:
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console
+        ) as progress:
             task = progress.add_task(address.rpartition("/")[2], total=None)
-            archive = fetch(address, root, lambda name, there, total: progress.update(
-                task, completed=there, total=total))  # noqa: B023
+            archive = fetch(
+                address,
+                root,
+                lambda name, there, total: progress.update(task, completed=there, total=total),  # noqa: B023
+            )
         console.print(f"{archive}: {unpack(archive, root)} files unpacked")
 
 

@@ -1,8 +1,8 @@
 """Write a field's data as a folder that every other script reads: captioned pictures, split into train and val.
 
-    python scripts/prepare_domain.py --adapter ChemistryLoader --adapter.smiles_path FILE.smi --out data/molecules
-    python scripts/prepare_domain.py --adapter TableLoader --adapter.table_path FILE.csv --out data/products
-    PYTHONPATH=. python scripts/prepare_domain.py --adapter my_module.MyAdapter --out data/mine --layout shards
+python scripts/prepare_domain.py --adapter ChemistryLoader --adapter.smiles_path FILE.smi --out data/molecules
+python scripts/prepare_domain.py --adapter TableLoader --adapter.table_path FILE.csv --out data/products
+PYTHONPATH=. python scripts/prepare_domain.py --adapter my_module.MyAdapter --out data/mine --layout shards
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,11 @@ console = Console(soft_wrap=True, highlight=False)
 
 
 def prepare_domain(
-    adapter: DomainAdapter, out: Path, layout: Layout = "coco", held_out: float = 0.2, seed: int = 0,
+    adapter: DomainAdapter,
+    out: Path,
+    layout: Layout = "coco",
+    held_out: float = 0.2,
+    seed: int = 0,
     limit: int | None = None,
 ) -> None:
     """Write `train` and `val` of a domain set.

@@ -1,7 +1,7 @@
 """Write the embedded data, `scenes`, as webdataset shards or as a folder in COCO caption layout.
 
-    python scripts/prepare_scenes.py --root data/scenes
-    python scripts/prepare_scenes.py --root data/scenes_coco --layout coco --val 5000
+python scripts/prepare_scenes.py --root data/scenes
+python scripts/prepare_scenes.py --root data/scenes_coco --layout coco --val 5000
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Let an installed synthesizer speak a captioned set's captions, so that it has pictures, text and sound.
 
-    python scripts/prepare_speech.py --root DIR --splits '[train,val]' --out SPOKEN     # DIR stays as it is
-    python scripts/train_align.py --data.root SPOKEN
+python scripts/prepare_speech.py --root DIR --splits '[train,val]' --out SPOKEN     # DIR stays as it is
+python scripts/train_align.py --data.root SPOKEN
 """
 
 import logging
@@ -51,8 +51,15 @@ def prepare_speech(
         columns = (TextColumn(split), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
             task = progress.add_task(split, total=len(dataset))
-            done = speak_split(dataset, folder, speaker, caption=caption, sample_rate=sample_rate, workers=workers,
-                               advance=lambda count: progress.advance(task, count))  # noqa: B023 - used in the loop
+            done = speak_split(
+                dataset,
+                folder,
+                speaker,
+                caption=caption,
+                sample_rate=sample_rate,
+                workers=workers,
+                advance=lambda count: progress.advance(task, count),  # noqa: B023  # used in the loop
+            )
         if done.failed:
             more = [f"… and {len(done.failed) - SHOWN} more"] if len(done.failed) > SHOWN else []
             lines = [f"{len(done.failed)} captions have no speech; going on without them:", *done.failed[:SHOWN], *more]

@@ -45,8 +45,11 @@ def reproduce(
     for path in add or []:
         keep(path, results)
     found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
-    runs = [r for r in found.values()
-            if isinstance(r, dict) and "image_to_text/R@1" in r.get("metrics", {}) and "commit" in r]
+    runs = [
+        r
+        for r in found.values()
+        if isinstance(r, dict) and "image_to_text/R@1" in r.get("metrics", {}) and "commit" in r
+    ]
     if not runs:
         raise ValueError(f"{results} holds no result of a run: add one with --add '[runs/<name>/result.json]'")
     text = readme.read_text()
@@ -132,8 +135,13 @@ def adapted_table(table: dict) -> str:
 
 def studies_table(studies: dict[str, Study]) -> str:
     """Every study's variants, beside the difference from its first, paired by seeds."""
-    shown = {"RSUM": "RSUM", "R@1 image→text": "image_to_text/R@1", "R@1 text→image": "text_to_image/R@1",
-             "R@1 audio→text": "audio_to_text/R@1", "R@1 image→audio": "image_to_audio/R@1"}  # fmt: skip
+    shown = {
+        "RSUM": "RSUM",
+        "R@1 image→text": "image_to_text/R@1",
+        "R@1 text→image": "text_to_image/R@1",
+        "R@1 audio→text": "audio_to_text/R@1",
+        "R@1 image→audio": "image_to_audio/R@1",
+    }
     rows: list[tuple[str, ...]] = [("study", "variant", "seeds", *shown, "RSUM against the first")]
     rows.append(("---",) * len(rows[0]))
     for name, study in studies.items():

@@ -26,8 +26,15 @@ from mm.files import write_json
 ROOT = Path(__file__).parents[1]
 
 
-def soak(config: Path = ROOT / "configs/soak.yaml", runs: Path = Path("runs/soak"), kills: int = 10, steps: int = 400,
-         memory_steps: int = 5000, seed: int = 0, json: Path | None = None) -> None:
+def soak(
+    config: Path = ROOT / "configs/soak.yaml",
+    runs: Path = Path("runs/soak"),
+    kills: int = 10,
+    steps: int = 400,
+    memory_steps: int = 5000,
+    seed: int = 0,
+    json: Path | None = None,
+) -> None:
     """Raises ValueError when a resumed run's weights differ, or a run ends by itself with an error.
 
     Args:
@@ -50,8 +57,9 @@ def soak(config: Path = ROOT / "configs/soak.yaml", runs: Path = Path("runs/soak
     if json:
         write_json(json, found)
     if found.get("tensors_that_differ"):
-        raise ValueError(f"{runs / 'killed'} resumed to other weights than {runs / 'whole'}: "
-                         f"{found['tensors_that_differ'][0]}")
+        raise ValueError(
+            f"{runs / 'killed'} resumed to other weights than {runs / 'whole'}: {found['tensors_that_differ'][0]}"
+        )
 
 
 def killed(config: Path, runs: Path, kills: int, steps: int, draw: random.Random) -> dict[str, Any]:
@@ -93,8 +101,19 @@ def watched(config: Path, runs: Path, steps: int) -> dict[str, Any]:
 
 
 def start(config: Path, runs: Path, name: str, steps: int, *more: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(ROOT / "scripts/train_align.py"), "--config", str(config), "--runs", str(runs),
-               "--name", name, "--train.steps", str(steps), *more]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts/train_align.py"),
+        "--config",
+        str(config),
+        "--runs",
+        str(runs),
+        "--name",
+        name,
+        "--train.steps",
+        str(steps),
+        *more,
+    ]
     runs.mkdir(parents=True, exist_ok=True)
     with (runs / f"{name}.log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log)
@@ -109,8 +128,10 @@ def resumed(runs: Path, turn: int) -> list[str]:
 
 def finish(process: subprocess.Popen[bytes]) -> None:
     if process.wait():
-        raise ValueError(f"`{' '.join(map(str, process.args))}` ended with code {process.returncode}; its log is beside"  # type: ignore[arg-type]
-                         " the run")
+        raise ValueError(
+            f"`{' '.join(map(str, process.args))}` ended with code {process.returncode}; its log is beside"  # type: ignore[arg-type]
+            " the run"
+        )
 
 
 def last_step(run: Path) -> int:

@@ -35,8 +35,10 @@ def train_align(config: AlignConfig) -> None:
     data = AlignData(config)
     data.setup()
     if len(set(config.model.modalities) & data.train.modalities) < 2:
-        raise ValueError(f"{data.train.name} has {', '.join(sorted(data.train.modalities))}, the model"
-                         f" {', '.join(config.model.modalities)}: to be aligned, two must be in both")
+        raise ValueError(
+            f"{data.train.name} has {', '.join(sorted(data.train.modalities))}, the model"
+            f" {', '.join(config.model.modalities)}: to be aligned, two must be in both"
+        )
     task = AlignTask(config, data.vocabulary)
     freeze(task, config.train.freeze)
     splits = {config.data.train: data.train} | {split: data.open(split) for split in data.evaluation_splits}
@@ -44,8 +46,10 @@ def train_align(config: AlignConfig) -> None:
     trainer = build_trainer(config.train, folder, callbacks(config.train), config.resume)
     trainer.fit(task, data, ckpt_path=newest_checkpoint(folder) if config.resume else None, weights_only=True)
     if config.resume and trainer.global_step < config.train.steps:
-        raise ValueError(f"{folder} has finished with {trainer.global_step} steps, of which its schedules are"
-                         f" fractions: a run of {config.train.steps} needs another --name and no --resume")
+        raise ValueError(
+            f"{folder} has finished with {trainer.global_step} steps, of which its schedules are"
+            f" fractions: a run of {config.train.steps} needs another --name and no --resume"
+        )
     if trainer.is_global_zero:
         save_weights(task, folder)
         show(judge(task, data, {s: splits[s] for s in data.evaluation_splits}, folder, started))
@@ -55,8 +59,12 @@ def train_align(config: AlignConfig) -> None:
 def check_options(config: AlignConfig) -> None:
     """Raises ValueError on numbers that no run can have."""
     train = config.train
-    numbers = {"train.steps": train.steps, "train.batch_size": train.batch_size,
-               "train.checkpoint_every": train.checkpoint_every, "eval.batch_size": config.eval.batch_size}
+    numbers = {
+        "train.steps": train.steps,
+        "train.batch_size": train.batch_size,
+        "train.checkpoint_every": train.checkpoint_every,
+        "eval.batch_size": config.eval.batch_size,
+    }
     for name, value in numbers.items():
         if value < 1:
             raise ValueError(f"{name}={value}: it must be at least 1")

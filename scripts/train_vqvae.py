@@ -61,10 +61,18 @@ def build_trainer(config: VQVAEConfig, folder: Path) -> Trainer:
     checkpoints = regular_checkpoints(folder, train.checkpoint_every)
     try:
         return Trainer(
-            max_steps=train.steps, max_epochs=-1, accelerator=train.accelerator, devices=train.devices,
-            strategy=train.strategy, precision=trainer_precision(train.precision), use_distributed_sampler=False,
-            logger=CSVLogger(folder.parent, name=folder.name, version=""), log_every_n_steps=min(10, train.steps),
-            callbacks=[RichProgressBar(), checkpoints], num_sanity_val_steps=0, enable_model_summary=False,
+            max_steps=train.steps,
+            max_epochs=-1,
+            accelerator=train.accelerator,
+            devices=train.devices,
+            strategy=train.strategy,
+            precision=trainer_precision(train.precision),
+            use_distributed_sampler=False,
+            logger=CSVLogger(folder.parent, name=folder.name, version=""),
+            log_every_n_steps=min(10, train.steps),
+            callbacks=[RichProgressBar(), checkpoints],
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
             plugins=[SyncedCheckpointIO()],
         )
     except (MisconfigurationException, ModuleNotFoundError) as error:
@@ -79,14 +87,26 @@ def judge(task: VQVAETask, data: AlignData, validation: CaptionDataset, folder: 
     shown = next(iter(batches(view, config.data.val, SHOWN[config.modality])))
     picture = draw_reconstructions(task, shown, data.tokenizer, folder)
     parameters = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    write_json(folder / "result.json", {
-        "metrics": {k: round(v, 4) for k, v in metrics.items()},
-        "protocol": {"dataset": validation.name, "split": config.data.val, "images": len(validation),
-                     "captions": len(view.captions), "trained_on": data.train.name},
-        "config": asdict(config), "commit": commit(), "seed": config.seed, "hardware": hardware(),
-        "seconds": round(time.perf_counter() - started, 1),
-        "parameters_total": parameters, "parameters_active": parameters,
-    })
+    write_json(
+        folder / "result.json",
+        {
+            "metrics": {k: round(v, 4) for k, v in metrics.items()},
+            "protocol": {
+                "dataset": validation.name,
+                "split": config.data.val,
+                "images": len(validation),
+                "captions": len(view.captions),
+                "trained_on": data.train.name,
+            },
+            "config": asdict(config),
+            "commit": commit(),
+            "seed": config.seed,
+            "hardware": hardware(),
+            "seconds": round(time.perf_counter() - started, 1),
+            "parameters_total": parameters,
+            "parameters_active": parameters,
+        },
+    )
     logger.info("%s: %s", folder, ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
     logger.info("pictures: %s", picture or "none, a pretrained trunk is decoded to features")
 

@@ -77,7 +77,8 @@ def tiny_batch(tiny: AlignConfig) -> Callable[..., Batch]:
             torch.arange(rows),
             inputs={
                 "image": torch.randint(0, 256, (rows, 3, 32, 32), dtype=torch.uint8, generator=random),
-                "audio": torch.randn(rows, samples, generator=random).mul(0.1) * real, "text": ids,
+                "audio": torch.randn(rows, samples, generator=random).mul(0.1) * real,
+                "text": ids,
             },
             masks={"audio": real, "text": mask},
             present={m: torch.ones(rows, dtype=torch.bool) for m in ("image", "audio", "text")},

@@ -20,9 +20,24 @@ LIGHTNING = re.compile(
     r"|scripts/(train_\w+|finetune|continue_pretrain)\.py"
 )
 TOP_LEVEL = {
-    "mm", "encoders", "alignment", "kernels", "eval", "scripts", "configs", "tests", "README.md", "pyproject.toml",
-    "constraints.txt", "Makefile", "LICENSE", ".ci", ".gitignore", ".pre-commit-config.yaml", ".github",
-}  # fmt: skip
+    "mm",
+    "encoders",
+    "alignment",
+    "kernels",
+    "eval",
+    "scripts",
+    "configs",
+    "tests",
+    "README.md",
+    "pyproject.toml",
+    "constraints.txt",
+    "Makefile",
+    "LICENSE",
+    ".ci",
+    ".gitignore",
+    ".pre-commit-config.yaml",
+    ".github",
+}
 
 
 def modules() -> list[str]:
@@ -101,7 +116,7 @@ def test_no_address_of_a_machine_or_registry_is_written_down() -> None:
     private = re.compile(r"/root/|/work/|/home/\w|index-url|pypi\.org/simple")
     kinds = (".py", ".toml", ".yaml", ".json", ".txt", ".md", "")
     texts = [p for p in tracked() if p.suffix in kinds and (ROOT / p).is_file()]
-    own = Path(__file__).name                                      # which spells the patterns out
+    own = Path(__file__).name  # which spells the patterns out
     assert not [p for p in texts if p.name != own and private.search((ROOT / p).read_text(errors="ignore"))]
 
 

@@ -76,8 +76,10 @@ class Quantizer(nn.Module):
         vector 0, and touch neither losses, metrics nor statistics.
         """
         if z.dim() != 3 or z.shape[-1] != self.config.width:
-            raise ValueError(f"z has shape {tuple(z.shape)}: a quantizer of width {self.config.width} "
-                             f"takes (B, T, {self.config.width})")
+            raise ValueError(
+                f"z has shape {tuple(z.shape)}: a quantizer of width {self.config.width} "
+                f"takes (B, T, {self.config.width})"
+            )
         with torch.autocast(z.device.type, enabled=False):
             flat = self.quantize((z.flatten(0, 1) if mask is None else z[mask]).float())
         if mask is None:

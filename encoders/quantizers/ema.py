@@ -127,4 +127,4 @@ def gather_over_ranks(z: Tensor) -> Tensor:
     padded = torch.cat([z, z.new_zeros(longest - len(z), z.shape[1])])
     shards = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(shards, padded)
-    return torch.cat([shard[:int(n)] for shard, n in zip(shards, lengths, strict=True)])
+    return torch.cat([shard[: int(n)] for shard, n in zip(shards, lengths, strict=True)])

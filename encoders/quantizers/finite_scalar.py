@@ -25,7 +25,7 @@ class FiniteScalarQuantizer(Quantizer):
         channels, self.size = len(config.levels), math.prod(config.levels)
         levels = torch.tensor(config.levels)
         reach = (levels - 1) * (1 + 1e-3) / 2  # a hair wider than the outermost level, so that tanh reaches it
-        offset = (levels % 2 == 0) * 0.5       # an even number of levels lies around -1/2
+        offset = (levels % 2 == 0) * 0.5  # an even number of levels lies around -1/2
         radix = torch.tensor([math.prod(config.levels[:i]) for i in range(channels)])
         self.register_buffer("level_count", levels, persistent=False)
         self.register_buffer("reach", reach, persistent=False)

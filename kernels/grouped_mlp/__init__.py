@@ -93,10 +93,14 @@ def _path(name: str) -> ModuleType:
 def _check(x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor) -> None:
     experts, width, hidden = w_out.shape
     if w_in.shape != (experts, 2 * hidden, width):
-        raise ValueError(f"w_in is {tuple(w_in.shape)}; with w_out {tuple(w_out.shape)} it must be (E, 2H, D) = "
-                         f"({experts}, {2 * hidden}, {width})")
+        raise ValueError(
+            f"w_in is {tuple(w_in.shape)}; with w_out {tuple(w_out.shape)} it must be (E, 2H, D) = "
+            f"({experts}, {2 * hidden}, {width})"
+        )
     if x.ndim != 2 or x.shape[1] != width:
         raise ValueError(f"x is {tuple(x.shape)}; it must be (N, D) with D = {width}, the experts' width")
     if indices.shape != weights.shape or indices.ndim != 2 or indices.shape[0] != x.shape[0]:
-        raise ValueError(f"indices {tuple(indices.shape)} and weights {tuple(weights.shape)} must both be (N, K) with "
-                         f"N = {x.shape[0]}")
+        raise ValueError(
+            f"indices {tuple(indices.shape)} and weights {tuple(weights.shape)} must both be (N, K) with "
+            f"N = {x.shape[0]}"
+        )

@@ -57,8 +57,19 @@ def forward(
     gate_up, hidden_state = x.new_empty(rows, 2 * hidden), x.new_empty(rows, hidden)
     if rows:
         _gate_up[(rows // GROUP_ROWS, triton.cdiv(hidden, TILE))](
-            x, w_in, plan.token, plan.expert, scale, gate_up, hidden_state, width, hidden,
-            _precision(x), GROUP_ROWS, TILE, CHUNK,
+            x,
+            w_in,
+            plan.token,
+            plan.expert,
+            scale,
+            gate_up,
+            hidden_state,
+            width,
+            hidden,
+            _precision(x),
+            GROUP_ROWS,
+            TILE,
+            CHUNK,
         )
     out = _per_expert(hidden_state, w_out, plan, gather=False)
     return _combine(out, plan), gate_up
@@ -77,7 +88,14 @@ def backward(
     d_scale = torch.empty(rows, dtype=torch.float32, device=x.device)
     if rows:
         _swiglu_backward[(rows,)](
-            gate_up, d_hidden, _at_slots(weights, plan), plan.token, d_gate_up, hidden_state, d_scale, hidden,
+            gate_up,
+            d_hidden,
+            _at_slots(weights, plan),
+            plan.token,
+            d_gate_up,
+            hidden_state,
+            d_scale,
+            hidden,
             triton.next_power_of_2(hidden),
         )
     d_out = _weight_gradient(grad, hidden_state, plan, w_out.dtype, gather_left=True)
@@ -92,8 +110,19 @@ def _per_expert(rows: Tensor, stack: Tensor, plan: Layout, *, gather: bool) -> T
     out = rows.new_empty(count, outputs)
     if count:
         _rows_kernel[(count // GROUP_ROWS, triton.cdiv(outputs, TILE))](
-            rows, stack, plan.token, plan.expert, out, inputs, outputs, *stack.stride(), gather, _precision(rows),
-            GROUP_ROWS, TILE, CHUNK,
+            rows,
+            stack,
+            plan.token,
+            plan.expert,
+            out,
+            inputs,
+            outputs,
+            *stack.stride(),
+            gather,
+            _precision(rows),
+            GROUP_ROWS,
+            TILE,
+            CHUNK,
         )
     return out
 
@@ -133,8 +162,19 @@ def _precision(tensor: Tensor) -> str:
 
 @triton.jit
 def _gate_up(
-    x, w_in, token, expert, scale, gate_up, hidden_state, width, hidden, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
+    x,
+    w_in,
+    token,
+    expert,
+    scale,
+    gate_up,
+    hidden_state,
+    width,
+    hidden,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     e = tl.load(expert + tl.program_id(0))
     if e < 0:
@@ -163,8 +203,21 @@ def _gate_up(
 
 @triton.jit
 def _rows_kernel(
-    rows, stack, token, expert, out, inputs, outputs, stride_e, stride_o, stride_i, GATHER: tl.constexpr,
-    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
+    rows,
+    stack,
+    token,
+    expert,
+    out,
+    inputs,
+    outputs,
+    stride_e,
+    stride_o,
+    stride_i,
+    GATHER: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     e = tl.load(expert + tl.program_id(0))
     if e < 0:
@@ -188,8 +241,17 @@ def _rows_kernel(
 
 @triton.jit
 def _weights_kernel(
-    left, right, token, first, out, lefts, rights, GATHER_LEFT: tl.constexpr, PRECISION: tl.constexpr,
-    TILE: tl.constexpr, CHUNK: tl.constexpr,
+    left,
+    right,
+    token,
+    first,
+    out,
+    lefts,
+    rights,
+    GATHER_LEFT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TILE: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     e = tl.program_id(0)
     i = tl.program_id(1) * TILE + tl.arange(0, TILE)
@@ -210,9 +272,7 @@ def _weights_kernel(
 
 
 @triton.jit
-def _swiglu_backward(
-    gate_up, d_hidden, scale, token, d_gate_up, hidden_state, d_scale, hidden, WIDTH: tl.constexpr
-):
+def _swiglu_backward(gate_up, d_hidden, scale, token, d_gate_up, hidden_state, d_scale, hidden, WIDTH: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     if tl.load(token + row) < 0:
         return

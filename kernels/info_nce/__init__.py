@@ -20,9 +20,7 @@ from kernels.info_nce import reference, tiled
 Group = dist.ProcessGroup | None
 
 
-def info_nce(
-    a: Tensor, b: Tensor, scale: Tensor, *, ids: Tensor | None = None, group: Group = None
-) -> Tensor:
+def info_nce(a: Tensor, b: Tensor, scale: Tensor, *, ids: Tensor | None = None, group: Group = None) -> Tensor:
     """Symmetric InfoNCE of unit vectors: the mean of both directions' cross entropies; logits = scale · a bᵀ.
 
     a, b (B, D), row i of one the positive of row i of the other; scale () the inverse temperature; ids (B,) int64:
@@ -58,9 +56,7 @@ class _InfoNCE(torch.autograd.Function):
     """Saves the inputs and one number per row and column."""
 
     @staticmethod
-    def forward(
-        ctx: Any, a: Tensor, b: Tensor, scale: Tensor, ids: Tensor | None, group: Group, path: str
-    ) -> Tensor:
+    def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, ids: Tensor | None, group: Group, path: str) -> Tensor:
         columns_of, all_ids, first = _gather(b, group), _gather_ids(ids, group), _first(a, group)
         rows, columns = tiled.nce_forward(a, columns_of, scale, ids, all_ids, first, path)
         if group is not None:

@@ -15,9 +15,7 @@ Ids = Tensor | None
 TILE = 1024  # rows and columns of a tile: 4 MB of logits, within the last-level cache
 
 
-def nce_forward(
-    a: Tensor, b: Tensor, scale: Tensor, row_ids: Ids, ids: Ids, first: int
-) -> tuple[Tensor, Tensor]:
+def nce_forward(a: Tensor, b: Tensor, scale: Tensor, row_ids: Ids, ids: Ids, first: int) -> tuple[Tensor, Tensor]:
     """a (n, D), b (B, D), ids (n,) and (B,) -> log-sum-exp of the rows (n,), of the columns over these rows (B,)."""
     rows = a.new_full((a.shape[0],), -torch.inf)
     columns = a.new_full((b.shape[0],), -torch.inf)
@@ -42,9 +40,7 @@ def nce_backward(
     return d_a.mul_(scale), d_b.mul_(scale), d_scale
 
 
-def sigmoid_forward(
-    a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, row_ids: Ids, ids: Ids, first: int
-) -> Tensor:
+def sigmoid_forward(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, row_ids: Ids, ids: Ids, first: int) -> Tensor:
     """The sum over these rows of the pairs' losses: a (n, D), b (B, D) -> ()."""
     total = a.new_zeros(())
     for i, j, logits in _tiles(a, b, scale, row_ids, ids, first):

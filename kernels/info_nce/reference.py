@@ -33,9 +33,7 @@ def _left_out(ids: Tensor | None, a: Tensor) -> Tensor:
     return (ids[:, None] == ids[None, :]) & ~torch.eye(len(a), dtype=torch.bool, device=a.device)
 
 
-def _whole_batch(
-    a: Tensor, b: Tensor, ids: Tensor | None, group: Group
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _whole_batch(a: Tensor, b: Tensor, ids: Tensor | None, group: Group) -> tuple[Tensor, Tensor, Tensor | None]:
     dtype = torch.promote_types(a.dtype, torch.float32)
     a, b = a.to(dtype), b.to(dtype)
     if group is None:

@@ -53,23 +53,65 @@ def _reduce(
     out = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     has_ids = x_ids is not None
     _reduce_kernel[(triton.cdiv(x.shape[0], ROWS),)](
-        x, y, scale, bias, x_ids if has_ids else x, y_ids if has_ids else x, out,
-        x.shape[0], y.shape[0], x.shape[1], first, has_ids, sigmoid, _precision(x), ROWS, COLUMNS, CHUNK,
+        x,
+        y,
+        scale,
+        bias,
+        x_ids if has_ids else x,
+        y_ids if has_ids else x,
+        out,
+        x.shape[0],
+        y.shape[0],
+        x.shape[1],
+        first,
+        has_ids,
+        sigmoid,
+        _precision(x),
+        ROWS,
+        COLUMNS,
+        CHUNK,
     )
     return out
 
 
 def _gradient(
-    x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, x_lse: Tensor, y_lse: Tensor, x_ids: Ids, y_ids: Ids, first: int,
-    *, sigmoid: bool,
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    x_lse: Tensor,
+    y_lse: Tensor,
+    x_ids: Ids,
+    y_ids: Ids,
+    first: int,
+    *,
+    sigmoid: bool,
 ) -> tuple[Tensor, Tensor]:
     """Σ_j g_ij y_j (rows of x, D) with g the gradient of the logits, and Σ_j g_ij (rows of x,)."""
     d_x = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     shares = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     has_ids = x_ids is not None
     _gradient_kernel[(triton.cdiv(x.shape[0], ROWS),)](
-        x, y, scale, bias, x_lse, y_lse, x_ids if has_ids else x, y_ids if has_ids else x, d_x, shares,
-        x.shape[0], y.shape[0], x.shape[1], first, has_ids, sigmoid, _precision(x), ROWS, COLUMNS, CHUNK,
+        x,
+        y,
+        scale,
+        bias,
+        x_lse,
+        y_lse,
+        x_ids if has_ids else x,
+        y_ids if has_ids else x,
+        d_x,
+        shares,
+        x.shape[0],
+        y.shape[0],
+        x.shape[1],
+        first,
+        has_ids,
+        sigmoid,
+        _precision(x),
+        ROWS,
+        COLUMNS,
+        CHUNK,
     )
     return d_x, shares
 
@@ -81,9 +123,24 @@ def _precision(x: Tensor) -> str:
 
 @triton.jit
 def _logits(
-    x, y, scale, bias, x_ids, y_ids, i, j, n, m, width, first,
-    HAS_IDS: tl.constexpr, SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
+    x,
+    y,
+    scale,
+    bias,
+    x_ids,
+    y_ids,
+    i,
+    j,
+    n,
+    m,
+    width,
+    first,
+    HAS_IDS: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     """The tile of logits (-inf where a pair is left out or outside), and where the positives are."""
     tile = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -105,9 +162,23 @@ def _logits(
 
 @triton.jit
 def _reduce_kernel(
-    x, y, scale, bias, x_ids, y_ids, out, n, m, width, first,
-    HAS_IDS: tl.constexpr, SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
+    x,
+    y,
+    scale,
+    bias,
+    x_ids,
+    y_ids,
+    out,
+    n,
+    m,
+    width,
+    first,
+    HAS_IDS: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     high = tl.full((ROWS,), -1e30, tl.float32)  # finite: a row that has no pair yet gives exp(-inf) = 0, not nan
@@ -134,9 +205,26 @@ def _reduce_kernel(
 
 @triton.jit
 def _gradient_kernel(
-    x, y, scale, bias, x_lse, y_lse, x_ids, y_ids, d_x, shares, n, m, width, first,
-    HAS_IDS: tl.constexpr, SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
+    x,
+    y,
+    scale,
+    bias,
+    x_lse,
+    y_lse,
+    x_ids,
+    y_ids,
+    d_x,
+    shares,
+    n,
+    m,
+    width,
+    first,
+    HAS_IDS: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     sums = tl.zeros((ROWS,), tl.float32)

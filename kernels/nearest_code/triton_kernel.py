@@ -26,9 +26,7 @@ def nearest_code(z: Tensor, codebook: Tensor, metric: str) -> Tensor:
 
 
 @triton.jit
-def _nearest(
-    z, codes, bias, indices, n, width, size, VECTORS: tl.constexpr, CODES: tl.constexpr, CHUNK: tl.constexpr
-):
+def _nearest(z, codes, bias, indices, n, width, size, VECTORS: tl.constexpr, CODES: tl.constexpr, CHUNK: tl.constexpr):
     row = tl.program_id(0) * VECTORS + tl.arange(0, VECTORS)
     best = tl.full((VECTORS,), float("-inf"), tl.float32)
     chosen = tl.zeros((VECTORS,), tl.int32)

@@ -17,8 +17,9 @@ from mm.probe import probe
 from mm.task import AlignTask
 
 
-def save_adapter(model: nn.Module, config: LoraConfig, folder: Path, base: Fingerprint,
-                 packed_but: tuple[str, ...] | None = None) -> None:
+def save_adapter(
+    model: nn.Module, config: LoraConfig, folder: Path, base: Fingerprint, packed_but: tuple[str, ...] | None = None
+) -> None:
     """adapter_model.safetensors and adapter_config.json, which PEFT reads, experts.safetensors, and adapter.json.
 
     base: the fingerprint of the run without the adapter, and before its weights were packed. packed_but: what
@@ -31,8 +32,10 @@ def save_adapter(model: nn.Module, config: LoraConfig, folder: Path, base: Finge
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / f"{name}.safetensors")
     if linear:
         peft_config(config, list(peft_layers(model))).save_pretrained(str(folder))
-    write_json(folder / "adapter.json", {"kind": "lora", "config": asdict(config), "base": base.as_json(),
-                                         "packed_but": packed_but})
+    write_json(
+        folder / "adapter.json",
+        {"kind": "lora", "config": asdict(config), "base": base.as_json(), "packed_but": packed_but},
+    )
 
 
 def load_adapter(task: AlignTask, folder: str | Path) -> LoraConfig:

@@ -18,11 +18,21 @@ from mm.data.domain import DomainAdapter
 
 TOKEN = re.compile(r"\[[^\]]+\]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|%\d{2}|\d|[().=#\-+\\/:~@?>*$]")
 GROUPS = {
-    "carboxylic acid": "fr_COO", "ester": "fr_ester", "amide": "fr_amide", "ketone": "fr_ketone",
-    "aldehyde": "fr_aldehyde", "ether": "fr_ether", "phenol": "fr_phenol", "aliphatic alcohol": "fr_Al_OH",
-    "nitro group": "fr_nitro", "nitrile": "fr_nitrile", "aniline": "fr_aniline", "sulfonamide": "fr_sulfonamd",
-    "sulfide": "fr_sulfide", "halogen": "fr_halogen",
-}  # fmt: skip
+    "carboxylic acid": "fr_COO",
+    "ester": "fr_ester",
+    "amide": "fr_amide",
+    "ketone": "fr_ketone",
+    "aldehyde": "fr_aldehyde",
+    "ether": "fr_ether",
+    "phenol": "fr_phenol",
+    "aliphatic alcohol": "fr_Al_OH",
+    "nitro group": "fr_nitro",
+    "nitrile": "fr_nitrile",
+    "aniline": "fr_aniline",
+    "sulfonamide": "fr_sulfonamd",
+    "sulfide": "fr_sulfide",
+    "halogen": "fr_halogen",
+}
 """What a chemist sees in a drawing, by RDKit's name for the count of it."""
 
 
@@ -125,7 +135,16 @@ def properties(molecule: Any) -> str:
     counts = {name: getattr(fragments, function)(molecule) for name, function in GROUPS.items()}
     groups = [name if count == 1 else f"{count} × {name}" for name, count in counts.items() if count]
     shown = [f"{rings} ring{'s' * (rings > 1)}, {aromatic} aromatic" if rings else "no ring", *groups, formula]
-    numbers = {"weight": descriptors.MolWt(molecule), "polar surface": descriptors.TPSA(molecule),
-               "donors": descriptors.NumHDonors(molecule), "rotatable bonds": descriptors.NumRotatableBonds(molecule)}
-    return ", ".join([*shown, *(f"{name} {value:.0f}" for name, value in numbers.items()),
-                      f"logP {descriptors.MolLogP(molecule):.1f}"])
+    numbers = {
+        "weight": descriptors.MolWt(molecule),
+        "polar surface": descriptors.TPSA(molecule),
+        "donors": descriptors.NumHDonors(molecule),
+        "rotatable bonds": descriptors.NumRotatableBonds(molecule),
+    }
+    return ", ".join(
+        [
+            *shown,
+            *(f"{name} {value:.0f}" for name, value in numbers.items()),
+            f"logP {descriptors.MolLogP(molecule):.1f}",
+        ]
+    )

@@ -34,8 +34,15 @@ class AdaptedRow:
 
     def text(self) -> tuple[str, ...]:
         """Cells under COLUMNS: mean ± standard deviation over the seeds, or — where nothing was measured."""
-        return (self.strategy, str(len(self.seeds)), f"{self.mean('trainable'):,.0f}", self.cell("peak memory, GiB"),
-                self.cell("minutes"), self.change("domain"), self.change("general"))  # fmt: skip
+        return (
+            self.strategy,
+            str(len(self.seeds)),
+            f"{self.mean('trainable'):,.0f}",
+            self.cell("peak memory, GiB"),
+            self.cell("minutes"),
+            self.change("domain"),
+            self.change("general"),
+        )
 
     def change(self, part: str) -> str:
         before, after = self.cell(f"{part} before"), self.cell(f"{part} after")
@@ -69,13 +76,22 @@ def read_adapted(folder: Path) -> AdaptedRow:
     result = json.loads(path.read_text()) if path.is_file() else {}
     found = result.get("adaptation") or result.get("continued")
     if not found:
-        raise ValueError(f"{folder} is no adapted run: expected a result.json of scripts/finetune.py or"
-                         " scripts/continue_pretrain.py in it")
+        raise ValueError(
+            f"{folder} is no adapted run: expected a result.json of scripts/finetune.py or"
+            " scripts/continue_pretrain.py in it"
+        )
     stamp = next(iter(result["protocol"].values()))
     targets = f" on {' + '.join(found['targets'])}" if found.get("targets") else ""
-    measured = {"trainable": found["trainable"], "peak memory, GiB": found["peak_memory_gib"],
-                "minutes": found["minutes"]}
+    measured = {
+        "trainable": found["trainable"],
+        "peak memory, GiB": found["peak_memory_gib"],
+        "minutes": found["minutes"],
+    }
     for moment in ("before", "after"):
         measured |= {f"{part} {moment}": value for part, value in found[moment].items()}
-    return AdaptedRow(found.get("strategy", "continued pre-training") + targets,
-                      f"{found['selected']['metric']} of {stamp['dataset']}", found["run"], (measured,))
+    return AdaptedRow(
+        found.get("strategy", "continued pre-training") + targets,
+        f"{found['selected']['metric']} of {stamp['dataset']}",
+        found["run"],
+        (measured,),
+    )

@@ -32,8 +32,9 @@ class MixConfig:
         if self.domain <= 0 or self.general < 0:
             raise ValueError(f"mix.domain={self.domain} must be positive and mix.general={self.general} not negative")
         if self.stages < 1 or not 0 < self.stage_factor <= 1:
-            raise ValueError(f"mix.stages={self.stages} must be at least 1 and mix.stage_factor={self.stage_factor}"
-                             " in (0, 1]")
+            raise ValueError(
+                f"mix.stages={self.stages} must be at least 1 and mix.stage_factor={self.stage_factor} in (0, 1]"
+            )
 
 
 class ContinuedTask(AdaptTask):
@@ -64,8 +65,11 @@ class ContinuedTask(AdaptTask):
 
     def strengths(self) -> dict[str, list[float]]:
         """What each head adds to the logits of terms' tokens, by attention."""
-        return {name: module.strength().tolist() for name, module in self.model.backbone.named_modules()
-                if getattr(module, "term_strength", None) is not None}
+        return {
+            name: module.strength().tolist()
+            for name, module in self.model.backbone.named_modules()
+            if getattr(module, "term_strength", None) is not None
+        }
 
 
 class MixedData(LightningDataModule):

@@ -34,8 +34,10 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
-            raise ValueError(f"lora: rank={self.rank} must be at least 1, alpha={self.alpha} positive and"
-                             f" dropout={self.dropout} in [0, 1)")
+            raise ValueError(
+                f"lora: rank={self.rank} must be at least 1, alpha={self.alpha} positive and"
+                f" dropout={self.dropout} in [0, 1)"
+            )
         if not self.targets:
             raise ValueError("lora.targets is empty: name what is adapted, such as q_proj")
 
@@ -49,9 +51,11 @@ class Coverage:
 
     def lines(self) -> list[str]:
         """One line for each parameter."""
-        return [f"{mark} {name} {'×'.join(map(str, shape)) or 'scalar'}"
-                for mark, part in (("adapted  ", self.targeted), ("untouched", self.untargeted))
-                for name, shape in part.items()]
+        return [
+            f"{mark} {name} {'×'.join(map(str, shape)) or 'scalar'}"
+            for mark, part in (("adapted  ", self.targeted), ("untouched", self.untargeted))
+            for name, shape in part.items()
+        ]
 
     def summary(self) -> str:
         def size(part: dict[str, tuple[int, ...]]) -> str:
@@ -97,14 +101,19 @@ def coverage(model: nn.Module, config: LoraConfig) -> Coverage:
     for target in config.targets:
         if not any(_last(name) == target for name in (*linears, *experts)):
             there = sorted({_last(n) for n, m in model.named_modules() if isinstance(m, nn.Linear)} | set(EXPERTS))
-            raise ValueError(f"lora.targets: {target!r} is no linear layer nor expert weight of this model; it has"
-                             f" {', '.join(there)}")
+            raise ValueError(
+                f"lora.targets: {target!r} is no linear layer nor expert weight of this model; it has"
+                f" {', '.join(there)}"
+            )
     for name in targeted:
         if config.rank > (most := min(shapes[name][-2:])):
-            raise ValueError(f"lora.rank={config.rank} is larger than {name}, whose matrices are"
-                             f" {shapes[name][-2]}×{shapes[name][-1]}: at most {most}")
-    return Coverage({n: s for n, s in shapes.items() if n in targeted},
-                    {n: s for n, s in shapes.items() if n not in targeted})
+            raise ValueError(
+                f"lora.rank={config.rank} is larger than {name}, whose matrices are"
+                f" {shapes[name][-2]}×{shapes[name][-1]}: at most {most}"
+            )
+    return Coverage(
+        {n: s for n, s in shapes.items() if n in targeted}, {n: s for n, s in shapes.items() if n not in targeted}
+    )
 
 
 def attach(model: nn.Module, config: LoraConfig) -> Coverage:
@@ -168,24 +177,34 @@ def settle(owner: nn.Module, weight: str) -> None:
 
 def adapter_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The adapters' own tensors: PEFT's under the names that PEFT gives them in a file, and the experts'."""
-    linear = {f"base_model.model.{name}.{side}.weight": getattr(layer, side)["default"].weight
-              for name, layer in peft_layers(model).items() for side in ("lora_A", "lora_B")}
-    experts = {f"{name}.{side}": getattr(owner.parametrizations[weight][-1], side)
-               for name, owner, weight in _expert_adapters(model) for side in ("lora_A", "lora_B")}
+    linear = {
+        f"base_model.model.{name}.{side}.weight": getattr(layer, side)["default"].weight
+        for name, layer in peft_layers(model).items()
+        for side in ("lora_A", "lora_B")
+    }
+    experts = {
+        f"{name}.{side}": getattr(owner.parametrizations[weight][-1], side)
+        for name, owner, weight in _expert_adapters(model)
+        for side in ("lora_A", "lora_B")
+    }
     return linear, experts
 
 
 def peft_config(config: LoraConfig, linears: list[str]) -> Any:
     """PEFT's own settings of an adapter on these linear layers."""
-    return require("peft").LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout,
-                                      target_modules=sorted(linears))
+    return require("peft").LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=sorted(linears)
+    )
 
 
 def _matching(model: nn.Module, config: LoraConfig) -> tuple[list[str], list[str]]:
     """Names of the linear layers and of the fused parameters that the targets name."""
     linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and _last(n) in config.targets]
-    experts = [n for n, shape in _shapes(model).items()
-               if _last(n) in config.targets and _last(n) in EXPERTS and len(shape) == 3]
+    experts = [
+        n
+        for n, shape in _shapes(model).items()
+        if _last(n) in config.targets and _last(n) in EXPERTS and len(shape) == 3
+    ]
     return linears, experts
 
 

@@ -25,8 +25,10 @@ class Estimate:
     seconds: float
 
     def line(self, strategy: Strategy, images: int, steps: int) -> str:
-        return (f"{strategy} for {images:,} images: {self.trainable:,} trainable parameters, about"
-                f" {self.memory / 2**30:.2f} GiB and {self.seconds * steps / 60:.1f} minutes for {steps} steps here")
+        return (
+            f"{strategy} for {images:,} images: {self.trainable:,} trainable parameters, about"
+            f" {self.memory / 2**30:.2f} GiB and {self.seconds * steps / 60:.1f} minutes for {steps} steps here"
+        )
 
 
 def choose(images: int) -> Strategy:

@@ -53,8 +53,11 @@ class NF4(nn.Module):
         # CPU with AVX512 (width 32: a relative error of 0.20 instead of 0.09).
         width = BLOCK if weight.numel() % BLOCK == 0 else weight.numel()
         packed, self.state = self.functional.quantize_4bit(
-            weight.detach().float().reshape(-1, width).contiguous(), blocksize=BLOCK, quant_type="nf4",
-            compress_statistics=True)
+            weight.detach().float().reshape(-1, width).contiguous(),
+            blocksize=BLOCK,
+            quant_type="nf4",
+            compress_statistics=True,
+        )
         return (packed,)
 
     def stored(self) -> int:
@@ -121,8 +124,12 @@ def group_of(name: str) -> str:
         return f"{rest[0]} encoder"
     if first != "backbone":
         return "heads"
-    for part, group in (("moe.shared", "shared expert"), ("router", "router"), ("moe.", "experts"),
-                        ("attention", "attention")):
+    for part, group in (
+        ("moe.shared", "shared expert"),
+        ("router", "router"),
+        ("moe.", "experts"),
+        ("attention", "attention"),
+    ):
         if part in name:
             return group
     return "backbone, the rest"

@@ -19,8 +19,14 @@ class TableLoader(DomainAdapter):
         folder: where the files lie; by default beside the table. What a cell names must lie inside it.
     """
 
-    def __init__(self, table_path: str | Path, image: str = "image", text: Sequence[str] = ("text",),
-                 audio: str | None = None, folder: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        table_path: str | Path,
+        image: str = "image",
+        text: Sequence[str] = ("text",),
+        audio: str | None = None,
+        folder: str | Path | None = None,
+    ) -> None:
         path = Path(table_path)
         self.folder = path.parent if folder is None else Path(folder)
         self.image, self.text, self.audio, self.title = image, tuple(text), audio, path.stem

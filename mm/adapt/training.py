@@ -34,13 +34,35 @@ class DomainData:
     """Of a frozen image trunk: the plain picture and views-1 augmented ones; by default as many as the run had."""
 
 
-def domain_config(own: AlignConfig, data: DomainData, *, runs: str, seed: int, optim: OptimConfig,
-                  schedule: ScheduleConfig, train: TrainConfig) -> AlignConfig:
+def domain_config(
+    own: AlignConfig,
+    data: DomainData,
+    *,
+    runs: str,
+    seed: int,
+    optim: OptimConfig,
+    schedule: ScheduleConfig,
+    train: TrainConfig,
+) -> AlignConfig:
     """A run's own settings, reading the domain's set and training as asked for; on one device."""
-    read = replace(own.data, root=data.root, train=data.train, val=data.val, karpathy=None, audio_root=data.audio_root,
-                   views=own.data.views if data.views is None else data.views)
-    return replace(own, runs=runs, seed=seed, data=read, optim=optim, schedule=schedule,
-                   train=replace(train, devices=1, strategy="auto"))
+    read = replace(
+        own.data,
+        root=data.root,
+        train=data.train,
+        val=data.val,
+        karpathy=None,
+        audio_root=data.audio_root,
+        views=own.data.views if data.views is None else data.views,
+    )
+    return replace(
+        own,
+        runs=runs,
+        seed=seed,
+        data=read,
+        optim=optim,
+        schedule=schedule,
+        train=replace(train, devices=1, strategy="auto"),
+    )
 
 
 @dataclass(frozen=True)
@@ -57,8 +79,9 @@ class JudgedSet:
         found = evaluate_split(task.model, task.loss, self.data, self.dataset, self.split, EvalConfig(rerank=0))
         metrics = found.metrics()
         if self.metric not in metrics:
-            raise ValueError(f"metric={self.metric!r} is not measured on {self.dataset.name}: choose from"
-                             f" {', '.join(metrics)}")
+            raise ValueError(
+                f"metric={self.metric!r} is not measured on {self.dataset.name}: choose from {', '.join(metrics)}"
+            )
         return metrics[self.metric]
 
 
@@ -116,8 +139,13 @@ class KeepBest(Callback):
         restore(task, self.kept)
 
     def state_dict(self) -> dict[str, object]:
-        return {"averaged": self.averaged, "kept": self.kept, "value": self.value, "step": self.step,
-                "stale": self.stale}  # fmt: skip
+        return {
+            "averaged": self.averaged,
+            "kept": self.kept,
+            "value": self.value,
+            "step": self.step,
+            "stale": self.stale,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self.averaged, self.kept = state["averaged"], state["kept"]

@@ -76,8 +76,10 @@ class CocoFolder:
         self.caption_ids: list[tuple[int, ...]] = []
         self._collect(records, _Images(self.root, split, trusted=source), skipped)
         if not self.files:
-            raise ValueError(f"{source}: no image can be used ({_counts(skipped) or 'it lists none'})"
-                             + (f"; the first missing file is {self.missing[0]}" if self.missing else ""))
+            raise ValueError(
+                f"{source}: no image can be used ({_counts(skipped) or 'it lists none'})"
+                + (f"; the first missing file is {self.missing[0]}" if self.missing else "")
+            )
         self.keys = _unique_keys(self.files, self.image_ids)
         self._audio = _audio_files(Path(audio_root or self.root) / "audio", [f.stem for f in self.files], skipped)
         self.has_audio = [path is not None for path in self._audio]
@@ -93,15 +95,17 @@ class CocoFolder:
         path, sound = self.files[index], self._audio[index]
         image = decode_image(path.read_bytes(), str(path))
         audio, rate = (None, 0) if sound is None else decode_audio(sound.read_bytes(), str(sound))
-        return Sample(self.keys[index], self.image_ids[index], self.captions[index], self.caption_ids[index],
-                      image, audio, rate)
+        return Sample(
+            self.keys[index], self.image_ids[index], self.captions[index], self.caption_ids[index], image, audio, rate
+        )
 
     def encoded(self, index: int) -> EncodedSample:
         """The sample with its picture and sound as the bytes of their files."""
         files = [path for path in (self.files[index], self._audio[index]) if path is not None]
         members = {path.suffix[1:].lower().replace("jpeg", "jpg"): path.read_bytes() for path in files}
         return EncodedSample(
-            self.keys[index], self.image_ids[index], self.captions[index], self.caption_ids[index], members)
+            self.keys[index], self.image_ids[index], self.captions[index], self.caption_ids[index], members
+        )
 
     def _collect(self, records: Iterable[_Record], images: "_Images", skipped: Counter[str]) -> None:
         for record in records:
@@ -122,8 +126,12 @@ class CocoFolder:
 
 
 def write_coco(
-    samples: Iterable[Sample | EncodedSample], folder: str | Path, split: str,
-    image_format: str = "jpg", audio_format: str = "flac", quality: int = 90,
+    samples: Iterable[Sample | EncodedSample],
+    folder: str | Path,
+    split: str,
+    image_format: str = "jpg",
+    audio_format: str = "flac",
+    quality: int = 90,
 ) -> Path:
     """Write samples as `images/`, `audio/` and, last and atomically, `annotations/captions_<split>.json` (returned)."""
     folder = Path(folder)
@@ -141,8 +149,10 @@ def write_coco(
             (place / f"{encoded.key}.{extension}").write_bytes(data)
             if extension in IMAGE_EXTENSIONS:
                 images.append({"id": encoded.image_id, "file_name": f"{encoded.key}.{extension}"})
-        annotations += [{"id": i, "image_id": encoded.image_id, "caption": text}
-                        for i, text in zip(encoded.caption_ids, encoded.captions, strict=True)]
+        annotations += [
+            {"id": i, "image_id": encoded.image_id, "caption": text}
+            for i, text in zip(encoded.caption_ids, encoded.captions, strict=True)
+        ]
     path = folder / "annotations" / f"captions_{split}.json"
     write_json(path, {"info": {}, "licenses": [], "images": images, "annotations": annotations}, indent=None)
     return path
@@ -154,8 +164,14 @@ def _annotation_file(root: Path, split: str) -> Path:
         if (folder / f"captions_{name}.json").is_file():
             return folder / f"captions_{name}.json"
     there = sorted(path.stem.removeprefix("captions_") for path in folder.glob("captions_*.json"))
-    raise FileNotFoundError(f"no {folder / f'captions_{split}.json'}; " + (
-        f"the splits there are {', '.join(there)}" if there else f"{root} holds no annotations/captions_<split>.json"))
+    raise FileNotFoundError(
+        f"no {folder / f'captions_{split}.json'}; "
+        + (
+            f"the splits there are {', '.join(there)}"
+            if there
+            else f"{root} holds no annotations/captions_<split>.json"
+        )
+    )
 
 
 def _read_json(path: Path) -> Any:
@@ -182,8 +198,11 @@ def _read_annotations(path: Path, skipped: Counter[str]) -> list[_Record]:
             if image["file_name"] != (other := coco.imgs[image["id"]]["file_name"]):
                 raise ValueError(f"image id {image['id']} stands for {image['file_name']!r} and for {other!r}")
         return [
-            _Record(int(i), str(image["file_name"]),
-                    [(int(a["id"]), _text(a["caption"])) for a in coco.imgToAnns.get(i, [])])
+            _Record(
+                int(i),
+                str(image["file_name"]),
+                [(int(a["id"]), _text(a["caption"])) for a in coco.imgToAnns.get(i, [])],
+            )
             for i, image in coco.imgs.items()
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -201,9 +220,13 @@ def _read_karpathy(path: Path, split: str) -> list[_Record]:
         raise ValueError(f"{unknown[0]!r} is not a Karpathy split; use {', '.join(KARPATHY_SPLITS)} or train+restval")
     try:
         return [
-            _Record(int(image["cocoid"]), "/".join(filter(None, (image.get("filepath"), image["filename"]))),
-                    [(int(s["sentid"]), _text(s["raw"])) for s in image["sentences"]])
-            for image in _read_json(path)["images"] if image["split"] in wanted
+            _Record(
+                int(image["cocoid"]),
+                "/".join(filter(None, (image.get("filepath"), image["filename"]))),
+                [(int(s["sentid"]), _text(s["raw"])) for s in image["sentences"]],
+            )
+            for image in _read_json(path)["images"]
+            if image["split"] in wanted
         ]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not Karpathy's dataset_coco.json: {type(error).__name__} {error}") from error
@@ -214,8 +237,13 @@ class _Images:
 
     def __init__(self, root: Path, split: str, trusted: Path) -> None:
         self.root, self.source = root, trusted
-        names = ["images", split, *(split + year for year in OFFICIAL_YEARS), *(
-            s + year for s in ("train", "val") for year in OFFICIAL_YEARS), ""]
+        names = [
+            "images",
+            split,
+            *(split + year for year in OFFICIAL_YEARS),
+            *(s + year for s in ("train", "val") for year in OFFICIAL_YEARS),
+            "",
+        ]
         year = re.search(r"20\d\d", trusted.stem)
         names.sort(key=lambda name: bool(year) and name != "images" and year.group() not in name)  # type: ignore[union-attr]
         self.folders = [root / name for name in dict.fromkeys(names) if (root / name).is_dir()]
@@ -244,8 +272,10 @@ class _Images:
 def _unique_keys(files: list[Path], image_ids: list[int]) -> list[str]:
     stems = Counter(path.stem for path in files)
     ok = re.compile(r"[A-Za-z0-9_-]{1,80}")
-    return [path.stem if ok.fullmatch(path.stem) and stems[path.stem] == 1 else f"image-{image_id:012d}"
-            for path, image_id in zip(files, image_ids, strict=True)]
+    return [
+        path.stem if ok.fullmatch(path.stem) and stems[path.stem] == 1 else f"image-{image_id:012d}"
+        for path, image_id in zip(files, image_ids, strict=True)
+    ]
 
 
 def _audio_files(folder: Path, stems: list[str], skipped: Counter[str]) -> list[Path | None]:

@@ -60,12 +60,22 @@ class _View:
     """Decodes a dataset's samples to uint8 pictures and int16 sound at one rate, keeping them if `cache`."""
 
     def __init__(
-        self, dataset: CaptionDataset, *, image_size: int, audio_seconds: float, sample_rate: int, cache: bool,
-        fit: Literal["crop", "squash"], unreadable: Literal["error", "skip"], decode: Collection[str],
+        self,
+        dataset: CaptionDataset,
+        *,
+        image_size: int,
+        audio_seconds: float,
+        sample_rate: int,
+        cache: bool,
+        fit: Literal["crop", "squash"],
+        unreadable: Literal["error", "skip"],
+        decode: Collection[str],
     ) -> None:
         if image_size < 1 or audio_seconds < 0 or sample_rate < 1:
-            raise ValueError(f"image_size, audio_seconds and sample_rate must be positive, "
-                             f"got {image_size}, {audio_seconds}, {sample_rate}")
+            raise ValueError(
+                f"image_size, audio_seconds and sample_rate must be positive, "
+                f"got {image_size}, {audio_seconds}, {sample_rate}"
+            )
         self.dataset, self.image_size, self.sample_rate = dataset, image_size, sample_rate
         self.audio_samples = round(audio_seconds * sample_rate)
         self.fit, self.unreadable = fit, unreadable
@@ -87,8 +97,13 @@ class _View:
             self._cache[index] = decoded
             self._cache_left -= sum(part.nbytes for part in decoded if part is not None)
             if self._cache_left <= 0:
-                logger.warning("%s: %d of %d samples fill the cache of %d GiB; the others are decoded anew each time",
-                               self.dataset.name, len(self._cache), len(self), CACHE_BYTES >> 30)
+                logger.warning(
+                    "%s: %d of %d samples fill the cache of %d GiB; the others are decoded anew each time",
+                    self.dataset.name,
+                    len(self._cache),
+                    len(self),
+                    CACHE_BYTES >> 30,
+                )
         return decoded
 
     def _decode(self, index: int) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -118,8 +133,9 @@ class _View:
             image = torch.from_numpy(shown).permute(2, 0, 1)
         if "audio" in self.decode and self.audio_samples:
             audio = torch.from_numpy(np.zeros(0, np.int16) if waveform is None else waveform)
-        return Example(index, self.dataset.image_ids[index], captions, image, picture is not None, audio,
-                       self.audio_samples)
+        return Example(
+            index, self.dataset.image_ids[index], captions, image, picture is not None, audio, self.audio_samples
+        )
 
 
 class TrainView(_View):
@@ -137,13 +153,31 @@ class TrainView(_View):
     """
 
     def __init__(
-        self, dataset: CaptionDataset, *, image_size: int, augment: Augment | None = None, audio_seconds: float = 0.0,
-        sample_rate: int = 16000, seed: int = 0, cache: bool = False, fit: Literal["crop", "squash"] = "crop",
-        unreadable: Literal["error", "skip"] = "error", decode: Collection[str] = ("image", "audio"), captions: int = 1,
+        self,
+        dataset: CaptionDataset,
+        *,
+        image_size: int,
+        augment: Augment | None = None,
+        audio_seconds: float = 0.0,
+        sample_rate: int = 16000,
+        seed: int = 0,
+        cache: bool = False,
+        fit: Literal["crop", "squash"] = "crop",
+        unreadable: Literal["error", "skip"] = "error",
+        decode: Collection[str] = ("image", "audio"),
+        captions: int = 1,
         limit_captions: int = 0,
     ) -> None:
-        super().__init__(dataset, image_size=image_size, audio_seconds=audio_seconds, sample_rate=sample_rate,
-                         cache=cache, fit=fit, unreadable=unreadable, decode=decode)
+        super().__init__(
+            dataset,
+            image_size=image_size,
+            audio_seconds=audio_seconds,
+            sample_rate=sample_rate,
+            cache=cache,
+            fit=fit,
+            unreadable=unreadable,
+            decode=decode,
+        )
         self.augment, self.seed, self.captions, self.limit_captions = augment, seed, captions, limit_captions
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
@@ -153,12 +187,15 @@ class TrainView(_View):
         drawn = self._draw(self.dataset.captions[index][: self.limit_captions or None], float(chance[0]))
         picture, waveform = self._decoded(index)
         if picture is not None:
-            picture = resized(picture, self.image_size, self.fit) if self.augment is None else \
-                augmented(picture, self.image_size, self.augment, chance[1:6])
+            picture = (
+                resized(picture, self.image_size, self.fit)
+                if self.augment is None
+                else augmented(picture, self.image_size, self.augment, chance[1:6])
+            )
         if waveform is not None:
             spare = max(0, len(waveform) - self.audio_samples)
             first = int(chance[6] * (spare + 1)) if self.augment is not None else 0
-            waveform = waveform[first:first + self.audio_samples]
+            waveform = waveform[first : first + self.audio_samples]
         return self._example(index, drawn, picture, waveform)
 
     def _draw(self, captions: tuple[str, ...], chance: float) -> tuple[str, ...]:
@@ -174,17 +211,33 @@ class EvalView(_View):
     """
 
     def __init__(
-        self, dataset: CaptionDataset, *, image_size: int, audio_seconds: float = 0.0, sample_rate: int = 16000,
-        cache: bool = False, fit: Literal["crop", "squash"] = "crop", unreadable: Literal["error", "skip"] = "error",
+        self,
+        dataset: CaptionDataset,
+        *,
+        image_size: int,
+        audio_seconds: float = 0.0,
+        sample_rate: int = 16000,
+        cache: bool = False,
+        fit: Literal["crop", "squash"] = "crop",
+        unreadable: Literal["error", "skip"] = "error",
         decode: Collection[str] = ("image", "audio"),
     ) -> None:
-        super().__init__(dataset, image_size=image_size, audio_seconds=audio_seconds, sample_rate=sample_rate,
-                         cache=cache, fit=fit, unreadable=unreadable, decode=decode)
+        super().__init__(
+            dataset,
+            image_size=image_size,
+            audio_seconds=audio_seconds,
+            sample_rate=sample_rate,
+            cache=cache,
+            fit=fit,
+            unreadable=unreadable,
+            decode=decode,
+        )
         self.image_ids = torch.tensor(dataset.image_ids)
         self.captions = [caption for group in dataset.captions for caption in group]
         self.caption_ids = torch.tensor([i for group in dataset.caption_ids for i in group], dtype=torch.int64)
         self.caption_image_ids = torch.repeat_interleave(
-            self.image_ids, torch.tensor([len(group) for group in dataset.captions]))
+            self.image_ids, torch.tensor([len(group) for group in dataset.captions])
+        )
 
     def __getitem__(self, index: int) -> Example:
         picture, waveform = self._decoded(index)
@@ -223,11 +276,15 @@ class Collate:
         if new := [caption for caption in dict.fromkeys(captions) if caption not in self._rows]:
             tokens, mask = self.tokenizer(new)
             # Without the padding of the call that met them first: a batch's length must not depend on what came before.
-            self._rows.update((caption, (row[:n], real[:n])) for caption, row, real, n in
-                              zip(new, tokens, mask, _lengths(mask), strict=True))
+            self._rows.update(
+                (caption, (row[:n], real[:n]))
+                for caption, row, real, n in zip(new, tokens, mask, _lengths(mask), strict=True)
+            )
         rows = [self._rows[caption] for caption in captions]
         return Batch(
-            image_ids, inputs={"text": _stack([r[0] for r in rows])}, masks={"text": _stack([r[1] for r in rows])},
+            image_ids,
+            inputs={"text": _stack([r[0] for r in rows])},
+            masks={"text": _stack([r[1] for r in rows])},
             present={"text": torch.tensor([bool(caption) for caption in captions])},
         )
 

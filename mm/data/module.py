@@ -70,8 +70,10 @@ class DataConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)}: it must be at least 1")
         if self.limit_images < 0 or self.limit_captions < 0:
-            raise ValueError(f"data.limit_images={self.limit_images} and data.limit_captions={self.limit_captions}:"
-                             " neither can be negative, and 0 stands for all")
+            raise ValueError(
+                f"data.limit_images={self.limit_images} and data.limit_captions={self.limit_captions}:"
+                " neither can be negative, and 0 stands for all"
+            )
         if self.in_memory and self.workers:
             raise ValueError(
                 f"data.in_memory with data.workers={self.workers}: each worker would hold its own copy; set one to 0"
@@ -102,9 +104,11 @@ class AlignData(LightningDataModule):
         self.tokenizer = Tokenizer(text.trunk, text.max_tokens)
         self.collate = Collate(self.tokenizer)
         self.view: dict[str, Any] = {
-            "image_size": image.size, "audio_seconds": audio.seconds if "audio" in config.model.modalities else 0.0,
-            "sample_rate": audio.sample_rate, "fit": data.fit,
-        }  # fmt: skip
+            "image_size": image.size,
+            "audio_seconds": audio.seconds if "audio" in config.model.modalities else 0.0,
+            "sample_rate": audio.sample_rate,
+            "fit": data.fit,
+        }
         self.frozen = tuple(m for m in config.model.modalities if getattr(config, m).frozen)
         self.raw = tuple(m for m in ("image", "audio") if m in config.model.modalities and m not in self.frozen)
         self.stores: dict[tuple[str, str, int], FeatureStore] = {}
@@ -169,20 +173,25 @@ class AlignData(LightningDataModule):
     ) -> FeatureStore:
         encoder, data = model.encoders[modality], self.config.data
         about = {
-            "modality": modality, "data": dataset.name, "view": view, "encoder": getattr(self.config, modality).trunk,
-            "weights": weights_digest(encoder.trunk), "settings": self.settings_of(modality),
+            "modality": modality,
+            "data": dataset.name,
+            "view": view,
+            "encoder": getattr(self.config, modality).trunk,
+            "weights": weights_digest(encoder.trunk),
+            "settings": self.settings_of(modality),
             "pool": self.config.image.pool if modality == "image" else None,
             "augment": [str(data.augment), self.config.seed] if view else None,
             "content": store_key(dataset.image_ids, dataset.captions if modality == "text" else None),
-        }  # fmt: skip
+        }
         folder = Path(data.cache) / "features" / f"{modality}-{split}-{view}-{store_key(about)}"
         read = self._raw_reader(modality, split, dataset, view)
         extract = Extractor(encoder, ROWS_AT_ONCE[modality])
         rows = len(self.caption_rows[split]) if modality == "text" else len(dataset)
         chunk = max(64, extract.at_once * torch.get_num_threads())
         logger.info("features of the frozen %s trunk for %s: %s", modality, dataset.name, folder)
-        return build_store(folder, rows, chunk, lambda rows: extract(*read(rows)),
-                           f"{modality} features, {split} view {view}", about)
+        return build_store(
+            folder, rows, chunk, lambda rows: extract(*read(rows)), f"{modality} features, {split} view {view}", about
+        )
 
     def settings_of(self, modality: str) -> dict[str, Any]:
         """What a modality's features depend on beside trunk and data: those of pictures not on how sounds are cut."""
@@ -214,15 +223,24 @@ class AlignData(LightningDataModule):
         trainer, train = self.trainer, self.config.train
         assert trainer is not None
         sampler = StepSampler(
-            len(self.train), train.batch_size, train.steps, self.config.seed, start_step=trainer.global_step,
-            rank=trainer.global_rank, world_size=trainer.world_size, limit=self.config.data.limit_images,
-        )  # fmt: skip
+            len(self.train),
+            train.batch_size,
+            train.steps,
+            self.config.seed,
+            start_step=trainer.global_step,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            limit=self.config.data.limit_images,
+        )
         workers = self.config.data.workers
         dataset = CachedView(self.train_view, self, self.config.data.train)
         return DataLoader(
             dataset,  # type: ignore[arg-type]  # indexed by (index, epoch)
-            batch_sampler=sampler, num_workers=workers, collate_fn=self.stack, persistent_workers=workers > 0,
-        )  # fmt: skip
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=self.stack,
+            persistent_workers=workers > 0,
+        )
 
     def stack(self, examples: list[CachedExample]) -> Batch:
         """CachedExamples -> Batch, with cached features in the place of raw input."""
@@ -280,5 +298,3 @@ class CachedView:
 def trainer_precision(precision: Literal["auto", "fp32", "bf16"]) -> Literal["bf16-mixed", "32-true"]:
     """`train.precision` in Lightning's words."""
     return "bf16-mixed" if precision == "bf16" or (precision == "auto" and has_bf16("cpu")) else "32-true"
-
-

@@ -52,7 +52,12 @@ class Prepared:
 
 
 def prepare_split(
-    dataset: CocoFolder, folder: str | Path, split: str, preparation: Preparation, *, workers: int = 1,
+    dataset: CocoFolder,
+    folder: str | Path,
+    split: str,
+    preparation: Preparation,
+    *,
+    workers: int = 1,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Prepared:
     """Write a COCO split as shards. `advance` is called with the number of images dealt with, for a progress bar."""
@@ -85,8 +90,13 @@ def shrunk(image: Image, size: int, side: Literal["short", "long"]) -> Image:
 
 
 def _write(
-    writer: SplitWriter, number: int, dataset: CocoFolder, positions: range, preparation: Preparation,
-    pool: ThreadPoolExecutor, advance: Callable[[int], None],
+    writer: SplitWriter,
+    number: int,
+    dataset: CocoFolder,
+    positions: range,
+    preparation: Preparation,
+    pool: ThreadPoolExecutor,
+    advance: Callable[[int], None],
 ) -> dict[str, Any]:
     samples, left_out = [], []
     for sample, troubles in pool.map(lambda position: _prepared(dataset, position, preparation), positions):

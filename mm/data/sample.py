@@ -69,7 +69,10 @@ class Batch:
         return replace(
             self,
             ids=self.ids.to(device, non_blocking=non_blocking),  # type: ignore[call-overload]
-            inputs=move(self.inputs), features=move(self.features), masks=move(self.masks), present=move(self.present),
+            inputs=move(self.inputs),
+            features=move(self.features),
+            masks=move(self.masks),
+            present=move(self.present),
         )
 
     def __len__(self) -> int:

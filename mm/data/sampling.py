@@ -28,16 +28,25 @@ class StepSampler(Sampler[list[Key]]):
     """
 
     def __init__(
-        self, size: int, batch_size: int, steps: int, seed: int, start_step: int = 0, rank: int = 0,
-        world_size: int = 1, limit: int = 0,
+        self,
+        size: int,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        limit: int = 0,
     ) -> None:
         if limit > size:
             raise ValueError(f"a limit of {limit} images, but the split has {size}")
         self.chosen = epoch_order(size, 0, 0)[:limit] if limit else np.arange(size)
         size = len(self.chosen)
         if batch_size < 1 or batch_size > size:
-            raise ValueError(f"a batch of {batch_size} cannot be drawn from a split of {size} images; "
-                             f"set a batch size between 1 and {size}")
+            raise ValueError(
+                f"a batch of {batch_size} cannot be drawn from a split of {size} images; "
+                f"set a batch size between 1 and {size}"
+            )
         if batch_size % world_size:
             raise ValueError(f"the global batch of {batch_size} does not divide over {world_size} processes")
         if not 0 <= rank < world_size:
@@ -62,4 +71,4 @@ class StepSampler(Sampler[list[Key]]):
             if epoch != order_epoch:
                 order, order_epoch = epoch_order(self.size, self.seed, epoch), epoch
             first = position * self.batch_size + self.rank * share
-            yield [(int(self.chosen[at]), epoch) for at in order[first:first + share]]
+            yield [(int(self.chosen[at]), epoch) for at in order[first : first + share]]

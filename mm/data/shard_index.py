@@ -50,8 +50,10 @@ def read_index(folder: str | Path, split: str) -> dict[str, Any]:
         raise ValueError(f"shard index {path} is not JSON ({error}); delete it to have it rebuilt") from error
     version = index.get("version") if isinstance(index, dict) else None
     if version != INDEX_VERSION:
-        raise ValueError(f"shard index {path} has version {version}, this program reads {INDEX_VERSION}; "
-                         "delete it to have it rebuilt")
+        raise ValueError(
+            f"shard index {path} has version {version}, this program reads {INDEX_VERSION}; "
+            "delete it to have it rebuilt"
+        )
     if absent := {"shards", "samples"} - index.keys():
         raise ValueError(f"shard index {path} has no {', '.join(sorted(absent))}; delete it to have it rebuilt")
     return index

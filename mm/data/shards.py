@@ -49,8 +49,13 @@ _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
 def write_shards(
-    samples: Iterable[Sample | EncodedSample], folder: str | Path, split: str, samples_per_shard: int = 1000,
-    image_format: str = "jpg", audio_format: str = "flac", quality: int = 90,
+    samples: Iterable[Sample | EncodedSample],
+    folder: str | Path,
+    split: str,
+    samples_per_shard: int = 1000,
+    image_format: str = "jpg",
+    audio_format: str = "flac",
+    quality: int = 90,
 ) -> Path:
     """Write a split from its samples in order; returns the path of its index. See `SplitWriter` for resumable work."""
     writer = SplitWriter(folder, split, settings=None)
@@ -181,10 +186,14 @@ class ShardFolder:
     def encoded(self, index: int) -> EncodedSample:
         """The sample with its picture and sound as file bytes."""
         sample = self._samples[index]
-        members = {extension: self._read(sample["shard"], *place) for extension, place in sample["members"].items()
-                   if extension in IMAGE_EXTENSIONS + AUDIO_EXTENSIONS}
+        members = {
+            extension: self._read(sample["shard"], *place)
+            for extension, place in sample["members"].items()
+            if extension in IMAGE_EXTENSIONS + AUDIO_EXTENSIONS
+        }
         return EncodedSample(
-            sample["key"], self.image_ids[index], self.captions[index], self.caption_ids[index], members)
+            sample["key"], self.image_ids[index], self.captions[index], self.caption_ids[index], members
+        )
 
     def verify(self) -> None:
         """Compare every shard's sha256 with the index. ValueError names the first that differs."""
@@ -211,8 +220,10 @@ class ShardFolder:
         if not path.is_file():
             raise FileNotFoundError(f"shard {path} is in the index but not on disk")
         if path.stat().st_size != shard["size"]:
-            raise ValueError(f"shard {path} is truncated or changed: {path.stat().st_size} bytes, "
-                             f"the index says {shard['size']}; prepare it again")
+            raise ValueError(
+                f"shard {path} is truncated or changed: {path.stat().st_size} bytes, "
+                f"the index says {shard['size']}; prepare it again"
+            )
 
     @staticmethod
     def _texts(sample: dict[str, Any], skipped: Counter[str]) -> list[tuple[int, str]]:

@@ -67,7 +67,8 @@ def espeak_ng() -> Synthesizer:
     # "en-gb" is an alias, for which espeak-ng silently ignores the +variant; these three are voice names of their own.
     accents, speakers = ("en-us", "en-gb-x-rp", "en-gb-scotland"), ("", "+f2", "+f4", "+m3", "+m5", "+m7")
     return CommandSynthesizer(
-        "espeak-ng", ("espeak-ng", "-v", "{voice}", "-w", "{output}", "--stdin"),
+        "espeak-ng",
+        ("espeak-ng", "-v", "{voice}", "-w", "{output}", "--stdin"),
         tuple(accent + speaker for accent in accents for speaker in speakers),
         "install it (Debian, Ubuntu: apt-get install espeak-ng; macOS: brew install espeak-ng) or name another "
         "program with --command",
@@ -103,8 +104,14 @@ def voice_of(image_id: int, voices: tuple[str, ...]) -> str:
 
 
 def speak_split(
-    dataset: CocoFolder, folder: str | Path, synthesizer: Synthesizer, *, caption: int = 0, sample_rate: int = 16000,
-    workers: int | None = None, advance: Callable[[int], None] = lambda count: None,
+    dataset: CocoFolder,
+    folder: str | Path,
+    synthesizer: Synthesizer,
+    *,
+    caption: int = 0,
+    sample_rate: int = 16000,
+    workers: int | None = None,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> Spoken:
     """Write `<folder>/audio/<picture's stem>.flac`, one caption (`caption` modulo how many there are) per image.
 
@@ -112,8 +119,12 @@ def speak_split(
     """
     audio = Path(folder) / "audio"
     audio.mkdir(parents=True, exist_ok=True)
-    settings = {"synthesizer": synthesizer.name, "voices": list(synthesizer.voices), "caption": caption,
-                "sample_rate": sample_rate}
+    settings = {
+        "synthesizer": synthesizer.name,
+        "voices": list(synthesizer.voices),
+        "caption": caption,
+        "sample_rate": sample_rate,
+    }
     _claim(audio / "speech.json", settings)
     there = {path.name for path in audio.iterdir()}
     waiting = [i for i in range(len(dataset)) if f"{dataset.files[i].stem}.flac" not in there]

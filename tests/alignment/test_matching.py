@@ -25,7 +25,7 @@ def test_similar_negatives_are_preferred() -> None:
     similarity[:, 7], similarity[3, :] = 0.9, 0.8
     columns, rows = hard_negatives(similarity, ids, 20.0)
     others = ids != 7
-    assert (columns[others & (ids != 3)] == 7).all()           # exp(18) to 1
+    assert (columns[others & (ids != 3)] == 7).all()  # exp(18) to 1
     assert (rows[(ids != 3) & others] == 3).all()
 
 

@@ -114,9 +114,12 @@ def test_the_joint_head_sees_positives_first_and_then_wrong_pairs() -> None:
 def test_each_pair_of_modalities_is_judged_by_its_own_logits() -> None:
     """All go through the joint head in one call; here it is right about the first pair of modalities and wrong about
     the others."""
+
     def match(drawn: list[DrawnPairs]) -> Tensor:
-        signs = [(20.0 if turn == 0 else -20.0) * (torch.arange(len(d.rows_a)) < d.positives).float().mul(2).sub(1)
-                 for turn, d in enumerate(drawn)]
+        signs = [
+            (20.0 if turn == 0 else -20.0) * (torch.arange(len(d.rows_a)) < d.positives).float().mul(2).sub(1)
+            for turn, d in enumerate(drawn)
+        ]
         return torch.cat(signs)
 
     terms = run(build("image", "audio", "text"), SIDES, JOINT, match).terms

@@ -28,7 +28,7 @@ def test_terms_begin_with_their_stage() -> None:
 @given(progresses, progresses)
 def test_weights_rise_and_never_jump(a: float, b: float) -> None:
     low, high = sorted((a, b))
-    steepest = 1.5 / CONFIG.ramp                                # of 3x² - 2x³
+    steepest = 1.5 / CONFIG.ramp  # of 3x² - 2x³
     for x, y in zip(flat(loss_weights(CONFIG, low)), flat(loss_weights(CONFIG, high)), strict=True):
         assert 0 <= x <= y <= 1
         assert y - x <= steepest * (high - low) + 1e-9

@@ -68,5 +68,5 @@ def test_a_trunk_nobody_knows_is_refused() -> None:
 def test_a_picture_model_reads_the_log_mel() -> None:
     encoder = AudioEncoder(replace(SMALL, trunk="timm/test_vit", weights="none", mels=32), 32)
     features = encoder.features(tone(440))
-    assert features.tokens.shape[:2] == (1, 1 + 2 * 2)            # CLS, and 32 × 32 in patches of 16
+    assert features.tokens.shape[:2] == (1, 1 + 2 * 2)  # CLS, and 32 × 32 in patches of 16
     assert encoder(features).losses["reconstruction"].isfinite()

@@ -42,7 +42,7 @@ def test_reconstruction_improves_when_it_is_trained() -> None:
 
 def test_in_training_a_sample_of_the_batch_is_decoded_and_in_evaluation_all_of_it() -> None:
     encoder, x = ImageEncoder(replace(SMALL, reconstruct_images=2), 32), pictures(4)
-    encoder(encoder.features(x))                                  # the codebook has seen data
+    encoder(encoder.features(x))  # the codebook has seen data
     encoder.eval()
     whole = encoder(encoder.features(x), x).losses["reconstruction"]
     halves = [encoder(encoder.features(p), p).losses["reconstruction"] for p in (x[:2], x[2:])]

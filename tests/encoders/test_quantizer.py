@@ -91,7 +91,7 @@ def test_the_gradient_of_finite_scalars_is_that_of_the_bounded_channels() -> Non
 @pytest.mark.parametrize("kind", KINDS)
 def test_eval_changes_no_buffer(kind: str) -> None:
     quantizer = quantizer_of(kind)
-    for _ in range(2):                     # untouched by data at first, then trained
+    for _ in range(2):  # untouched by data at first, then trained
         before = state(quantizer.eval())
         quantizer(batch(2, 50, 4, seed=2))
         assert_same_state(state(quantizer), before)
@@ -104,7 +104,7 @@ def test_training_resumes_to_the_bit_from_a_state_dict(kind: str) -> None:
     for step in range(3):
         quantizer(batch(2, 20, 4, seed=step))
     resumed.load_state_dict(state(quantizer))
-    torch.manual_seed(99)                  # revival must not depend on the global generator
+    torch.manual_seed(99)  # revival must not depend on the global generator
     for step in range(3, 6):
         quantizer(batch(2, 20, 4, seed=step)), resumed(batch(2, 20, 4, seed=step))
     assert_same_state(state(resumed), state(quantizer))
@@ -120,8 +120,11 @@ def test_under_autocast_codes_are_those_of_float32(kind: str) -> None:
         mixed = quantizer(z)
         looked_up = quantizer.lookup(mixed.codes)
     assert mixed.vectors.dtype == torch.bfloat16 and looked_up.dtype == torch.float32
-    assert all(value.dtype == torch.float32 for value in (*quantizer.buffers(), *mixed.losses.values())
-               if value.is_floating_point())
+    assert all(
+        value.dtype == torch.float32
+        for value in (*quantizer.buffers(), *mixed.losses.values())
+        if value.is_floating_point()
+    )
     torch.testing.assert_close(mixed.codes, plain.codes)
     torch.testing.assert_close(looked_up, plain.vectors)
 
@@ -133,23 +136,23 @@ def test_a_dead_code_is_used_again(kind: str) -> None:
         quantizer(30 + batch(4, 50, 4, seed=step))
     used: list[float] = []
     revived: list[int] = []
-    for step in range(120):                # the data is elsewhere, in place and in direction: most codes are dead
+    for step in range(120):  # the data is elsewhere, in place and in direction: most codes are dead
         out = quantizer((30 + batch(4, 50, 4, seed=step)) * turned)
         used.append(float(out.metrics["used"]))
         revived.append(int(out.metrics["revived"]))
     assert used[0] < 0.5 < 0.9 < min(used[-20:])
-    assert 10 <= sum(revived) <= 20 * quantizer.depth              # once each, give or take: not over and over
+    assert 10 <= sum(revived) <= 20 * quantizer.depth  # once each, give or take: not over and over
     assert sum(revived[-20:]) == 0
 
 
 def test_a_revived_code_stays_with_the_vectors_it_was_given() -> None:
     quantizer = quantizer_of("ema", decay=0.99)
     quantizer(batch(4, 50, 4))
-    quantizer.counts[:8] = 0.5             # as after a long time of not being chosen
+    quantizer.counts[:8] = 0.5  # as after a long time of not being chosen
     quantizer.sums[:8] = 0.5 * -100.0
     quantizer.codebook[:8] = -100.0
     assert quantizer(batch(4, 50, 4, seed=2)).metrics["revived"] == 8
-    quantizer(batch(4, 50, 4, seed=3))     # old sums left behind would drag the codes back towards -100
+    quantizer(batch(4, 50, 4, seed=3))  # old sums left behind would drag the codes back towards -100
     assert quantizer.codebook.abs().max() < 6
 
 
@@ -183,7 +186,7 @@ def test_a_codebook_equal_to_the_data_reconstructs_exactly(kind: str) -> None:
     torch.testing.assert_close(out.vectors, data[None])
     torch.testing.assert_close(out.codes[0, :, 0], torch.arange(16))
     assert out.losses["commitment"] < 1e-12
-    if kind != "residual":                 # its later stages have nothing left to code
+    if kind != "residual":  # its later stages have nothing left to code
         torch.testing.assert_close(out.metrics["perplexity"], torch.tensor(16.0))
         assert out.metrics["used"] == 1
 
@@ -212,7 +215,7 @@ def test_cosine_codes_ignore_the_length_of_a_vector() -> None:
 
 
 def test_one_step_of_simvq_moves_every_code() -> None:
-    quantizer, z = quantizer_of("simvq"), batch(1, 3, 4)          # three vectors choose at most three of sixteen codes
+    quantizer, z = quantizer_of("simvq"), batch(1, 3, 4)  # three vectors choose at most three of sixteen codes
     before = quantizer.lookup(torch.arange(16).view(1, 16, 1)).detach()
     quantizer(z).losses["codebook"].backward()
     with torch.no_grad():
@@ -244,7 +247,7 @@ def two_ranks_follow(rank: int, store: str, kind: str, revive_below: float, fold
     quantizer = quantizer_of(kind, revive_below=revive_below)
     for step in range(4):
         z, mask = joint_batch(step)
-        half = slice(0, 3) if rank == 0 else slice(3, 4)           # shards of unequal length
+        half = slice(0, 3) if rank == 0 else slice(3, 4)  # shards of unequal length
         quantizer(z[half], mask[half])
     torch.save(state(quantizer), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
@@ -257,7 +260,9 @@ def joint_batch(step: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(("kind", "revive_below"), [("ema", 0.9), ("residual", 0.1)])
 def test_two_ranks_give_the_codebook_of_one_process_with_the_joint_batch(
-    tmp_path: Path, kind: str, revive_below: float,
+    tmp_path: Path,
+    kind: str,
+    revive_below: float,
 ) -> None:
     arguments = (str(tmp_path / "store"), kind, revive_below, str(tmp_path))
     mp.start_processes(two_ranks_follow, arguments, nprocs=2, start_method="fork")
@@ -270,13 +275,16 @@ def test_two_ranks_give_the_codebook_of_one_process_with_the_joint_batch(
     assert revived > 0 or kind != "ema"
 
 
-@pytest.mark.parametrize(("changes", "complaint"), [
-    ({"kind": "ema", "quantizers": 2}, "residual"),
-    ({"kind": "fsq", "levels": (8, 1)}, "at least 2"),
-    ({"codes": 0}, "codes=0"),
-    ({"decay": 1.0}, "decay"),
-    ({"revive_below": 2.0}, "revive_below"),
-])
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"kind": "ema", "quantizers": 2}, "residual"),
+        ({"kind": "fsq", "levels": (8, 1)}, "at least 2"),
+        ({"codes": 0}, "codes=0"),
+        ({"decay": 1.0}, "decay"),
+        ({"revive_below": 2.0}, "revive_below"),
+    ],
+)
 def test_a_configuration_that_means_nothing_is_refused(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         QuantizerConfig(**changes)

@@ -12,9 +12,13 @@ from encoders.text import ScratchTextTrunk, Tokenizer, observed_vocabulary
 from encoders.vqvae import BottleneckConfig
 
 SMALL = TextConfig(
-    width=16, depth=1, heads=2, max_tokens=12, reconstruct_tokens=4,
+    width=16,
+    depth=1,
+    heads=2,
+    max_tokens=12,
+    reconstruct_tokens=4,
     bottleneck=BottleneckConfig(quantizer=QuantizerConfig(codes=16, width=8)),
-)  # fmt: skip
+)
 CAPTIONS = ["a red circle", "two blue squares and a star", "stripes!"]
 
 
@@ -38,7 +42,7 @@ def test_captions_survive_the_round_trip(tokenizer: Tokenizer) -> None:
 def test_a_batch_is_as_long_as_its_longest_caption(tokenizer: Tokenizer) -> None:
     ids, mask = tokenizer(CAPTIONS)
     assert ids.shape == mask.shape == (3, int(mask.sum(1).max()))
-    assert mask.sum(1).tolist() == [3 + 2, 6 + 2, 2 + 2]          # words, start and end
+    assert mask.sum(1).tolist() == [3 + 2, 6 + 2, 2 + 2]  # words, start and end
 
 
 def test_an_exclamation_mark_is_not_padding(tokenizer: Tokenizer) -> None:
@@ -54,7 +58,7 @@ def test_a_long_caption_is_cut(tokenizer: Tokenizer) -> None:
 
 def test_the_vocabulary_is_what_occurs(tokenizer: Tokenizer) -> None:
     def captions() -> Iterator[str]:
-        yield from CAPTIONS * 500                                  # more than one chunk
+        yield from CAPTIONS * 500  # more than one chunk
 
     found = observed_vocabulary(tokenizer, captions())
     ids, mask = tokenizer(CAPTIONS)
@@ -71,7 +75,7 @@ def test_unknown_tokens_are_row_zero(encoder: TextEncoder, tokenizer: Tokenizer)
     assert torch.equal(rows > 0, known) and (~known[mask]).any() and rows.max() < trunk.vocabulary_size
     assert torch.equal(trunk.vocabulary[rows[known] - 1], ids[known])
     tokens = trunk(ids, mask).tokens
-    torch.testing.assert_close(tokens[0], tokens[1])               # zebra and yacht are the same stranger
+    torch.testing.assert_close(tokens[0], tokens[1])  # zebra and yacht are the same stranger
     assert torch.equal(trunk.compact(torch.tensor([[10**6, -1]])), torch.zeros(1, 2, dtype=torch.int64))
 
 

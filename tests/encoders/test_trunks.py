@@ -64,7 +64,7 @@ def test_a_timm_trunk_takes_another_size_and_pools(vit: Path) -> None:
     whole, pooled = (TimmTrunk("test_vit", (64, 64), str(vit), pool) for pool in (1, 2))
     x, y = whole(pictures(64)).tokens, pooled(pictures(64)).tokens
     assert whole.tokens == x.shape[1] == 1 + 16 and pooled.tokens == y.shape[1] == 1 + 4
-    torch.testing.assert_close(y[:, 0], x[:, 0])                   # the CLS token is left alone
+    torch.testing.assert_close(y[:, 0], x[:, 0])  # the CLS token is left alone
     corner = x[:, 1:].unflatten(1, (4, 4))[:, :2, :2].mean((1, 2))
     torch.testing.assert_close(y[:, 1], corner)
 
@@ -129,7 +129,11 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog", "on", "mat"]
     (folder / "vocab.txt").write_text("\n".join(words))
     config = transformers.BertConfig(
-        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
         max_position_embeddings=20,
     )
     torch.manual_seed(0)

@@ -47,7 +47,7 @@ def test_a_closed_gate_leaves_the_codes() -> None:
 
 def test_the_summary_is_the_prefix_and_the_mean_of_what_is_real() -> None:
     bottleneck = Bottleneck(BottleneckConfig("continuous"), features=6, width=10, max_tokens=5, prefix=1)
-    given = features()                                       # 1, 3 and 5 are real, the first the prefix
+    given = features()  # 1, 3 and 5 are real, the first the prefix
     summary = bottleneck(given)[0].summary
     normed = torch.nn.functional.layer_norm(given.tokens, (6,))
     assert summary.shape == (3, bottleneck.summary_width) and (summary[0, 6:] == 0).all()
@@ -59,7 +59,7 @@ def test_the_decoder_does_not_see_the_bypass() -> None:
     _, vectors = bottleneck(features())
     vectors.sum().backward()
     assert bottleneck.bypass.weight.grad is None and bottleneck.gate.grad is None
-    assert bottleneck.down.weight.grad.abs().sum() > 0            # straight through
+    assert bottleneck.down.weight.grad.abs().sum() > 0  # straight through
 
 
 def test_padding_changes_no_real_token_and_no_statistic() -> None:

@@ -15,7 +15,7 @@ SMALL = ImageConfig(size=16, stride=8, width=16, depth=1)
 def test_a_saved_encoder_starts_another_of_any_backbone_width(tmp_path: Path) -> None:
     torch.manual_seed(0)
     saved, other = ImageEncoder(SMALL, width=8), ImageEncoder(SMALL, width=24)
-    saved(saved.features(torch.randint(0, 255, (4, 3, 16, 16), dtype=torch.uint8)))      # the codebook has seen data
+    saved(saved.features(torch.randint(0, 255, (4, 3, 16, 16), dtype=torch.uint8)))  # the codebook has seen data
     own = {name: value.clone() for name, value in other.state_dict().items() if faces_backbone(name)}
     save_encoder(saved, tmp_path / "model.safetensors")
     load_encoder(other, tmp_path / "model.safetensors")

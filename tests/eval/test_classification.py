@@ -20,8 +20,16 @@ def test_zero_shot_classification_reads_the_prompts():
 def test_the_stamp_says_how_many_classes_and_prompts_and_top_5_needs_more_than_five_classes():
     def figures(classes):
         vectors = np.eye(classes)
-        return zero_shot_figures(vectors, np.arange(classes), vectors[:, None].repeat(3, 1), dataset="birds",
-                                 split="classes", kind="sounds", trained_on="zero-shot", samples=10)
+        return zero_shot_figures(
+            vectors,
+            np.arange(classes),
+            vectors[:, None].repeat(3, 1),
+            dataset="birds",
+            split="classes",
+            kind="sounds",
+            trained_on="zero-shot",
+            samples=10,
+        )
 
     few, many = figures(4), figures(7)
     assert few.metrics == {"top-1 accuracy": 100} and many.metrics == {"top-1 accuracy": 100, "top-5 accuracy": 100}

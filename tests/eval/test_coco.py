@@ -40,8 +40,12 @@ def test_equals_the_eccv_caption_package():
     to_image = top_k(text[keep], image, 60)[1].numpy()
     i2t = dict(zip(image_ids.tolist(), caption_ids[keep][to_text].tolist(), strict=True))
     t2i = dict(zip(caption_ids[keep].tolist(), image_ids[to_image].tolist(), strict=True))
-    peer = metrics.compute_all_metrics(i2t, t2i, Ks=(1, 5, 10), target_metrics=(
-        "coco_5k_recalls", "cxc_recalls", "eccv_r1", "eccv_rprecision", "eccv_map_at_r"))
+    peer = metrics.compute_all_metrics(
+        i2t,
+        t2i,
+        Ks=(1, 5, 10),
+        target_metrics=("coco_5k_recalls", "cxc_recalls", "eccv_r1", "eccv_rprecision", "eccv_map_at_r"),
+    )
     for side, name in (("i2t", "image_to_text"), ("t2i", "text_to_image")):
         for k in (1, 5, 10):
             assert_allclose(found["five"].metrics[f"{name}/R@{k}"], 100 * peer[f"coco_5k_r{k}"][side], atol=1e-6)
@@ -69,7 +73,7 @@ def test_the_thousand_protocol_is_the_mean_of_five_disjoint_thousands():
     ids = rng.permutation(5000) * 2
     found = judge(image, text, ids, ids, samples=10)["folds"]
     scores, own = image @ text.T, np.arange(1000)
-    by_hand = [(scores[f:f + 1000, f:f + 1000].argmax(1) == own).mean() for f in range(0, 5000, 1000)]
+    by_hand = [(scores[f : f + 1000, f : f + 1000].argmax(1) == own).mean() for f in range(0, 5000, 1000)]
     assert_allclose(found.metrics["image_to_text/R@1"], 100 * np.mean(by_hand), atol=0.03)
     assert (found.protocol.folds, found.protocol.images) == (5, 1000)
 
@@ -90,11 +94,15 @@ def test_every_caption_needs_its_image():
 
 
 def test_plausible_matches_score_r_precision_by_hand():
-    truth = GroundTruth(np.array([1, 2, 3, 4]), np.array([7, 7, 9, 9]),
-                        {"pmrp": Matches({7: [1, 2, 3], 9: [3]}, {1: [7], 2: [7], 3: [7, 9], 4: [9]})})
+    truth = GroundTruth(
+        np.array([1, 2, 3, 4]),
+        np.array([7, 7, 9, 9]),
+        {"pmrp": Matches({7: [1, 2, 3], 9: [3]}, {1: [7], 2: [7], 3: [7, 9], 4: [9]})},
+    )
     image, text = np.eye(2, 3), np.array([[1, 0, 0], [0.2, 0.5, 0], [0.6, 0.4, 0], [0.1, 0.9, 0]])
-    found = judge(image, text, np.array([7, 9]), np.array([7, 7, 9, 9]), np.array([1, 2, 3, 4]), ground_truth=truth,
-                  samples=10)["pmrp"]
+    found = judge(
+        image, text, np.array([7, 9]), np.array([7, 7, 9, 9]), np.array([1, 2, 3, 4]), ground_truth=truth, samples=10
+    )["pmrp"]
     assert found.protocol.ground_truth == "pmrp" and found.protocol.split == "karpathy-test"
     # Image 7 ranks 1, 3, 2, 4: all of its three; image 9 ranks 4 first and not 3. Caption 2 prefers the other image.
     assert found.metrics["image_to_text/r_precision"] == pytest.approx(100 * (1 + 0) / 2)

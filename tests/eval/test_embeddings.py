@@ -11,8 +11,13 @@ def arrays(noise=1.0, images=40, seed=0):
     rng, shared = np.random.default_rng(seed), np.random.default_rng(99)
     centre = shared.standard_normal((images, 8))
     ids = np.arange(images) * 3
-    return {"image": 4 * centre, "text": np.repeat(centre, 5, 0) + noise * rng.standard_normal((images * 5, 8)),
-            "image_ids": ids, "caption_image_ids": np.repeat(ids, 5), "caption_ids": np.arange(images * 5)}
+    return {
+        "image": 4 * centre,
+        "text": np.repeat(centre, 5, 0) + noise * rng.standard_normal((images * 5, 8)),
+        "image_ids": ids,
+        "caption_image_ids": np.repeat(ids, 5),
+        "caption_ids": np.arange(images * 5),
+    }
 
 
 def test_length_of_vectors_does_not_matter():
@@ -73,10 +78,14 @@ def test_a_retriever_of_other_items_is_refused():
 
 
 BROKEN = {
-    "NaN or infinity": {"image": np.full((40, 8), np.nan)}, "is zero": {"image": np.zeros((40, 8))},
-    "40 integers": {"image_ids": np.arange(39)}, "3 integers": {"text": np.ones((3, 8))},
-    "float64": {"image_ids": np.arange(40.0) * 3}, "not numbers": {"image_ids": np.array(["a"] * 40)},
-    r"8 \(image\), 9 \(text\)": {"text": np.ones((200, 9))}, "matrix of vectors": {"text": np.ones(200)},
+    "NaN or infinity": {"image": np.full((40, 8), np.nan)},
+    "is zero": {"image": np.zeros((40, 8))},
+    "40 integers": {"image_ids": np.arange(39)},
+    "3 integers": {"text": np.ones((3, 8))},
+    "float64": {"image_ids": np.arange(40.0) * 3},
+    "not numbers": {"image_ids": np.array(["a"] * 40)},
+    r"8 \(image\), 9 \(text\)": {"text": np.ones((200, 9))},
+    "matrix of vectors": {"text": np.ones(200)},
     "differ in 1 images .the first is 120": {"caption_image_ids": np.append(np.repeat(np.arange(40) * 3, 5)[1:], 120)},
     "image_ids repeat": {"image_ids": np.zeros(40, int)},
 }

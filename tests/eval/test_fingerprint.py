@@ -14,6 +14,7 @@ WEIGHT, PROBE = torch.randn(64, 32) / 32**0.5, torch.randn(8, 32)
 def model(activation=torch.nn.functional.gelu, dtype=torch.float32, mean=0.0):
     def outputs():
         return {"image": activation((PROBE.to(dtype) - mean) @ WEIGHT.T.to(dtype)).float().numpy()}
+
     return outputs
 
 
@@ -27,9 +28,14 @@ def test_the_same_function_passes_in_bf16_too():
     assert stored().digest == fingerprint(model()).digest
 
 
-@pytest.mark.parametrize("other", [
-    {"activation": torch.nn.functional.relu}, {"activation": lambda x: x * torch.sigmoid(1.702 * x)}, {"mean": 0.5},
-])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"activation": torch.nn.functional.relu},
+        {"activation": lambda x: x * torch.sigmoid(1.702 * x)},
+        {"mean": 0.5},
+    ],
+)
 def test_another_activation_or_normalisation_is_an_error_that_says_so(other):
     with pytest.raises(FingerprintError, match=r"off by .*activation, tokenizer or normalisation"):
         check(stored(), model(**other))

@@ -21,8 +21,9 @@ def test_ninety_five_percent_intervals_cover_the_truth_about_that_often():
     rng = np.random.default_rng(0)
     covered = 0
     for trial in range(200):
-        low, high = mean_intervals({"x": (rng.random(120) < 0.3).astype(float)}, np.arange(120), samples=300,
-                                   seed=trial)["x"]
+        low, high = mean_intervals(
+            {"x": (rng.random(120) < 0.3).astype(float)}, np.arange(120), samples=300, seed=trial
+        )["x"]
         covered += low <= 0.3 <= high
     assert 175 <= covered <= 199
 

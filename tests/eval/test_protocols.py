@@ -19,8 +19,17 @@ def text_of(table, width=200):
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("change", [{"captions": 25_000}, {"recall": "true"}, {"rerank_depth": 20}, {"folds": 5},
-                                    {"trained_on": "zero-shot"}, {"dataset": "flickr30k"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"captions": 25_000},
+        {"recall": "true"},
+        {"rerank_depth": 20},
+        {"folds": 5},
+        {"trained_on": "zero-shot"},
+        {"dataset": "flickr30k"},
+    ],
+)
 def test_two_protocols_in_one_column_are_refused_by_the_field_in_which_they_differ(change):
     rows = [Row("a", COCO, {"R@1": 50.0}), Row("b", replace(COCO, **change), {"R@1": 51.0})]
     with pytest.raises(ValueError, match=next(iter(change))):

@@ -11,8 +11,16 @@ from PIL import Image
 from eval.report import read_history, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update"]
+QUIET = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
 
 
 def made_report(folder, **changes):
@@ -23,13 +31,25 @@ def made_report(folder, **changes):
     ids = np.arange(30) * 7
     steps = range(0, 300, 10)
     parts = {
-        "result": {"metrics": {"image_to_text/R@1": 61.2, "text_to_image/R@1": 48.0, "RSUM": 400.0},
-                   "intervals": {"image_to_text/R@1": [55.0, 67.0]}, "seconds": 12.5, "parameters_total": 1234567,
-                   "protocol": {"dataset": "scenes", "split": "val", "images": 30, "captions": 150}},
-        "history": [{"step": s, "stage": 1 + s // 100, "train/global": 5 * np.exp(-s / 90), "train/vq": 1.0, "val": ""}
-                    for s in steps],
-        "embeddings": {"image": image, "text": text, "image_ids": ids, "caption_image_ids": np.repeat(ids, 5),
-                       "audio": image[:20] + 0.1, "audio_image_ids": ids[:20]},
+        "result": {
+            "metrics": {"image_to_text/R@1": 61.2, "text_to_image/R@1": 48.0, "RSUM": 400.0},
+            "intervals": {"image_to_text/R@1": [55.0, 67.0]},
+            "seconds": 12.5,
+            "parameters_total": 1234567,
+            "protocol": {"dataset": "scenes", "split": "val", "images": 30, "captions": 150},
+        },
+        "history": [
+            {"step": s, "stage": 1 + s // 100, "train/global": 5 * np.exp(-s / 90), "train/vq": 1.0, "val": ""}
+            for s in steps
+        ],
+        "embeddings": {
+            "image": image,
+            "text": text,
+            "image_ids": ids,
+            "caption_image_ids": np.repeat(ids, 5),
+            "audio": image[:20] + 0.1,
+            "audio_image_ids": ids[:20],
+        },
         "captions": [f"caption {i} <script>alert(1)</script>" for i in range(150)],
         "thumbnail": lambda i: Image.fromarray(np.full((32, 48, 3), (i, 120, 255 - i), np.uint8)),
         "code_counts": {"image": rng.integers(0, 9, (2, 64)), "text": rng.integers(0, 99, (1, 64))},
@@ -70,8 +90,10 @@ def test_a_browser_shows_every_picture(tmp_path):
     page = made_report(tmp_path)
     pictures = page.read_text().count("<img ")
     assert pictures > 40
-    count = ("<script>addEventListener('load', () => document.body.dataset.shown = [...document.images]"
-             ".filter(i => i.complete && i.naturalWidth > 1).length)</script></body>")
+    count = (
+        "<script>addEventListener('load', () => document.body.dataset.shown = [...document.images]"
+        ".filter(i => i.complete && i.naturalWidth > 1).length)</script></body>"
+    )
     watched = tmp_path / "watched.html"
     watched.write_text(page.read_text().replace("</body>", count))
     command = [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", watched.as_uri()]

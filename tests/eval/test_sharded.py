@@ -32,8 +32,14 @@ def one_rank(rank, port, folder):
     image, text, ids, text_ids = data()
     forward, backward = retrieval_both(image, text, ids, text_ids, group=dist.group.WORLD)
     counts = count_pairs(image, text, matching_pairs(ids, text_ids), group=dist.group.WORLD, cache_bytes=0)
-    np.savez(f"{folder}/{rank}.npz", forward=forward.ranks, backward=backward.ranks, tied=counts.by_column.tied,
-             hits=forward.hits, figures=figures(dist.group.WORLD))
+    np.savez(
+        f"{folder}/{rank}.npz",
+        forward=forward.ranks,
+        backward=backward.ranks,
+        tied=counts.by_column.tied,
+        hits=forward.hits,
+        figures=figures(dist.group.WORLD),
+    )
     dist.destroy_process_group()
 
 

@@ -16,8 +16,9 @@ def study(tmp_path: Path) -> Callable[..., Study]:
 
     def make(**variants: list[float]) -> Study:
         path = tmp_path / "made.csv"
-        rows = [f"made,{name},{seed},R,{value}\n" for name, values in variants.items()
-                for seed, value in enumerate(values)]
+        rows = [
+            f"made,{name},{seed},R,{value}\n" for name, values in variants.items() for seed, value in enumerate(values)
+        ]
         path.write_text(HEAD + "".join(rows))
         return Study.load(path)
 

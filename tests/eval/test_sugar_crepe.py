@@ -13,8 +13,9 @@ def items(tmp_path):
     """Two items for each split; a model that likes `right` fails on both of the first split."""
     for index, split in enumerate(SUGAR_CREPE):
         row = {"caption": "right" if index else "wrong", "negative_caption": "edited!"}
-        (tmp_path / f"{split}.json").write_text(json.dumps({"0": row | {"filename": "a.jpg"},
-                                                            "1": row | {"filename": "b.jpg"}}))
+        (tmp_path / f"{split}.json").write_text(
+            json.dumps({"0": row | {"filename": "a.jpg"}, "1": row | {"filename": "b.jpg"}})
+        )
     return sugar_crepe_items(tmp_path)
 
 

@@ -37,7 +37,8 @@ def test_the_log_says_once_which_path_runs(caplog: pytest.LogCaptureFixture, mon
         monkeypatch.setenv("MM_KERNELS", "reference")
         choose_path("op", torch.zeros(1))
     assert [record.message.split(" (")[0] for record in caplog.records] == [
-        "op runs on the cpu path", "op runs on the reference path"
+        "op runs on the cpu path",
+        "op runs on the reference path",
     ]
     assert "MM_KERNELS" in caplog.records[1].message and "MM_KERNELS" not in caplog.records[0].message
 

@@ -59,8 +59,13 @@ def test_blocks_that_close_early_change_nothing(monkeypatch: pytest.MonkeyPatch)
 def test_non_contiguous_inputs(path: str, use_path: Force, device: str) -> None:
     use_path(path)
     x, w_in, w_out, indices, weights = GROUPED_MLP_CASES["odd sizes"].inputs(torch.float32, device)
-    strided = (x.T.contiguous().T, w_in.mT.contiguous().mT, w_out.mT.contiguous().mT, indices.T.contiguous().T,
-               weights.T.contiguous().T)
+    strided = (
+        x.T.contiguous().T,
+        w_in.mT.contiguous().mT,
+        w_out.mT.contiguous().mT,
+        indices.T.contiguous().T,
+        weights.T.contiguous().T,
+    )
     assert not any(tensor.is_contiguous() for tensor in strided)
     errors = relative_errors(grouped_mlp, reference.grouped_mlp, strided)
     assert max(errors.values()) < TOLERANCE[torch.float32], errors
@@ -111,10 +116,15 @@ def test_gradcheck() -> None:
 
 
 def test_a_custom_operator_as_torch_defines_one() -> None:
-    inputs = [tensor.requires_grad_() if tensor.is_floating_point() else tensor
-              for tensor in GROUPED_MLP_CASES["odd sizes"].inputs(torch.float32)]
-    torch.library.opcheck(torch.ops.mm_kernels.grouped_mlp.default, (*inputs, torch.float32, "cpu"),
-                          test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+    inputs = [
+        tensor.requires_grad_() if tensor.is_floating_point() else tensor
+        for tensor in GROUPED_MLP_CASES["odd sizes"].inputs(torch.float32)
+    ]
+    torch.library.opcheck(
+        torch.ops.mm_kernels.grouped_mlp.default,
+        (*inputs, torch.float32, "cpu"),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
 
 
 def test_the_weighted_sum_is_kept_in_float32() -> None:

@@ -71,7 +71,7 @@ def test_with_fusion_they_do() -> None:
 def test_one_modality_alone_never_passes_cross_attention() -> None:
     backbone = build()
     for block in backbone.blocks:
-        block.cross_attention.forward = None                       # any call would fail
+        block.cross_attention.forward = None  # any call would fail
     out = backbone(streams("text"), fuse=True)
     torch.testing.assert_close(out.streams["text"].x, build()(streams("text"), fuse=False).streams["text"].x)
 

@@ -34,8 +34,15 @@ class ColourModel:
         seen = [np.asarray(p).mean((0, 1)) / 255 for p in pictures if p is not None]
         counts = [len(group) for group in dataset.captions]
         read = [np.array(next(v for k, v in COLOURS.items() if k in caption)) / 255 for caption in captions]
-        return Judged({"image": np.array(seen), "text": np.array(read), "image_ids": np.array(dataset.image_ids),
-                       "caption_image_ids": np.repeat(dataset.image_ids, counts)}, {})
+        return Judged(
+            {
+                "image": np.array(seen),
+                "text": np.array(read),
+                "image_ids": np.array(dataset.image_ids),
+                "caption_image_ids": np.repeat(dataset.image_ids, counts),
+            },
+            {},
+        )
 
 
 def paint(path: Path, colour: str) -> None:

@@ -28,4 +28,4 @@ def test_names_reach_the_disk_after_their_content(tmp_path: Path, monkeypatch: p
     path, synced = tmp_path / "a.ckpt", []
     monkeypatch.setattr("os.fsync", lambda number: synced.append(path.exists()))
     SyncedCheckpointIO().save_checkpoint({}, path)
-    assert synced == [False, True]                                 # the file's content, then the folder's new name
+    assert synced == [False, True]  # the file's content, then the folder's new name

@@ -64,11 +64,18 @@ def test_a_function_is_called_with_its_options() -> None:
     assert found == [(2, ["a", "b"])]
 
 
-@pytest.mark.parametrize("words, named", [
-    (["--nmae", "y"], "--nmae"), (["--inner.steeps", "1"], "inner.steeps"), (["--inner.steps", "many"], "inner.steps"),
-    (["--rerank", "many"], "rerank"), (["--name"], "--name"),
-    (["--config", "nowhere.yaml"], "nowhere.yaml"), (["--inner", "{stepz: 3}"], "stepz"),
-])
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--nmae", "y"], "--nmae"),
+        (["--inner.steeps", "1"], "inner.steeps"),
+        (["--inner.steps", "many"], "inner.steps"),
+        (["--rerank", "many"], "rerank"),
+        (["--name"], "--name"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--inner", "{stepz: 3}"], "stepz"),
+    ],
+)
 def test_an_option_nobody_knows_is_one_line_that_names_it_and_where_help_is(
     stopped: Callable[..., str], words: list[str], named: str
 ) -> None:

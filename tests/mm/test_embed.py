@@ -17,7 +17,8 @@ Built = tuple[AlignTask, AlignData, SplitEmbeddings]
 
 @pytest.fixture
 def embedded(
-    on_scenes: Callable[..., AlignConfig], open_data: Callable[[AlignConfig], AlignData],
+    on_scenes: Callable[..., AlignConfig],
+    open_data: Callable[[AlignConfig], AlignData],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Built:
     # fp32, so that a reference can be compared with

@@ -17,7 +17,7 @@ from mm.task import AlignTask
 @pytest.fixture
 def model(tiny_task: Callable[..., AlignTask], tiny_batch: Callable[..., Batch]) -> nn.Module:
     model = tiny_task().model
-    model(tiny_batch())                                            # the codebooks have seen data
+    model(tiny_batch())  # the codebooks have seen data
     return model.eval()
 
 
@@ -109,11 +109,15 @@ def test_a_direct_reading_would_go_around_the_codes(tiny: AlignConfig, tiny_task
 def test_cached_features_stand_in_for_the_trunk(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
     batch = tiny_batch()
     features = {m: model.features(batch, m) for m in ("image", "audio", "text")}
-    cached = replace(batch, inputs={}, features={m: f.tokens for m, f in features.items()},
-                     masks={m: f.mask for m, f in features.items()})
+    cached = replace(
+        batch,
+        inputs={},
+        features={m: f.tokens for m, f in features.items()},
+        masks={m: f.mask for m, f in features.items()},
+    )
     assert cached.modalities == ("image", "audio", "text")
     for encoder in model.encoders.values():
-        encoder.trunk.forward = None                               # running it would fail
+        encoder.trunk.forward = None  # running it would fail
     out = model(cached)
     for encoder in model.encoders.values():
         del encoder.trunk.forward
@@ -140,7 +144,7 @@ def test_select_takes_rows_and_leaves_the_losses(model: nn.Module, tiny_batch: C
 def test_of_the_experts_only_the_active_share_counts(tiny_task: Callable[..., AlignTask], tiny: AlignConfig) -> None:
     total, active = count_parameters(tiny_task().model)
     moe = tiny.model.backbone.moe
-    per_layer = moe.experts * 3 * moe.hidden * 32                  # gate, up and down
+    per_layer = moe.experts * 3 * moe.hidden * 32  # gate, up and down
     assert total - active == 2 * per_layer * (moe.experts - moe.active) // moe.experts
     dense = replace(tiny.model.backbone, moe=replace(moe, active=8))
     assert len(set(count_parameters(tiny_task(model=replace(tiny.model, backbone=dense)).model))) == 1
@@ -152,7 +156,7 @@ def test_pooling_ignores_padding() -> None:
     mask = torch.tensor([[True, True, False], [True, False, False]])
     garbage = x.masked_fill(~mask[..., None], 77.0)
     torch.testing.assert_close(pool(garbage, mask), pool(x, mask))
-    torch.testing.assert_close(pool(x, mask)[1], 2 * x[1, 0])      # one token: its mean and its attention
+    torch.testing.assert_close(pool(x, mask)[1], 2 * x[1, 0])  # one token: its mean and its attention
 
 
 @pytest.mark.parametrize("cosine", [0.3, 0.5, 0.7, 0.9])

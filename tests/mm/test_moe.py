@@ -25,7 +25,7 @@ def tokens(count: int = 40, width: int = 10) -> tuple[torch.Tensor, torch.Tensor
 def test_it_equals_a_dense_loop_over_all_experts(shared: int) -> None:
     moe, (x, modality) = build(replace(CONFIG, shared=shared)), tokens()
     chosen, weights, _ = moe.router(x)
-    gate = torch.zeros(len(x), 8).scatter(1, chosen, weights)      # zero for every expert that was not chosen
+    gate = torch.zeros(len(x), 8).scatter(1, chosen, weights)  # zero for every expert that was not chosen
     expected = 0
     for e in range(8):
         hidden = x @ moe.w_in[e].T
@@ -69,7 +69,7 @@ def test_the_bias_moves_against_the_load_and_never_enters_the_weights() -> None:
     router.rebalance(torch.tensor([9.0, 1, 5, 5, 5, 5, 5, 5]), rate=0.5)
     assert router.bias.tolist() == [-0.5, 0.5, 0, 0, 0, 0, 0, 0]
     with torch.no_grad():
-        router.bias.fill_(3.0)                                     # the same for all: nothing is chosen otherwise
+        router.bias.fill_(3.0)  # the same for all: nothing is chosen otherwise
     torch.testing.assert_close(router(x)[1], weights)
     assert not any(name == "bias" for name, _ in router.named_parameters())
     assert "bias" in router.state_dict()

@@ -41,8 +41,14 @@ def test_matrices_decay_and_norms_biases_and_temperatures_do_not(tiny_task: Call
     moe = "model.backbone.blocks.0.moe"
     for name in (f"{moe}.w_in", f"{moe}.router.affinity", "model.match_head.net.0.weight"):
         assert decays(name, named[name])
-    for name in ("model.match_head.net.0.bias", "model.backbone.norm.weight", "loss.contrastive.image_text.log_scale",
-                 "model.encoders.text.bottleneck.position", "loss.codes.codebook", "model.backbone.modality.text"):
+    for name in (
+        "model.match_head.net.0.bias",
+        "model.backbone.norm.weight",
+        "loss.contrastive.image_text.log_scale",
+        "model.encoders.text.bottleneck.position",
+        "loss.codes.codebook",
+        "model.backbone.modality.text",
+    ):
         assert not decays(name, named[name])
 
 

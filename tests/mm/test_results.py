@@ -42,7 +42,7 @@ def test_chance_is_matches_over_gallery(evaluation: Evaluation) -> None:
 def test_use_is_percent_used_and_perplexity_over_layers(evaluation: Evaluation) -> None:
     found = use(evaluation)
     assert found["codes/image/used"] == 50 and found["codes/image/perplexity"] == pytest.approx(2)
-    assert "codes/text/used" not in found                          # a continuous bottleneck has no codes
+    assert "codes/text/used" not in found  # a continuous bottleneck has no codes
     assert found["experts/text/used"] == pytest.approx((25 + 100) / 2)
     assert found["experts/text/perplexity"] == pytest.approx((1 + 4) / 2)
 

@@ -67,8 +67,11 @@ def test_a_run_of_another_version_is_one_line_that_names_it_and_the_remedy(saved
     task, folder = saved
     config = asdict(task.config)
     wider = {**config, "image": {**config["image"], "width": 32}}
-    for settings, named in (({**config, "modle": 3}, "modle"), ({**config, "seed": "many"}, "seed"),
-                            (wider, r"encoders\.image\..* is \(.*\) in the file and \(.*\) here")):
+    for settings, named in (
+        ({**config, "modle": 3}, "modle"),
+        ({**config, "seed": "many"}, "seed"),
+        (wider, r"encoders\.image\..* is \(.*\) in the file and \(.*\) here"),
+    ):
         change(folder / "model.json", config=settings)
         with pytest.raises(ValueError, match=f"{folder} cannot be loaded.*{named}.*train it again") as refused:
             load_run(folder)

@@ -41,7 +41,7 @@ def test_terms_come_with_the_stages_of_the_step(task: AtStep, tiny_batch: Callab
         pairs = terms.terms.keys() - always
         assert always < terms.terms.keys() and "global/image_text" in pairs
         counts.append(len(pairs))
-    assert counts == [1, 6, 12]                                    # of 10 steps, stage 2 from 1.5 and stage 3 from 4
+    assert counts == [1, 6, 12]  # of 10 steps, stage 2 from 1.5 and stage 3 from 4
 
 
 def test_the_total_has_a_gradient_for_every_parameter(task: AtStep, tiny_batch: Callable[..., Batch]) -> None:
@@ -82,10 +82,10 @@ def test_the_guard_names_the_term_that_broke(task: AtStep, tiny_batch: Callable[
 
 
 def test_a_gradient_that_breaks_is_named(task: AtStep) -> None:
-    optimizer = task.configure_optimizers()["optimizer"]           # type: ignore[index,call-overload]
+    optimizer = task.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
     for p in task.parameters():
         p.grad = torch.zeros_like(p)
-    task.model.match_head.net[0].weight.grad[0, 0] = float("inf")      # type: ignore[index,union-attr]
+    task.model.match_head.net[0].weight.grad[0, 0] = float("inf")  # type: ignore[index,union-attr]
     with pytest.raises(FloatingPointError, match=r"gradient of model\.match_head\.net\.0\.weight is not finite"):
         task.configure_gradient_clipping(optimizer)
 
@@ -95,7 +95,7 @@ def test_clipping_bounds_the_norm_and_zero_switches_it_off(task: AtStep, monkeyp
     norms = []
     for clip in (1.0, 0.0):
         task.config = replace(task.config, optim=replace(task.config.optim, clip=clip))
-        optimizer = task.configure_optimizers()["optimizer"]       # type: ignore[index,call-overload]
+        optimizer = task.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
         for p in task.parameters():
             p.grad = torch.ones_like(p)
         task.configure_gradient_clipping(optimizer)

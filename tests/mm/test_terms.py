@@ -17,12 +17,23 @@ SMALL = st.integers(0, 3)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(SMALL, min_size=6, max_size=6), min_size=1, max_size=4),
-       st.lists(st.lists(SMALL, min_size=1, max_size=8), min_size=1, max_size=5))
+@given(
+    st.lists(st.lists(SMALL, min_size=6, max_size=6), min_size=1, max_size=4),
+    st.lists(st.lists(SMALL, min_size=1, max_size=8), min_size=1, max_size=5),
+)
 def test_every_token_of_every_occurrence_is_marked(captions: list[list[int]], terms: list[list[int]]) -> None:
     sequences = torch.tensor([term + [-1] * (8 - len(term)) for term in terms])
-    expected = [[any(caption[start : start + len(term)] == term and start <= i < start + len(term)
-                     for term in terms for start in range(len(caption))) for i in range(6)] for caption in captions]
+    expected = [
+        [
+            any(
+                caption[start : start + len(term)] == term and start <= i < start + len(term)
+                for term in terms
+                for start in range(len(caption))
+            )
+            for i in range(6)
+        ]
+        for caption in captions
+    ]
     assert Terms(sequences)(torch.tensor(captions)).tolist() == expected
 
 
@@ -42,8 +53,10 @@ def test_what_cannot_be_seen_is_skipped_with_a_reason() -> None:
     terms = ["red", "benzene", "circle red circle red circle", "red"]
     _, seen, skipped = token_sequences(terms, tokenizer, vocabulary)
     assert seen == ["red"]
-    assert skipped == {"benzene": "the text trunk has not met its tokens",
-                       "circle red circle red circle": "it is longer than a caption, of 6 tokens"}
+    assert skipped == {
+        "benzene": "the text trunk has not met its tokens",
+        "circle red circle red circle": "it is longer than a caption, of 6 tokens",
+    }
 
 
 def test_a_model_that_heeds_terms_is_the_same_model_at_first_and_travels(
@@ -58,8 +71,9 @@ def test_a_model_that_heeds_terms_is_the_same_model_at_first_and_travels(
         block.self_attention.term_strength.data.fill_(3.0)
     after = task.model(batch).embeddings["text"]
     changed = (after - before).abs().amax(1) > 1e-4
-    assert changed.tolist() == ["circle" in caption for caption in
-                                ("red circle", "two blue squares", "one small green heart", "stripes")]
+    assert changed.tolist() == [
+        "circle" in caption for caption in ("red circle", "two blue squares", "one small green heart", "stripes")
+    ]
     save_weights(task, tmp_path)  # type: ignore[arg-type]
     loaded = load_run(tmp_path)  # type: ignore[arg-type]
     torch.testing.assert_close(loaded.model(batch).embeddings["text"], after)

@@ -77,8 +77,10 @@ def killed_at() -> Callable[[int, Callable[[], object]], None]:
 def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The set of the run, and the set it is adapted to."""
     folder, sizes = tmp_path_factory.mktemp("sets"), {"train": 16, "val": 8}
-    own, domain = (write_scenes(folder / f"{name}", seed=seed, sizes=sizes, image_size=32)
-                   for seed, name in enumerate(("own", "domain")))  # fmt: skip
+    own, domain = (
+        write_scenes(folder / f"{name}", seed=seed, sizes=sizes, image_size=32)
+        for seed, name in enumerate(("own", "domain"))
+    )
     return own, domain
 
 

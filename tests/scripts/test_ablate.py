@@ -57,15 +57,21 @@ def test_a_study_goes_on_where_it_broke_and_ends_in_one_table(
     names = [words[words.index("--name") + 1] for words in commands]
     assert names == ["plain-0", "dense-0", "dense-0", "plain-1", "dense-1"]
     assert "--resume" not in commands[0] and commands[2][-2:] == ["--resume", "true"]
-    assert commands[4][2:8] == ["--train.steps", "3", "--model.backbone.moe.experts", "1", "--model.modalities",
-                                '["image", "text"]']
+    assert commands[4][2:8] == [
+        "--train.steps",
+        "3",
+        "--model.backbone.moe.experts",
+        "1",
+        "--model.modalities",
+        '["image", "text"]',
+    ]
     rows = list(csv.DictReader((tmp_path / "runs" / "toy.csv").open()))
     found = {(r["study"], r["variant"], r["seed"]): r["value"] for r in rows if r["measure"] == "RSUM"}
     assert found == {("toy", v, s): f"{10.0 * int(s)}" for v in ("plain", "dense") for s in "01"}
     losses = {r["value"] for r in rows if r["measure"] == "train/total"}
-    assert losses == {"2.5"}                                       # the last that was logged
+    assert losses == {"2.5"}  # the last that was logged
     script("ablate.py", *where)
-    assert len(commands) == 5                                      # all is there: nothing is run again
+    assert len(commands) == 5  # all is there: nothing is run again
     assert "plain-0 was run with other settings" in refused("ablate.py", *where, "--settings", "{train.steps: 4}")
 
 
@@ -98,12 +104,14 @@ def test_every_study_of_the_project_is_of_models_that_can_be_built(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("seeds: [0]", "it needs `variants`"), ("variants: [a, b]", "variants is no part of a study, or of another kind"),
-     ("variants: {a: {}}\nsteps: 3", "steps is no part of a study"), ("{", "is no YAML")],
-)  # fmt: skip
-def test_what_is_no_study_is_named(
-    content: str, message: str, refused: Callable[..., str], tmp_path: Path
-) -> None:
+    [
+        ("seeds: [0]", "it needs `variants`"),
+        ("variants: [a, b]", "variants is no part of a study, or of another kind"),
+        ("variants: {a: {}}\nsteps: 3", "steps is no part of a study"),
+        ("{", "is no YAML"),
+    ],
+)
+def test_what_is_no_study_is_named(content: str, message: str, refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(content)
     line = refused("ablate.py", tmp_path / "bad.yaml", "--runs", tmp_path)
     assert "bad.yaml" in line and message in line

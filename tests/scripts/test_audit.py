@@ -21,8 +21,13 @@ def test_without_a_figure_the_published_ones_are_audited(script: Callable[..., N
     assert len(json.loads((tmp_path / "out.json").read_text())) >= 5
 
 
-@pytest.mark.parametrize("words, named", [
-    (["--value", "many"], "many"), (["--direction", "up"], "direction"), (["--vaule", "0.3"], "--vaule"),
-])
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--value", "many"], "many"),
+        (["--direction", "up"], "direction"),
+        (["--vaule", "0.3"], "--vaule"),
+    ],
+)
 def test_mistakes_are_one_line(refused: Callable[..., str], words: list[str], named: str) -> None:
     assert named in refused("audit.py", *words)

@@ -13,9 +13,19 @@ def adapted(tmp_path: Path) -> Callable[..., Path]:
 
     def write(name: str, strategy: str, after: float) -> Path:
         scores = {"before": {"domain": 100.0, "general": 300.0}, "after": {"domain": after, "general": 290.0}}
-        result = {"protocol": {"val": {"dataset": "molecules/val"}}, "adaptation": {
-            "strategy": strategy, "run": "base", "targets": ["w_in"] if strategy == "lora" else [], "trainable": 12345,
-            "peak_memory_gib": 1.5, "minutes": 2.0, "selected": {"metric": "RSUM"}, **scores}}  # fmt: skip
+        result = {
+            "protocol": {"val": {"dataset": "molecules/val"}},
+            "adaptation": {
+                "strategy": strategy,
+                "run": "base",
+                "targets": ["w_in"] if strategy == "lora" else [],
+                "trainable": 12345,
+                "peak_memory_gib": 1.5,
+                "minutes": 2.0,
+                "selected": {"metric": "RSUM"},
+                **scores,
+            },
+        }
         (tmp_path / name).mkdir()
         (tmp_path / name / "result.json").write_text(json.dumps(result))
         return tmp_path / name

@@ -37,7 +37,8 @@ def test_less_noise_is_better_in_every_measure_and_significantly_in_some(
 @pytest.mark.parametrize("stamp", [{"captions": 210}, {"trained_on": "toy", "zero_shot": False}])
 def test_two_protocols_do_not_share_a_column(refused: Callable[..., str], tmp_path: Path, stamp: dict) -> None:
     assert f"{next(iter(stamp))}: " in refused(
-        "compare.py", write_run(tmp_path / "a", 1.0), write_run(tmp_path / "b", 1.0, **stamp))
+        "compare.py", write_run(tmp_path / "a", 1.0), write_run(tmp_path / "b", 1.0, **stamp)
+    )
 
 
 def test_what_cannot_be_compared_is_one_line(refused: Callable[..., str], tmp_path: Path) -> None:

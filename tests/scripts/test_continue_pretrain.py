@@ -15,21 +15,47 @@ from mm.run import load_run
 @pytest.fixture
 def words(run: Path, sets: tuple[Path, Path], tmp_path: Path) -> list[object]:
     (tmp_path / "terms.txt").write_text("circle\nsquare\nbenzene\n")
-    return ["--run", run, "--data.root", sets[1], "--runs", tmp_path, "--name", "more", "--train.steps", 8,
-            "--train.batch_size", 8, "--train.precision", "fp32", "--train.accelerator", "cpu"]
+    return [
+        "--run",
+        run,
+        "--data.root",
+        sets[1],
+        "--runs",
+        tmp_path,
+        "--name",
+        "more",
+        "--train.steps",
+        8,
+        "--train.batch_size",
+        8,
+        "--train.precision",
+        "fp32",
+        "--train.accelerator",
+        "cpu",
+    ]
 
 
 def test_both_sets_are_trained_on_and_judged(
     script: Callable[..., None], words: list[object], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script("continue_pretrain.py", *words, "--terms", tmp_path / "terms.txt", "--train.evaluate_every", 4,
-           "--optim.learning_rate", 1e-3)
+    script(
+        "continue_pretrain.py",
+        *words,
+        "--terms",
+        tmp_path / "terms.txt",
+        "--train.evaluate_every",
+        4,
+        "--optim.learning_rate",
+        1e-3,
+    )
     folder = tmp_path / "more"
     found, said = json.loads((folder / "result.json").read_text())["continued"], capsys.readouterr().out
     assert found["mix"] == {"domain": 0.7, "general": 0.3, "stages": 4, "stage_factor": 0.8}
     assert found["before"].keys() == found["after"].keys() == {"domain", "general"} and "general RSUM: " in said
-    assert found["terms"] == {"seen": ["circle", "square"],
-                              "skipped": {"benzene": "the text trunk has not met its tokens"}}
+    assert found["terms"] == {
+        "seen": ["circle", "square"],
+        "skipped": {"benzene": "the text trunk has not met its tokens"},
+    }
     assert len(found["strengths"]) == 4 and any(any(heads) for heads in found["strengths"].values())
     row = next(csv.DictReader((folder / "metrics.csv").open()))
     assert all(float(row[f"train/{name}"]) > 0 for name in ("domain", "general", "domain/match/image_text"))
@@ -39,8 +65,10 @@ def test_both_sets_are_trained_on_and_judged(
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(
-    script: Callable[..., None], killed_at: Callable[[int, Callable[[], object]], None], words: list[object],
-    tmp_path: Path
+    script: Callable[..., None],
+    killed_at: Callable[[int, Callable[[], object]], None],
+    words: list[object],
+    tmp_path: Path,
 ) -> None:
     words += ["--terms", tmp_path / "terms.txt", "--optim.learning_rate", 1e-3, "--train.checkpoint_every", 3]
     script("continue_pretrain.py", *words)
@@ -51,20 +79,24 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     assert not [name for name, value in expected.items() if not torch.equal(value, found[name])]
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    (("--mix.domain", 0), "mix.domain=0.0 must be positive"),
-    (("--mix.stages", 0), "mix.stages=0 must be at least 1"),
-    (("--terms", "/nowhere/terms.txt"), "/nowhere/terms.txt"),
-    (("--data.root", "/nowhere"), "/nowhere does not exist"),
-    (("--metric", "BLEU"), "metric='BLEU' is not measured on domain/val"),
-    (("--resume", "true"), "more holds no run: leave --resume out"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--mix.domain", 0), "mix.domain=0.0 must be positive"),
+        (("--mix.stages", 0), "mix.stages=0 must be at least 1"),
+        (("--terms", "/nowhere/terms.txt"), "/nowhere/terms.txt"),
+        (("--data.root", "/nowhere"), "/nowhere does not exist"),
+        (("--metric", "BLEU"), "metric='BLEU' is not measured on domain/val"),
+        (("--resume", "true"), "more holds no run: leave --resume out"),
+    ],
+)
 def test_a_mistake_is_one_line(refused: Callable[..., str], words: list[object], more: tuple, message: str) -> None:
     assert message in refused("continue_pretrain.py", *words, *more)
 
 
-def test_terms_none_of_which_is_seen_are_refused(refused: Callable[..., str], words: list[object],
-                                                 tmp_path: Path) -> None:
+def test_terms_none_of_which_is_seen_are_refused(
+    refused: Callable[..., str], words: list[object], tmp_path: Path
+) -> None:
     (tmp_path / "terms.txt").write_text("benzene\n")
     said = refused("continue_pretrain.py", *words, "--terms", tmp_path / "terms.txt")
     assert "none of 1 terms can be seen ('benzene': the text trunk has not met its tokens)" in said

@@ -27,8 +27,13 @@ CLASSES = {"red_circle": (255, 0, 0), "blue_circle": (0, 0, 255)}
 def arrays(noise: float = 1.0, seed: int = 0) -> dict[str, np.ndarray]:
     centre, ids = np.random.default_rng(99).standard_normal((40, 8)), np.arange(40) * 3
     text = np.repeat(centre, 5, 0) + noise * np.random.default_rng(seed).standard_normal((200, 8))
-    return {"image": centre, "text": text, "image_ids": ids, "caption_image_ids": np.repeat(ids, 5),
-            "caption_ids": np.arange(200)}
+    return {
+        "image": centre,
+        "text": text,
+        "image_ids": ids,
+        "caption_image_ids": np.repeat(ids, 5),
+        "caption_ids": np.arange(200),
+    }
 
 
 @pytest.fixture
@@ -95,8 +100,9 @@ def classes_of(folder: Path, sound: bool = False) -> Path:
     return folder
 
 
-def test_a_file_is_judged_and_says_its_protocol(judge: Callable[..., dict], file: Path,
-                                                capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_is_judged_and_says_its_protocol(
+    judge: Callable[..., dict], file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     result = judge("--embeddings", file, "--data.dataset", "toy", "--trained_on", "zero-shot")
     stamp = result["protocol"]
     assert (stamp["dataset"], stamp["captions"]) == ("toy", 200)
@@ -130,8 +136,14 @@ def test_the_ground_truth_folder_adds_cxc_and_eccv_and_the_thousand_protocol(
     images, rng = np.unique(truth.images), np.random.default_rng(0)
     centre = rng.standard_normal((len(images), 4))
     text = centre[np.searchsorted(images, truth.images)] + 0.1 * rng.standard_normal((len(truth.images), 4))
-    np.savez(tmp_path / "test.npz", image=centre, text=text, image_ids=images, caption_image_ids=truth.images,
-             caption_ids=truth.captions)
+    np.savez(
+        tmp_path / "test.npz",
+        image=centre,
+        text=text,
+        image_ids=images,
+        caption_image_ids=truth.images,
+        caption_ids=truth.captions,
+    )
     found = judge("--embeddings", tmp_path / "test.npz", "--data.ground_truth", BENCHMARKS, "--data.validation", file)
     protocols = found["protocols"]
     assert protocols.keys() == {"all", "folds", "cxc", "eccv", "matching/random/cosine"}
@@ -149,8 +161,13 @@ def test_a_run_is_judged_by_its_vectors_and_by_its_match_head(judge: Callable[..
     assert (stamp["images"], stamp["rerank_depth"]) == (7, 3)
     assert (stamp["trained_on"], stamp["zero_shot"]) == ("scenes/train", False)
     assert "reranked/image_to_text/R@1" in found["metrics"]
-    assert found["protocols"].keys() == {"all", "audio_text", "image_audio", "matching/random/cosine",
-                                         "matching/random/match head"}
+    assert found["protocols"].keys() == {
+        "all",
+        "audio_text",
+        "image_audio",
+        "matching/random/cosine",
+        "matching/random/match head",
+    }
     for name, figures in found["protocols"].items():
         assert figures["protocol"]["trained_on"] == "trained on scenes/train", name
         assert figures["protocol"]["dataset"] == "scenes" and figures["protocol"]["split"] == "test"
@@ -177,8 +194,20 @@ def test_a_set_of_the_same_name_is_zero_shot_and_samples_and_seed_reach_the_run_
 
 def test_a_run_s_negatives_can_be_another_model_s(judge: Callable[..., dict], run: Path) -> None:
     judge("--run", run, "--data.split", "test", "--rerank", 0)
-    found = judge("--run", run, "--data.split", "test", "--data.validation", "val", "--rerank", 0,
-                  "--data.retriever", run / "eval-scenes-test.npz", "--data.retriever_name", "itself")
+    found = judge(
+        "--run",
+        run,
+        "--data.split",
+        "test",
+        "--data.validation",
+        "val",
+        "--rerank",
+        0,
+        "--data.retriever",
+        run / "eval-scenes-test.npz",
+        "--data.retriever_name",
+        "itself",
+    )
     assert "top 7 of itself" in found["protocols"]["matching/hard/match head"]["protocol"]["task"]
 
 
@@ -233,10 +262,18 @@ def test_frozen_trunks_run_once_for_each_benchmark(
 def test_an_open_clip_model_is_judged_alike(
     judge: Callable[..., dict], run: Path, crepe: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", open_clip.factory._MODEL_CONFIGS | {"toy": {
-        "embed_dim": 8, "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-    }})  # fmt: skip
+    monkeypatch.setattr(
+        open_clip.factory,
+        "_MODEL_CONFIGS",
+        open_clip.factory._MODEL_CONFIGS
+        | {
+            "toy": {
+                "embed_dim": 8,
+                "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+                "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+            }
+        },
+    )
     model = ("--open_clip", "toy", "--trained_on", "trained on nothing")
     split = judge(*model, "--data.root", run.parent / "scenes", "--data.split", "test", "--data.validation", "val")
     assert split["protocols"].keys() == {"all", "matching/random/cosine"} and split["protocol"]["images"] == 7
@@ -245,8 +282,9 @@ def test_an_open_clip_model_is_judged_alike(
     assert judge(*model, "--classes", classes_of(tmp_path / "shapes"))["protocol"]["images"] == 6
 
 
-def test_options_that_do_not_fit_are_one_line(refused: Callable[..., str], file: Path, run: Path,
-                                              crepe: tuple[Path, Path]) -> None:
+def test_options_that_do_not_fit_are_one_line(
+    refused: Callable[..., str], file: Path, run: Path, crepe: tuple[Path, Path]
+) -> None:
     mine, its = ("eval_coco.py", "--embeddings", file), ("eval_coco.py", "--run", run)
     assert "name one of" in refused("eval_coco.py") and "name one of" in refused(*mine, "--run", run)
     assert "need a model" in refused(*mine, "--sugar_crepe", crepe[0])
@@ -266,7 +304,8 @@ def test_options_that_do_not_fit_are_one_line(refused: Callable[..., str], file:
 def test_embeddings_that_do_not_fit_are_one_line_with_their_name(refused: Callable[..., str], tmp_path: Path) -> None:
     broken: dict[str, dict[str, np.ndarray]] = {
         "lack image_ids": {k: v for k, v in arrays().items() if k != "image_ids"},
-        "NaN": arrays() | {"text": np.full((200, 8), np.nan)}, "40 integers": arrays() | {"image_ids": np.arange(3)},
+        "NaN": arrays() | {"text": np.full((200, 8), np.nan)},
+        "40 integers": arrays() | {"image_ids": np.arange(3)},
         "differ in 39 images": arrays() | {"caption_image_ids": np.zeros(200, int)},
     }
     for message, found in broken.items():

@@ -18,9 +18,30 @@ def adapt(script: Callable[..., None], run: Path, sets: tuple[Path, Path], tmp_p
     """adapt(*words) -> the adapted run's folder."""
 
     def start(*words: object) -> Path:
-        script("finetune.py", "--run", run, "--data.root", sets[1], "--runs", tmp_path, "--name", "adapted",
-               "--lora.rank", 4, "--train.steps", 4, "--train.batch_size", 8, "--train.evaluate_every", 2,
-               "--train.precision", "fp32", "--train.accelerator", "cpu", *words)  # fmt: skip
+        script(
+            "finetune.py",
+            "--run",
+            run,
+            "--data.root",
+            sets[1],
+            "--runs",
+            tmp_path,
+            "--name",
+            "adapted",
+            "--lora.rank",
+            4,
+            "--train.steps",
+            4,
+            "--train.batch_size",
+            8,
+            "--train.evaluate_every",
+            2,
+            "--train.precision",
+            "fp32",
+            "--train.accelerator",
+            "cpu",
+            *words,
+        )
         return tmp_path / "adapted"
 
     return start
@@ -77,8 +98,18 @@ def test_packed_weights_are_measured_and_unpacked_in_the_run(adapt: Callable[...
 
 
 def test_all_weights_train_but_those_that_are_frozen(adapt: Callable[..., Path], run: Path) -> None:
-    folder = adapt("--strategy", "full", "--train.freeze", "[encoders.*]", "--rates", '{"backbone.*": 0.0}',
-                   "--train.ema", 0.5, "--optim.learning_rate", 0.01)
+    folder = adapt(
+        "--strategy",
+        "full",
+        "--train.freeze",
+        "[encoders.*]",
+        "--rates",
+        '{"backbone.*": 0.0}',
+        "--train.ema",
+        0.5,
+        "--optim.learning_rate",
+        0.01,
+    )
     moved = changed(folder, run)
     assert "project.image.linear.weight" in moved
     assert not [n for n in moved if n.startswith("backbone.") and "router.bias" not in n]
@@ -100,8 +131,22 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 ) -> None:
     """What is kept so far and its average belong to the state; so do adapters on packed weights."""
     pytest.importorskip("bitsandbytes")
-    words = ["--strategy", strategy, "--general", "false", "--optim.learning_rate", 0.01, "--train.ema", 0.5,
-             "--train.checkpoint_every", 2, "--lora.targets", "[v_proj,w_in]", "--train.steps", 6]
+    words = [
+        "--strategy",
+        strategy,
+        "--general",
+        "false",
+        "--optim.learning_rate",
+        0.01,
+        "--train.ema",
+        0.5,
+        "--train.checkpoint_every",
+        2,
+        "--lora.targets",
+        "[v_proj,w_in]",
+        "--train.steps",
+        6,
+    ]
     expected = load_file(adapt(*words) / "model.safetensors")
     whole = adaptation(tmp_path / "adapted")["selected"]
     (tmp_path / "adapted").rename(tmp_path / "whole")
@@ -124,20 +169,40 @@ def test_what_goes_on_keeps_its_settings(adapt: Callable[..., Path], capsys: pyt
     assert "was begun with lora.alpha=32.0, not 8.0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (("--train.accelerator", "tpu"), "finetune: train.accelerator, train.devices or train.strategy: "),
-    (("--train.freeze", "[decoder.*]"), "freeze: no parameter is called 'decoder.*'; there are backbone.blocks*"),
-    (("--rates", '{"nothing": 0.1}'), "rates: no parameter is called 'nothing'"),
-    (("--train.freeze", "['*']"), "leaves nothing to train"),
-    (("--metric", "BLEU"), "metric='BLEU' is not measured on domain/val: choose from image_to_text/R@1"),
-    (("--strategy", "lora", "--lora.targets", "[querry]"), "'querry' is no linear layer nor expert weight"),
-    (("--lora.rank", 40), "lora.rank=40 is larger than"),
-    (("--data.root", "/nowhere"), "/nowhere does not exist"),
-    (("--run", "/nowhere"), "/nowhere holds no finished run"),
-])  # fmt: skip
-def test_a_mistake_is_one_line(refused: Callable[..., str], run: Path, sets: tuple[Path, Path], tmp_path: Path,
-                               words: tuple, message: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--train.accelerator", "tpu"), "finetune: train.accelerator, train.devices or train.strategy: "),
+        (("--train.freeze", "[decoder.*]"), "freeze: no parameter is called 'decoder.*'; there are backbone.blocks*"),
+        (("--rates", '{"nothing": 0.1}'), "rates: no parameter is called 'nothing'"),
+        (("--train.freeze", "['*']"), "leaves nothing to train"),
+        (("--metric", "BLEU"), "metric='BLEU' is not measured on domain/val: choose from image_to_text/R@1"),
+        (("--strategy", "lora", "--lora.targets", "[querry]"), "'querry' is no linear layer nor expert weight"),
+        (("--lora.rank", 40), "lora.rank=40 is larger than"),
+        (("--data.root", "/nowhere"), "/nowhere does not exist"),
+        (("--run", "/nowhere"), "/nowhere holds no finished run"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    refused: Callable[..., str], run: Path, sets: tuple[Path, Path], tmp_path: Path, words: tuple, message: str
+) -> None:
     pytest.importorskip("peft")
-    found = refused("finetune.py", "--run", run, "--data.root", sets[1], "--runs", tmp_path, "--lora.rank", 4,
-                    "--train.steps", 1, "--train.batch_size", 8, "--train.accelerator", "cpu", *words)
+    found = refused(
+        "finetune.py",
+        "--run",
+        run,
+        "--data.root",
+        sets[1],
+        "--runs",
+        tmp_path,
+        "--lora.rank",
+        4,
+        "--train.steps",
+        1,
+        "--train.batch_size",
+        8,
+        "--train.accelerator",
+        "cpu",
+        *words,
+    )
     assert message in found

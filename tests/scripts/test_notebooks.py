@@ -16,8 +16,9 @@ def test_a_notebook_tells_its_story(
     monkeypatch.setenv("MM_STEPS", "0")
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOKS.parents[1]))
     script("notebooks.py", "--only", f"[{name}]", "--out", tmp_path)
-    outputs = [out for cell in nbformat.read(tmp_path / f"{name}.ipynb", as_version=4).cells
-               for out in cell.get("outputs", [])]
+    outputs = [
+        out for cell in nbformat.read(tmp_path / f"{name}.ipynb", as_version=4).cells for out in cell.get("outputs", [])
+    ]
     assert any("image/png" in out.get("data", {}) for out in outputs)
     assert any("R@1" in out.get("text", "") for out in outputs)
 

@@ -35,8 +35,12 @@ def run(monkeypatch, capsys):
 @pytest.fixture
 def root(tmp_path):
     rng = np.random.default_rng(0)
-    samples = [Sample(f"p{i}", i, (f"caption {i}",), (i,), PIL.Image.fromarray(
-        rng.integers(0, 256, (30, 50, 3), dtype=np.uint8))) for i in range(6)]
+    samples = [
+        Sample(
+            f"p{i}", i, (f"caption {i}",), (i,), PIL.Image.fromarray(rng.integers(0, 256, (30, 50, 3), dtype=np.uint8))
+        )
+        for i in range(6)
+    ]
     write_coco(samples, tmp_path / "coco", "train")
     write_coco(samples[:2], tmp_path / "coco", "val")
     return tmp_path / "coco"
@@ -57,13 +61,16 @@ def test_a_folder_becomes_shards(run, root, tmp_path):
     assert code == 0 and "3 shards kept from an earlier run" in out
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--root", "nowhere"], "data folder nowhere does not exist"),
-    (["--splits", "[test]"], "the splits there are train, val"),
-    (["--size", "0"], "must be positive"),
-    (["--sizes", "5"], "--sizes"),
-    (["--side", "both"], "side"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--root", "nowhere"], "data folder nowhere does not exist"),
+        (["--splits", "[test]"], "the splits there are train, val"),
+        (["--size", "0"], "must be positive"),
+        (["--sizes", "5"], "--sizes"),
+        (["--side", "both"], "side"),
+    ],
+)
 def test_a_mistake_is_one_line_and_exit_code_2(run, root, tmp_path, arguments, message):
     code, _, err = run("--root", root, "--out", tmp_path / "out", *arguments)
     assert code == 2 and message in err and "Traceback" not in err
@@ -71,13 +78,25 @@ def test_a_mistake_is_one_line_and_exit_code_2(run, root, tmp_path, arguments, m
 
 def test_download_fetches_and_unpacks_what_the_splits_need(run, root, tmp_path):
     mirror = tmp_path / "mirror"
-    for name, folder, target in (("zips/val2017", root / "images", "val2017"),
-                                 ("annotations/annotations_trainval2017", root / "annotations", "annotations")):
+    for name, folder, target in (
+        ("zips/val2017", root / "images", "val2017"),
+        ("annotations/annotations_trainval2017", root / "annotations", "annotations"),
+    ):
         (mirror / name).parent.mkdir(parents=True)
         with zipfile.ZipFile(mirror / f"{name}.zip", "w") as file:
             for path in folder.iterdir():
                 file.write(path, f"{target}/{path.name.replace('_val', '_val2017')}")
-    code, out, err = run("--root", tmp_path / "new", "--out", tmp_path / "out", "--splits", "[val]",
-                         "--download", "2017", "--mirror", mirror.as_uri())
+    code, out, err = run(
+        "--root",
+        tmp_path / "new",
+        "--out",
+        tmp_path / "out",
+        "--splits",
+        "[val]",
+        "--download",
+        "2017",
+        "--mirror",
+        mirror.as_uri(),
+    )
     assert code == 0, err
     assert "val: 2 images" in out and open_split(tmp_path / "out", "val").captions == [("caption 0",), ("caption 1",)]

@@ -23,8 +23,19 @@ def table(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("layout", ["coco", "shards"])
 def test_a_table_becomes_two_splits(script: Callable[..., None], table: Path, tmp_path: Path, layout: str) -> None:
     out = tmp_path / "out"
-    script("prepare_domain.py", "--adapter", "TableLoader", "--adapter.table_path", table, "--out", out,
-           "--layout", layout, "--held_out", 0.3)
+    script(
+        "prepare_domain.py",
+        "--adapter",
+        "TableLoader",
+        "--adapter.table_path",
+        table,
+        "--out",
+        out,
+        "--layout",
+        layout,
+        "--held_out",
+        0.3,
+    )
     train, val = (open_split(out, split) for split in ("train", "val"))
     assert (len(train), len(val)) == (7, 3) and not set(train.captions) & set(val.captions)
     assert val.captions[0] == (f"number {val[0].image.getpixel((0, 0))[0]}",)
@@ -35,19 +46,42 @@ def test_molecules_are_written_with_what_was_left_out_listed(
 ) -> None:
     pytest.importorskip("rdkit")
     (tmp_path / "few.smi").write_text("c1ccccc1\nC1CCCCC1\nCCO\nC1CC\nc1ccccc1O\n")
-    script("prepare_domain.py", "--adapter", "ChemistryLoader", "--adapter.smiles_path", tmp_path / "few.smi",
-           "--adapter.size", 32, "--out", tmp_path / "out", "--held_out", 0.3)
+    script(
+        "prepare_domain.py",
+        "--adapter",
+        "ChemistryLoader",
+        "--adapter.smiles_path",
+        tmp_path / "few.smi",
+        "--adapter.size",
+        32,
+        "--out",
+        tmp_path / "out",
+        "--held_out",
+        0.3,
+    )
     assert "1 rows left out:\n  few.smi line 4: 'C1CC' is no SMILES" in capsys.readouterr().out
     train, val = (open_split(tmp_path / "out", split) for split in ("train", "val"))
     assert len(train) + len(val) == 4 and all(len(c) == 1 for c in val.captions)
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (("--held_out", 2), "held_out=2.0 must lie between 0 and 1"),
-    (("--adapter.text", "[title]"), "has no column 'title'; its columns are image, text"),
-])
-def test_a_mistake_is_one_line(refused: Callable[..., str], table: Path, tmp_path: Path, words: tuple,
-                               message: str) -> None:
-    found = refused("prepare_domain.py", "--adapter", "TableLoader", "--adapter.table_path", table,
-                    "--out", tmp_path / "out", *words)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--held_out", 2), "held_out=2.0 must lie between 0 and 1"),
+        (("--adapter.text", "[title]"), "has no column 'title'; its columns are image, text"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    refused: Callable[..., str], table: Path, tmp_path: Path, words: tuple, message: str
+) -> None:
+    found = refused(
+        "prepare_domain.py",
+        "--adapter",
+        "TableLoader",
+        "--adapter.table_path",
+        table,
+        "--out",
+        tmp_path / "out",
+        *words,
+    )
     assert message in found

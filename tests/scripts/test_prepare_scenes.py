@@ -19,10 +19,15 @@ def test_only_the_splits_asked_for_are_written(tmp_path: Path, layout: str) -> N
         open_split(tmp_path / "scenes", "train")
 
 
-@pytest.mark.parametrize("words, named", [
-    (["--val", "2"], "name another folder"), (["--val", "many"], "val"), (["--layuot", "coco"], "--layuot"),
-    (["--layout", "tar"], "layout"),
-])
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--val", "2"], "name another folder"),
+        (["--val", "many"], "val"),
+        (["--layuot", "coco"], "--layuot"),
+        (["--layout", "tar"], "layout"),
+    ],
+)
 def test_a_mistake_is_one_line_and_exit_code_2(
     refused: Callable[..., str], tmp_path: Path, words: list[str], named: str
 ) -> None:

@@ -40,10 +40,12 @@ def root(tmp_path):
 @pytest.fixture
 def voice(tmp_path):
     script = tmp_path / "speak.py"
-    script.write_text("import sys, wave\n"
-                      "with wave.open(sys.argv[1], 'wb') as file:\n"
-                      "    file.setparams((1, 2, 8000, 0, 'NONE', ''))\n"
-                      "    file.writeframes(b'\\1\\2' * 400)\n")
+    script.write_text(
+        "import sys, wave\n"
+        "with wave.open(sys.argv[1], 'wb') as file:\n"
+        "    file.setparams((1, 2, 8000, 0, 'NONE', ''))\n"
+        "    file.writeframes(b'\\1\\2' * 400)\n"
+    )
     return f"{sys.executable} -S {script} {{output}}"
 
 
@@ -58,12 +60,15 @@ def test_photographs_become_a_set_of_three_modalities(run, root, voice, tmp_path
     assert "3 kept from an earlier run" in run(*arguments)[1]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--command", "no-such-program {output}"], "'no-such-program' is not installed"),
-    (["--synthesizer", "parrot"], "'parrot' is not one of"),
-    (["--splits", "[test]"], "the splits there are train"),
-    (["--captoin", "1"], "--captoin"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--command", "no-such-program {output}"], "'no-such-program' is not installed"),
+        (["--synthesizer", "parrot"], "'parrot' is not one of"),
+        (["--splits", "[test]"], "the splits there are train"),
+        (["--captoin", "1"], "--captoin"),
+    ],
+)
 def test_a_mistake_is_one_line_and_exit_code_2(run, root, tmp_path, arguments, message):
     code, _, err = run("--root", root, "--out", tmp_path / "out", *arguments)
     assert code == 2 and message in err and "Traceback" not in err

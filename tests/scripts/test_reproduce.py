@@ -14,9 +14,13 @@ def result() -> dict:
         "metrics": recalls | {"RSUM": 123.4, "experts/image/used": 87.5, "experts/image/perplexity": 60.0},
         "protocol": {"val": {"dataset": "coco_mini/val", "images": 163, "captions_per_image": 5, "zero_shot": True}},
         "config": {"name": "mine", "model": {"backbone": {"moe": {"experts": 128, "active": 8}}}},
-        "commit": "abc", "hardware": "2 cores", "seconds": 61.0, "seconds_features": 7.0,
-        "parameters_total": 4_000_000, "parameters_active": 1_000_000,
-    }  # fmt: skip
+        "commit": "abc",
+        "hardware": "2 cores",
+        "seconds": 61.0,
+        "seconds_features": 7.0,
+        "parameters_total": 4_000_000,
+        "parameters_active": 1_000_000,
+    }
 
 
 @pytest.fixture
@@ -54,18 +58,45 @@ def test_claims_stand_beside_what_was_measured_of_them(
     figures = {"metrics": {"accuracy": 91.24}, "intervals": {"accuracy": [90.0, 92.5]}}
     result["protocols"] = {"all": {}, "matching/hard/cosine": figures}
     (results / "mine.json").write_text(json.dumps(result))
-    rows = [(v, seed, m, x) for v, total in (("sparse", 4e6), ("dense", 2e6)) for seed in (0, 1)
-            for m, x in {"parameters_total": total, "parameters_active": 1e6, "RSUM": 50 + seed, "seconds": 9,
-                         "image_to_text/R@1": 4.0, "text_to_image/R@1": 3.0}.items()]
+    rows = [
+        (v, seed, m, x)
+        for v, total in (("sparse", 4e6), ("dense", 2e6))
+        for seed in (0, 1)
+        for m, x in {
+            "parameters_total": total,
+            "parameters_active": 1e6,
+            "RSUM": 50 + seed,
+            "seconds": 9,
+            "image_to_text/R@1": 4.0,
+            "text_to_image/R@1": 3.0,
+        }.items()
+    ]
     lines = [",".join(map(str, ("experts", *row))) for row in rows]
     (results / "ablations" / "experts.csv").write_text("\n".join(["study,variant,seed,measure,value", *lines]))
-    adapted = {"trainable": 10, "peak memory, GiB": 1.0, "minutes": 2.0, "domain before": 100.0,
-               "general before": 300.0, "general after": 290.0}
+    adapted = {
+        "trainable": 10,
+        "peak memory, GiB": 1.0,
+        "minutes": 2.0,
+        "domain before": 100.0,
+        "general before": 300.0,
+        "general after": 290.0,
+    }
     titles = {"lora on w_in": 119.0, "full": 110.0}
-    adapt = {"rows": [{"strategy": how, "judged": "RSUM of molecules/val", "base": "base",
-                       "seeds": [adapted | {"domain after": after}]} for how, after in titles.items()]}  # fmt: skip
-    steps = {name: {"rows": [{"implementation": "ours", "peak_bytes": size, "milliseconds": 10.0}]}
-             for name, size in (("step_default", 4e8), ("step_default_checkpoint", 2e8))}
+    adapt = {
+        "rows": [
+            {
+                "strategy": how,
+                "judged": "RSUM of molecules/val",
+                "base": "base",
+                "seeds": [adapted | {"domain after": after}],
+            }
+            for how, after in titles.items()
+        ]
+    }
+    steps = {
+        name: {"rows": [{"implementation": "ours", "peak_bytes": size, "milliseconds": 10.0}]}
+        for name, size in (("step_default", 4e8), ("step_default_checkpoint", 2e8))
+    }
     for name, content in {"adapt": adapt, **steps}.items():
         (results / f"{name}.json").write_text(json.dumps(content))
     (tmp_path / "R.md").write_text("<!-- RESULTS: written by scripts/reproduce.py --><!-- /RESULTS -->")

@@ -49,10 +49,24 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_script(runs: Path, config: Path, root: Path, name: str, *flags: str) -> Path:
     """The script in this process, importing torch anew would be most of the time -> the run's folder."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [
-            str(SCRIPT), "--config", str(config), "--data.root", str(root), "--data.cache", str(runs / "cache"),
-            "--runs", str(runs), "--name", name, *flags,
-        ])  # fmt: skip
+        patch.setattr(
+            sys,
+            "argv",
+            [
+                str(SCRIPT),
+                "--config",
+                str(config),
+                "--data.root",
+                str(root),
+                "--data.cache",
+                str(runs / "cache"),
+                "--runs",
+                str(runs),
+                "--name",
+                name,
+                *flags,
+            ],
+        )
         runpy.run_path(str(SCRIPT), run_name="__main__")
     return runs / name
 
@@ -102,14 +116,29 @@ def history(run: Path) -> dict[int, str]:
 
 def test_a_run_leaves_everything_its_contract_names(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} >= {
-        "config.yaml", "metrics.csv", "checkpoints", "model.safetensors", "model.json", "result.json", "embeddings.npz",
-        "diagnostics.npz", "report.html",
-    }  # fmt: skip
+        "config.yaml",
+        "metrics.csv",
+        "checkpoints",
+        "model.safetensors",
+        "model.json",
+        "result.json",
+        "embeddings.npz",
+        "diagnostics.npz",
+        "report.html",
+    }
     result = json.loads((finished / "result.json").read_text())
     assert result.keys() >= {
-        "metrics", "intervals", "protocol", "config", "commit", "seed", "hardware", "seconds", "parameters_total",
+        "metrics",
+        "intervals",
+        "protocol",
+        "config",
+        "commit",
+        "seed",
+        "hardware",
+        "seconds",
+        "parameters_total",
         "parameters_active",
-    }  # fmt: skip
+    }
     pairs = [("image", "text"), ("audio", "text"), ("image", "audio")]
     for direction in [f"{a}_to_{b}" for x, y in pairs for a, b in ((x, y), (y, x))]:
         recalls = [result["metrics"][f"{direction}/R@{k}"] for k in (1, 5, 10)]
@@ -140,11 +169,17 @@ def test_every_term_is_logged_from_the_stage_it_belongs_to(finished: Path) -> No
     assert [float(r["stage"]) for r in rows] == [1, 2, 3]
     assert {f"reconstruction/{m}" for m in ("image", "audio", "text")} | {"global/image_text"} <= first
     assert second - first == {
-        "codes/image_text", "fine/image_text", "global/audio_text", "codes/audio_text", "fine/audio_text"
-    }  # fmt: skip
+        "codes/image_text",
+        "fine/image_text",
+        "global/audio_text",
+        "codes/audio_text",
+        "fine/audio_text",
+    }
     assert third - second == {
-        "match/image_text", "match/audio_text", *(f"{t}/image_audio" for t in ("global", "codes", "fine", "match"))
-    }  # fmt: skip
+        "match/image_text",
+        "match/audio_text",
+        *(f"{t}/image_audio" for t in ("global", "codes", "fine", "match")),
+    }
     assert first < second < third
 
 
@@ -171,8 +206,18 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 
 def test_a_seed_is_a_curve(train: Callable[..., Path]) -> None:
     """200 steps, logged to the last bit."""
-    flags = ["--train.steps", "200", "--model.modalities", "[image,text]", "--eval.rerank", "0", "--data.train", "val",
-             "--train.checkpoint_every", "200"]
+    flags = [
+        "--train.steps",
+        "200",
+        "--model.modalities",
+        "[image,text]",
+        "--eval.rerank",
+        "0",
+        "--data.train",
+        "val",
+        "--train.checkpoint_every",
+        "200",
+    ]
     first, second = (history(train(*flags, name=name)) for name in ("first", "second"))
     assert first == second and len(first) == 20
 
@@ -219,17 +264,29 @@ def test_data_that_is_not_there_is_named(refusal: Callable[..., str], tmp_path: 
     assert "captions_train.json" in refusal(root=tmp_path / "coco")
 
 
-@pytest.mark.parametrize("option, value", [
-    ("--train.steps", "0"), ("--train.steps", "-1"), ("--eval.batch_size", "0"), ("--train.checkpoint_every", "0"),
-])
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("--train.steps", "0"),
+        ("--train.steps", "-1"),
+        ("--eval.batch_size", "0"),
+        ("--train.checkpoint_every", "0"),
+    ],
+)
 def test_numbers_that_no_run_can_have_are_named(refusal: Callable[..., str], option: str, value: str) -> None:
     assert refusal(option, value) == f"train_align: {option[2:]}={value}: it must be at least 1"
 
 
-@pytest.mark.parametrize("option, value", [
-    ("--data.views", "0"), ("--data.captions", "0"), ("--audio.seconds", "0"), ("--text.max_tokens", "0"),
-    ("--optim.learning_rate", "-1"),
-])
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("--data.views", "0"),
+        ("--data.captions", "0"),
+        ("--audio.seconds", "0"),
+        ("--text.max_tokens", "0"),
+        ("--optim.learning_rate", "-1"),
+    ],
+)
 def test_settings_outside_of_their_range_are_named(refusal: Callable[..., str], option: str, value: str) -> None:
     assert option[2:] in refusal(option, value)
 

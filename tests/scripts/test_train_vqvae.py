@@ -35,9 +35,23 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(folder: Path, scenes: Path, modality: str, *flags: str) -> Path:
     quantizer = f"--{modality}.bottleneck.quantizer"
     sys.argv = [
-        str(SCRIPT), "--modality", modality, "--data.root", str(scenes), "--runs", str(folder), *SMALL[modality],
-        f"{quantizer}.codes", "16", "--train.batch_size", "8",
-        "--train.precision", "fp32", "--train.accelerator", "cpu", *flags,
+        str(SCRIPT),
+        "--modality",
+        modality,
+        "--data.root",
+        str(scenes),
+        "--runs",
+        str(folder),
+        *SMALL[modality],
+        f"{quantizer}.codes",
+        "16",
+        "--train.batch_size",
+        "8",
+        "--train.precision",
+        "fp32",
+        "--train.accelerator",
+        "cpu",
+        *flags,
     ]
     runpy.run_path(str(SCRIPT), run_name="__main__")
     return folder / f"vqvae_{modality}"
@@ -91,7 +105,9 @@ def aligned(image: ImageConfig) -> MultimodalModel:
 
 
 def test_settings_that_make_no_sense_are_one_line_and_exit_code_2(
-    tmp_path: Path, scenes: Path, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    scenes: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         train(tmp_path, scenes, "image", "--train.steps", "2", "--image.bottleneck.mode", "continuous")

@@ -7,6 +7,18 @@ from mm.data.scenes.scene import Look, Relation, Scene, SceneObject, capacity, s
 from mm.data.scenes.sound import render_audio
 
 __all__ = [
-    "VOCABULARY", "Layout", "Look", "Relation", "Scene", "SceneObject",
-    "capacity", "captions", "ensure_scenes", "render_audio", "render_image", "sample_at", "scene_at", "write_scenes",
+    "VOCABULARY",
+    "Layout",
+    "Look",
+    "Relation",
+    "Scene",
+    "SceneObject",
+    "capacity",
+    "captions",
+    "ensure_scenes",
+    "render_audio",
+    "render_image",
+    "sample_at",
+    "scene_at",
+    "write_scenes",
 ]

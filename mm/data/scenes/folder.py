@@ -32,14 +32,22 @@ def sample_at(seed: int, split: str, index: int, image_size: int = 64) -> Sample
     image_id = SPLITS[split] * 1_000_000 + index
     texts = captions(scene)
     return Sample(
-        key=f"{split}_{index:06d}", image_id=image_id,
-        captions=texts, caption_ids=tuple(image_id * len(texts) + k for k in range(len(texts))),
-        image=render_image(scene, image_size), audio=render_audio(scene, SAMPLE_RATE), sample_rate=SAMPLE_RATE,
+        key=f"{split}_{index:06d}",
+        image_id=image_id,
+        captions=texts,
+        caption_ids=tuple(image_id * len(texts) + k for k in range(len(texts))),
+        image=render_image(scene, image_size),
+        audio=render_audio(scene, SAMPLE_RATE),
+        sample_rate=SAMPLE_RATE,
     )
 
 
 def ensure_scenes(
-    root: str | Path, *, seed: int = 0, sizes: Mapping[str, int] = SIZES, image_size: int = 64,
+    root: str | Path,
+    *,
+    seed: int = 0,
+    sizes: Mapping[str, int] = SIZES,
+    image_size: int = 64,
     layout: Layout = "shards",
 ) -> Path:
     """Return `root`, which then holds exactly these scenes; write them unless its recipe says that it already does.
@@ -55,7 +63,11 @@ def ensure_scenes(
 
 
 def write_scenes(
-    root: str | Path, *, seed: int = 0, sizes: Mapping[str, int] = SIZES, image_size: int = 64,
+    root: str | Path,
+    *,
+    seed: int = 0,
+    sizes: Mapping[str, int] = SIZES,
+    image_size: int = 64,
     layout: Layout = "shards",
 ) -> Path:
     """Write the scenes to `root`, replacing scenes that are there; a killed process leaves what was there before.

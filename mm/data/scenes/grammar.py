@@ -15,27 +15,50 @@ from zlib import crc32
 from mm.data.scenes.scene import COUNTS, ROWS, Draws, Scene, SceneObject
 
 WORDS: dict[str, tuple[str, ...]] = {
-    "circle": ("circle", "disc"), "square": ("square", "box"), "triangle": ("triangle", "wedge"), "star": ("star",),
-    "cross": ("cross", "plus"), "heart": ("heart",), "ring": ("ring", "hoop"), "moon": ("moon", "crescent"),
-    "red": ("red", "scarlet"), "orange": ("orange",), "yellow": ("yellow", "golden"), "green": ("green",),
-    "cyan": ("turquoise", "aqua"), "blue": ("blue",), "purple": ("purple", "violet"), "pink": ("pink",),
-    "solid": ("solid", "plain"), "striped": ("striped", "banded"), "dotted": ("dotted", "spotted"),
+    "circle": ("circle", "disc"),
+    "square": ("square", "box"),
+    "triangle": ("triangle", "wedge"),
+    "star": ("star",),
+    "cross": ("cross", "plus"),
+    "heart": ("heart",),
+    "ring": ("ring", "hoop"),
+    "moon": ("moon", "crescent"),
+    "red": ("red", "scarlet"),
+    "orange": ("orange",),
+    "yellow": ("yellow", "golden"),
+    "green": ("green",),
+    "cyan": ("turquoise", "aqua"),
+    "blue": ("blue",),
+    "purple": ("purple", "violet"),
+    "pink": ("pink",),
+    "solid": ("solid", "plain"),
+    "striped": ("striped", "banded"),
+    "dotted": ("dotted", "spotted"),
     "checked": ("checked", "plaid"),
-    "small": ("small", "little", "tiny"), "large": ("large", "big", "huge"),
-    "black": ("black", "dark"), "white": ("white", "bright"), "gray": ("gray", "grey"), "brown": ("brown", "wooden"),
+    "small": ("small", "little", "tiny"),
+    "large": ("large", "big", "huge"),
+    "black": ("black", "dark"),
+    "white": ("white", "bright"),
+    "gray": ("gray", "grey"),
+    "brown": ("brown", "wooden"),
 }
 """Each attribute's synonyms; no word stands for two attributes."""
 PATTERNS = {
-    "solid": ("left plain", "filled in"), "striped": ("with stripes", "with bands"),
-    "dotted": ("with dots", "with spots"), "checked": ("with checks", "with tiles"),
+    "solid": ("left plain", "filled in"),
+    "striped": ("with stripes", "with bands"),
+    "dotted": ("with dots", "with spots"),
+    "checked": ("with checks", "with tiles"),
 }
 PLACES = {
-    "top": ("at the top", "high up"), "middle": ("in the middle", "at mid height"),
+    "top": ("at the top", "high up"),
+    "middle": ("in the middle", "at mid height"),
     "bottom": ("at the bottom", "low down"),
 }
 RELATIONS = {
-    "left of": ("left of", "to the left of"), "right of": ("right of", "to the right of"),
-    "above": ("above", "higher than"), "below": ("below", "lower than"),
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
+    "above": ("above", "higher than"),
+    "below": ("below", "lower than"),
 }
 NUMBERS = dict(zip(COUNTS, ("two", "three", "four"), strict=True))
 NOUNS = ("objects", "shapes", "things", "figures")
@@ -48,8 +71,18 @@ COUNT_OPENINGS = ("{} {} on {}: ", "we see {} {} on {}, ", "{} {} in front of {}
 VOCABULARY = frozenset(
     word
     for phrases in (
-        *WORDS.values(), *PATTERNS.values(), *PLACES.values(), *RELATIONS.values(), NUMBERS.values(), NOUNS, GROUNDS,
-        INVENTORY_OPENINGS, ROWS_OPENINGS, RELATION_ENDINGS, COUNT_OPENINGS, ("a", "an", "and", "is", "on"),
+        *WORDS.values(),
+        *PATTERNS.values(),
+        *PLACES.values(),
+        *RELATIONS.values(),
+        NUMBERS.values(),
+        NOUNS,
+        GROUNDS,
+        INVENTORY_OPENINGS,
+        ROWS_OPENINGS,
+        RELATION_ENDINGS,
+        COUNT_OPENINGS,
+        ("a", "an", "and", "is", "on"),
     )
     for phrase in phrases
     for word in phrase.replace("{}", " ").replace(":", " ").replace(",", " ").split()
@@ -60,7 +93,10 @@ def captions(scene: Scene) -> tuple[str, str, str, str, str]:
     """The five captions, lower case, all different; a function of the facts and of the stated relation."""
     draws = Draws(crc32(repr((scene.facts, scene.relation)).encode()))
     return (
-        _inventory(scene, draws), _rows(scene, draws), _relation(scene, draws), _count(scene, draws),
+        _inventory(scene, draws),
+        _rows(scene, draws),
+        _relation(scene, draws),
+        _count(scene, draws),
         _levels(scene, draws),
     )
 
@@ -107,7 +143,7 @@ def _levels(scene: Scene, draws: Draws) -> str:
 
 
 def _phrase(thing: SceneObject, draws: Draws, attributes: tuple[str, ...]) -> str:
-    """"a small striped red circle", with only the adjectives asked for, in their order."""
+    """ "a small striped red circle", with only the adjectives asked for, in their order."""
     value = {"size": thing.size, **thing.look._asdict()}
     words = [draws.pick(WORDS[value[name]]) for name in (*attributes, "shape")]
     return _with_article(" ".join(words))
@@ -122,6 +158,6 @@ def _with_article(phrase: str) -> str:
 
 
 def _listed(phrases: Iterable[str]) -> str:
-    """"x", "x and y", "x, y and z"."""
+    """ "x", "x and y", "x, y and z"."""
     *head, last = phrases
     return f"{', '.join(head)} and {last}" if head else last

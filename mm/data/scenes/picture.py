@@ -8,8 +8,14 @@ from PIL import Image
 from mm.data.scenes.scene import RADIUS, Scene, SceneObject
 
 COLOUR_RGB = {
-    "red": (225, 35, 35), "orange": (255, 135, 0), "yellow": (252, 225, 40), "green": (30, 160, 55),
-    "cyan": (50, 215, 225), "blue": (35, 65, 225), "purple": (135, 40, 175), "pink": (255, 135, 195),
+    "red": (225, 35, 35),
+    "orange": (255, 135, 0),
+    "yellow": (252, 225, 40),
+    "green": (30, 160, 55),
+    "cyan": (50, 215, 225),
+    "blue": (35, 65, 225),
+    "purple": (135, 40, 175),
+    "pink": (255, 135, 195),
 }
 BACKGROUND_RGB = {"black": (12, 12, 16), "white": (245, 245, 245), "gray": (128, 128, 128), "brown": (100, 66, 40)}
 LIGHT, DARK = (235, 235, 235), (0, 0, 0)

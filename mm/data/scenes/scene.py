@@ -29,8 +29,16 @@ RADIUS = {"small": 0.11, "large": 0.155}
 """Radius of an object, as a fraction of the picture's side."""
 
 HELD_OUT_COLOUR_SHAPE = frozenset(
-    {("red", "star"), ("orange", "circle"), ("yellow", "ring"), ("green", "heart"),
-     ("cyan", "triangle"), ("blue", "moon"), ("purple", "square"), ("pink", "cross")}
+    {
+        ("red", "star"),
+        ("orange", "circle"),
+        ("yellow", "ring"),
+        ("green", "heart"),
+        ("cyan", "triangle"),
+        ("blue", "moon"),
+        ("purple", "square"),
+        ("pink", "cross"),
+    }
 )
 HELD_OUT_TEXTURE_SHAPE = frozenset(
     {("solid", "cross"), ("striped", "circle"), ("dotted", "triangle"), ("checked", "moon")}
@@ -179,4 +187,3 @@ def _cells(held_out: bool) -> np.ndarray:
 def _order(seed: int, held_out: bool) -> np.ndarray:
     keys = np.random.SeedSequence((seed, held_out)).generate_state(len(_cells(held_out)), np.uint64)
     return np.argsort(keys, kind="stable")
-

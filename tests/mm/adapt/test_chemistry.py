@@ -48,7 +48,7 @@ def test_randomised_smiles_are_the_same_molecule_and_only_training_sees_them(
     loader: Callable[..., ChemistryLoader],
 ) -> None:
     molecules = loader(ASPIRIN, randomised=4)
-    (told, *spelled), = molecules.dataset("train", augment=True).captions
+    ((told, *spelled),) = molecules.dataset("train", augment=True).captions
     assert molecules.dataset("val").captions == [(told,)] and len(spelled) > 1
     back = {Chem.CanonSmiles("".join(text.split()).replace("q", "")) for text in spelled}
     assert back == {Chem.CanonSmiles(ASPIRIN)}
@@ -58,8 +58,10 @@ def test_randomised_smiles_are_the_same_molecule_and_only_training_sees_them(
 def test_what_does_not_parse_is_counted_and_listed(loader: Callable[..., ChemistryLoader]) -> None:
     molecules = loader("smiles", "CCO ethanol", "C1CC", "OCC", "hello")
     assert molecules.smiles == ["CCO"] and molecules.dataset().skipped == {"unusable row": 2}
-    assert molecules.left_out == ["molecules.smi line 3: 'C1CC' is no SMILES",
-                                  "molecules.smi line 5: 'hello' is no SMILES"]
+    assert molecules.left_out == [
+        "molecules.smi line 3: 'C1CC' is no SMILES",
+        "molecules.smi line 5: 'hello' is no SMILES",
+    ]
     with pytest.raises(ValueError, match=r"holds no molecule: molecules\.smi line 1: 'hello' is no SMILES"):
         loader("hello")
 

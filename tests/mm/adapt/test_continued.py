@@ -8,11 +8,14 @@ from mm.adapt.continued import ContinuedTask, MixConfig
 from mm.task import AlignTask
 
 
-@pytest.mark.parametrize(("steps", "stages", "expected"), [
-    (8, 4, [1, 1, 0.8, 0.8, 0.64, 0.64, 0.512, 0.512]),
-    (5, 2, [1, 1, 0.8, 0.8, 0.8]),
-    (3, 1, [1, 1, 1]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("steps", "stages", "expected"),
+    [
+        (8, 4, [1, 1, 0.8, 0.8, 0.64, 0.64, 0.512, 0.512]),
+        (5, 2, [1, 1, 0.8, 0.8, 0.8]),
+        (3, 1, [1, 1, 1]),
+    ],
+)
 def test_the_rate_falls_at_the_end_of_each_stage(
     tiny_task: Callable[..., AlignTask], steps: int, stages: int, expected: list[float]
 ) -> None:

@@ -131,13 +131,18 @@ def test_a_folder_without_an_adapter_is_named(tiny_task, tmp_path: Path) -> None
             load_adapter(tiny_task(), tmp_path)
 
 
-@pytest.mark.parametrize(("config", "message"), [
-    (LoraConfig(4, targets=("q_proj", "queries")), "'queries' is no linear layer nor expert weight of this model; it"
-                                                   " has .*q_proj.*w_in"),
-    (LoraConfig(4, targets=("self_norm",)), "'self_norm' is no linear layer"),
-    (LoraConfig(33), r"lora.rank=33 is larger than \S+_proj.weight, whose matrices are 32×32: at most 32"),
-    (LoraConfig(9, targets=("w_out",)), r"lora.rank=9 is larger than \S+w_out, whose matrices are 32×8: at most 8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            LoraConfig(4, targets=("q_proj", "queries")),
+            "'queries' is no linear layer nor expert weight of this model; it has .*q_proj.*w_in",
+        ),
+        (LoraConfig(4, targets=("self_norm",)), "'self_norm' is no linear layer"),
+        (LoraConfig(33), r"lora.rank=33 is larger than \S+_proj.weight, whose matrices are 32×32: at most 32"),
+        (LoraConfig(9, targets=("w_out",)), r"lora.rank=9 is larger than \S+w_out, whose matrices are 32×8: at most 8"),
+    ],
+)
 def test_what_cannot_be_adapted_is_one_line(tiny_task, config: LoraConfig, message: str) -> None:
     model = tiny_task().model
     with pytest.raises(ValueError, match=message):

@@ -13,9 +13,16 @@ from mm.data.sample import Batch
 from mm.task import AlignTask
 
 
-@pytest.mark.parametrize(("images", "strategy"), [
-    (1, "lora"), (9_999, "lora"), (10_000, "qlora"), (100_000, "qlora"), (100_001, "full"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("images", "strategy"),
+    [
+        (1, "lora"),
+        (9_999, "lora"),
+        (10_000, "qlora"),
+        (100_000, "qlora"),
+        (100_001, "full"),
+    ],
+)
 def test_the_size_of_the_set_chooses(images: int, strategy: str) -> None:
     assert choose(images) == strategy
 

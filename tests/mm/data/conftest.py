@@ -15,8 +15,15 @@ def _photograph(number: int, size: tuple[int, int] = (24, 16), audio: bool = Fal
     image = PIL.Image.fromarray(picture).resize(size, PIL.Image.Resampling.BICUBIC)
     captions = tuple(f"picture {number}, caption {k}" for k in range(2 + number % 2))
     sound = 0.5 * np.sin(2 * np.pi * (200 + 10 * number) * np.arange(1600) / 16000).astype(np.float32)
-    return Sample(f"photo_{number:03d}", 100 + number, captions, tuple(10 * number + k for k in range(len(captions))),
-                  image, sound if audio else None, 16000 if audio else 0)
+    return Sample(
+        f"photo_{number:03d}",
+        100 + number,
+        captions,
+        tuple(10 * number + k for k in range(len(captions))),
+        image,
+        sound if audio else None,
+        16000 if audio else 0,
+    )
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ SHARED = Path(__file__).parents[3] / ".." / "shared" / "data"
 def annotate(root: Path, split: str, images: list, annotations: list) -> None:
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     (root / "annotations" / f"captions_{split}.json").write_text(
-        json.dumps({"images": images, "annotations": annotations}))
+        json.dumps({"images": images, "annotations": annotations})
+    )
 
 
 @pytest.fixture
@@ -41,7 +42,11 @@ def test_what_was_written_is_read_back(root, photographs):
     for position, sample in enumerate(photographs(4, audio=True)):
         read = dataset[position]
         assert (read.key, read.image_id, read.captions, read.caption_ids) == (
-            sample.key, sample.image_id, sample.captions, sample.caption_ids)
+            sample.key,
+            sample.image_id,
+            sample.captions,
+            sample.caption_ids,
+        )
         assert np.array_equal(np.asarray(read.image), np.asarray(sample.image))
         assert read.sample_rate == 16000 and np.allclose(read.audio, sample.audio, atol=1 / 32000)
 
@@ -63,15 +68,22 @@ def test_skips_are_counted_and_reported_in_one_line(root, caplog):
         content["images"] += [{"id": 900, "file_name": "gone.jpg"}, {"id": 901, "file_name": "photo_000.png"}]
         content["annotations"][0]["caption"] = "   "
         content["annotations"][2]["caption"] = None
-        content["annotations"] += [{"id": 800, "image_id": 900, "caption": "a picture that is not there"},
-                                   {"id": 801, "image_id": 77777, "caption": "an annotation of nothing"}]
+        content["annotations"] += [
+            {"id": 800, "image_id": 900, "caption": "a picture that is not there"},
+            {"id": 801, "image_id": 77777, "caption": "an annotation of nothing"},
+        ]
 
     edit(root, spoil)
     soundfile.write(root / "audio" / "photo_001.flac", np.zeros(0), 16000)
     with caplog.at_level(logging.WARNING):
         dataset = CocoFolder(root, "train")
-    assert dataset.skipped == {"missing image": 1, "empty caption": 2, "image without captions": 1,
-                               "annotation of unknown images": 1, "zero-length audio": 1}
+    assert dataset.skipped == {
+        "missing image": 1,
+        "empty caption": 2,
+        "image without captions": 1,
+        "annotation of unknown images": 1,
+        "zero-length audio": 1,
+    }
     assert dataset.missing == ["gone.jpg"]
     assert dataset.captions[0] == ("picture 0, caption 1",)
     assert dataset.has_audio == [True, False, True, True] and dataset[1].audio is None
@@ -98,8 +110,17 @@ def test_an_id_of_two_pictures_is_named(root):
         CocoFolder(root, "train")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"images": [{"id": 1}], "annotations": [{"id": 2}]}', '"text"',
-                                  '{"images": [{"id": "x", "file_name": "a.jpg"}], "annotations": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"images": [{"id": 1}], "annotations": [{"id": 2}]}',
+        '"text"',
+        '{"images": [{"id": "x", "file_name": "a.jpg"}], "annotations": []}',
+    ],
+)
 def test_a_broken_annotation_file_is_one_line(root, text):
     (root / "annotations" / "captions_train.json").write_text(text)
     with pytest.raises(ValueError, match=r"captions_train\.json") as caught:
@@ -164,10 +185,22 @@ def test_official_layout_and_karpathy_splits(tmp_path, photographs):
     assert open_split(tmp_path, "val").image_ids == [101]
 
     karpathy = tmp_path / "dataset_coco.json"
-    karpathy.write_text(json.dumps({"images": [
-        {"cocoid": 100 + i, "filename": name, "filepath": name.split("_")[1], "split": split,
-         "sentences": [{"raw": f"caption {i} ", "sentid": i}]}
-        for i, (name, split) in enumerate(zip(names, ["train", "restval", "test"], strict=True))]}))
+    karpathy.write_text(
+        json.dumps(
+            {
+                "images": [
+                    {
+                        "cocoid": 100 + i,
+                        "filename": name,
+                        "filepath": name.split("_")[1],
+                        "split": split,
+                        "sentences": [{"raw": f"caption {i} ", "sentid": i}],
+                    }
+                    for i, (name, split) in enumerate(zip(names, ["train", "restval", "test"], strict=True))
+                ]
+            }
+        )
+    )
     both = open_split(tmp_path, "train+restval", karpathy=karpathy)
     assert both.image_ids == [100, 101] and both.captions == [("caption 0",), ("caption 1",)]
     assert open_split(tmp_path, "test", karpathy=karpathy).caption_ids == [(2,)]
@@ -181,9 +214,21 @@ def test_karpathys_2014_names_are_found_among_2017_files(tmp_path, photographs):
     (tmp_path / "train2017").mkdir()
     photographs(1)[0].image.save(tmp_path / "train2017" / "000000000100.jpg")
     karpathy = tmp_path / "dataset_coco.json"
-    karpathy.write_text(json.dumps({"images": [{
-        "cocoid": 100, "filename": "COCO_val2014_000000000100.jpg", "filepath": "val2014", "split": "test",
-        "sentences": [{"raw": "a caption", "sentid": 5}]}]}))
+    karpathy.write_text(
+        json.dumps(
+            {
+                "images": [
+                    {
+                        "cocoid": 100,
+                        "filename": "COCO_val2014_000000000100.jpg",
+                        "filepath": "val2014",
+                        "split": "test",
+                        "sentences": [{"raw": "a caption", "sentid": 5}],
+                    }
+                ]
+            }
+        )
+    )
     assert open_split(tmp_path, "test", karpathy=karpathy).files == [tmp_path / "train2017" / "000000000100.jpg"]
 
 

@@ -133,7 +133,7 @@ def test_short_sound_is_padded_and_long_sound_cut(dataset):
     cuts = [view(dataset)[0, epoch].audio for epoch in range(8)]
     assert len({tuple(cut.tolist()) for cut in cuts}) > 1
     for cut in cuts:
-        assert any(torch.equal(cut, whole[first:first + 800]) for first in range(801))
+        assert any(torch.equal(cut, whole[first : first + 800]) for first in range(801))
 
 
 def test_sound_of_another_rate_is_resampled_not_misread(dataset):
@@ -160,7 +160,8 @@ def test_eval_view_lists_every_caption_with_its_image(dataset):
     source = EvalView(dataset, image_size=16)
     assert source.captions == [caption for captions in dataset.captions for caption in captions]
     for caption, image_id, caption_id in zip(
-            source.captions, source.caption_image_ids.tolist(), source.caption_ids.tolist(), strict=True):
+        source.captions, source.caption_image_ids.tolist(), source.caption_ids.tolist(), strict=True
+    ):
         position = dataset.image_ids.index(image_id)
         assert dataset.caption_ids[position][dataset.captions[position].index(caption)] == caption_id
     assert source.image_ids.tolist() == dataset.image_ids

@@ -63,26 +63,32 @@ def test_every_row_is_in_one_split_and_none_is_empty() -> None:
         assert sorted(parts["train"] + parts["val"]) == list(range(size)) and parts["train"] and parts["val"]
 
 
-@pytest.mark.parametrize(("row", "message"), [
-    ("text", "row 1: __getitem__ gave str, not a dict"),
-    ({"caption": "x"}, "row 1: unknown field 'caption'; a row holds any of image, audio, text"),
-    ({"text": "  "}, "row 1: '  ' is no caption"),
-    ({"text": ("x", None)}, "row 1: None is no caption"),
-    ({}, "row 1 holds nothing"),
-    ({"image": 3}, "row 1: image is int, not a path, a function or Image"),
-    ({"image": Path("nowhere.png"), "text": "x"}, "row 1: image nowhere.png is not on disk"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("text", "row 1: __getitem__ gave str, not a dict"),
+        ({"caption": "x"}, "row 1: unknown field 'caption'; a row holds any of image, audio, text"),
+        ({"text": "  "}, "row 1: '  ' is no caption"),
+        ({"text": ("x", None)}, "row 1: None is no caption"),
+        ({}, "row 1 holds nothing"),
+        ({"image": 3}, "row 1: image is int, not a path, a function or Image"),
+        ({"image": Path("nowhere.png"), "text": "x"}, "row 1: image nowhere.png is not on disk"),
+    ],
+)
 def test_a_wrong_row_is_one_line_that_names_it(row: Any, message: str) -> None:
     with pytest.raises(ValueError, match=r"^Rows/all, ") as error:
         Rows({"text": "fine"}, row).dataset()
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("row", "message"), [
-    ({"image": lambda: "no picture"}, "row 0: the function of its image gave str"),
-    ({"audio": lambda: 3}, "row 0: audio is a pair"),
-    ({"audio": (np.full(4, np.nan), 16000)}, "row 0: the waveform must be one row"),
-])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"image": lambda: "no picture"}, "row 0: the function of its image gave str"),
+        ({"audio": lambda: 3}, "row 0: audio is a pair"),
+        ({"audio": (np.full(4, np.nan), 16000)}, "row 0: the waveform must be one row"),
+    ],
+)
 def test_what_shows_only_when_it_is_read_names_its_row_too(row: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Rows(row).dataset()[0]

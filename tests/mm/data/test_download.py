@@ -35,7 +35,7 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.send_header("ETag", cls.tag)
         self.end_headers()
         cls.broken -= 1
-        self.wfile.write(cls.content[start: start + cls.chunk] if cls.broken >= 0 else cls.content[start:])
+        self.wfile.write(cls.content[start : start + cls.chunk] if cls.broken >= 0 else cls.content[start:])
         self.close_connection = True
         return None
 
@@ -89,9 +89,13 @@ def test_what_is_not_there_is_not_asked_for_again(server, tmp_path):
 def test_addresses_follow_the_splits_and_the_mirror():
     assert archives("2017", ["val"], False, None) == [
         "http://images.cocodataset.org/zips/val2017.zip",
-        "http://images.cocodataset.org/annotations/annotations_trainval2017.zip"]
+        "http://images.cocodataset.org/annotations/annotations_trainval2017.zip",
+    ]
     assert archives("2014", ["train", "val"], True, "file:///m/") == [
-        "file:///m/zips/train2014.zip", "file:///m/zips/val2014.zip", "file:///m/caption_datasets.zip"]
+        "file:///m/zips/train2014.zip",
+        "file:///m/zips/val2014.zip",
+        "file:///m/caption_datasets.zip",
+    ]
 
 
 def test_unpacking_goes_on_and_checks(tmp_path):

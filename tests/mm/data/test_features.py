@@ -64,11 +64,11 @@ def test_an_interrupted_extraction_goes_on_to_the_same_bytes(tmp_path: Path, tor
     with (tmp_path / "store" / "tokens.bin").open("ab") as file:
         file.write(torn)
     build(tmp_path / "store", counted)
-    assert 0 < asked[0] <= 26 and asked[-1] == ROWS - 1                # finished chunks stay
+    assert 0 < asked[0] <= 26 and asked[-1] == ROWS - 1  # finished chunks stay
     for name in ("tokens.bin", "lengths.npy"):
         assert (tmp_path / "store" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     about, whole = (json.loads((tmp_path / name / "meta.json").read_text()) for name in ("store", "whole"))
-    assert {**about, "seconds": whole["seconds"]} == whole             # how long it took is the one thing that differs
+    assert {**about, "seconds": whole["seconds"]} == whole  # how long it took is the one thing that differs
 
 
 def test_a_truncated_store_is_one_line(tmp_path: Path) -> None:
@@ -98,8 +98,8 @@ def test_extraction_gives_what_the_encoder_gives() -> None:
     for module in encoder.trunk.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            module.running_mean.normal_(0, 0.1)                    # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 1.5)                  # type: ignore[union-attr]
+            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     extract = Extractor(encoder, at_once=2)
     with torch.inference_mode(), bf16_autocast("cpu"):

@@ -80,7 +80,7 @@ def test_frozen_trunks_run_once(on_scenes: OnScenes, open_data: Open) -> None:
     data.cache_features(model, {"train": data.train})
     again = open_data(config)
     for encoder in model.encoders.values():
-        encoder.trunk.forward = None                               # running it would fail
+        encoder.trunk.forward = None  # running it would fail
     again.cache_features(model, {"train": again.train})
     for encoder in model.encoders.values():
         del encoder.trunk.forward

@@ -37,9 +37,15 @@ def test_a_picture_that_is_small_enough_keeps_its_bytes(source, tmp_path):
     assert open_split(tmp_path / "shards", "train").encoded(0).members["jpg"] == source.files[0].read_bytes()
 
 
-@pytest.mark.parametrize(("size", "side", "expected"), [
-    (20, "short", (30, 20)), (30, "long", (30, 20)), (40, "short", (60, 40)), (100, "long", (60, 40)),
-])
+@pytest.mark.parametrize(
+    ("size", "side", "expected"),
+    [
+        (20, "short", (30, 20)),
+        (30, "long", (30, 20)),
+        (40, "short", (60, 40)),
+        (100, "long", (60, 40)),
+    ],
+)
 def test_either_side_can_be_measured_and_nothing_grows(size, side, expected):
     assert shrunk(PIL.Image.new("RGB", (60, 40)), size, side).size == expected
 
@@ -67,8 +73,9 @@ def test_shards_still_count_what_the_folder_lacked(source, tmp_path):
 def test_pictures_of_every_mode_and_format_come_out_as_rgb(tmp_path, photographs):
     write_coco(photographs(4), tmp_path / "coco", "train")
     source = CocoFolder(tmp_path / "coco", "train")
-    for path, (mode, file_format) in zip(source.files, [("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("LA", "PNG")],
-                                         strict=True):
+    for path, (mode, file_format) in zip(
+        source.files, [("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("LA", "PNG")], strict=True
+    ):
         buffer = io.BytesIO()
         PIL.Image.open(path).convert("L").convert(mode).save(buffer, file_format)
         path.write_bytes(buffer.getvalue())
@@ -106,7 +113,8 @@ def test_a_killed_run_goes_on_where_it_stopped(source, tmp_path):
     done = prepare_split(source, tmp_path / "shards", "train", preparation, workers=2)
     assert done.kept_shards == 1 and first.stat().st_mtime_ns == written and done.samples == 8
     assert {p.name: p.read_bytes() for p in (tmp_path / "shards").iterdir()} == {
-        p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}
+        p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()
+    }
 
 
 def test_a_finished_split_is_left_alone_until_something_changes(source, tmp_path):

@@ -15,7 +15,7 @@ def test_an_epoch_visits_no_image_twice_and_leaves_less_than_a_batch(size, data)
     batch = data.draw(st.integers(1, size))
     sampler = StepSampler(size, batch, steps=2 * (size // batch), seed=3)
     for epoch in range(2):
-        keys = [key for step in list(sampler)[epoch * (size // batch):(epoch + 1) * (size // batch)] for key in step]
+        keys = [key for step in list(sampler)[epoch * (size // batch) : (epoch + 1) * (size // batch)] for key in step]
         indices = {index for index, _ in keys}
         assert len(indices) == len(keys) == size - size % batch and {e for _, e in keys} == {epoch}
         assert indices <= set(range(size))
@@ -59,15 +59,18 @@ def test_the_length_is_the_number_of_steps():
     assert len(list(StepSampler(10, 4, 25, seed=0, start_step=20))) == 5
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"batch_size": 11}, "a batch of 11 cannot be drawn from a split of 10 images"),
-    ({"batch_size": 0}, "a batch of 0"),
-    ({"world_size": 3}, "does not divide over 3 processes"),
-    ({"rank": 2, "world_size": 2}, "rank 2 is not one of 2"),
-    ({"start_step": -1}, "negative"),
-    ({"limit": 11}, "a limit of 11 images, but the split has 10"),
-    ({"limit": 3}, "a batch of 4 cannot be drawn from a split of 3 images"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 11}, "a batch of 11 cannot be drawn from a split of 10 images"),
+        ({"batch_size": 0}, "a batch of 0"),
+        ({"world_size": 3}, "does not divide over 3 processes"),
+        ({"rank": 2, "world_size": 2}, "rank 2 is not one of 2"),
+        ({"start_step": -1}, "negative"),
+        ({"limit": 11}, "a limit of 11 images, but the split has 10"),
+        ({"limit": 3}, "a batch of 4 cannot be drawn from a split of 3 images"),
+    ],
+)
 def test_impossible_requests_are_one_line(arguments, message):
     with pytest.raises(ValueError, match=message):
         StepSampler(**{"size": 10, "batch_size": 4, "steps": 5, "seed": 0, **arguments})

@@ -26,8 +26,10 @@ def folder(tmp_path, photographs):
 
 def contents(dataset):
     samples = [dataset[i] for i in range(len(dataset))]
-    return [(s.key, s.image_id, s.captions, s.caption_ids, np.asarray(s.image).tobytes(), s.audio.tobytes(),
-             s.sample_rate) for s in samples]
+    return [
+        (s.key, s.image_id, s.captions, s.caption_ids, np.asarray(s.image).tobytes(), s.audio.tobytes(), s.sample_rate)
+        for s in samples
+    ]
 
 
 def test_what_was_written_is_read_back_in_any_order(folder, photographs):
@@ -38,7 +40,11 @@ def test_what_was_written_is_read_back_in_any_order(folder, photographs):
     for position in (6, 0, 3, 3):
         read, sample = dataset[position], samples[position]
         assert (read.key, read.image_id, read.captions, read.caption_ids) == (
-            sample.key, sample.image_id, sample.captions, sample.caption_ids)
+            sample.key,
+            sample.image_id,
+            sample.captions,
+            sample.caption_ids,
+        )
         assert np.array_equal(np.asarray(read.image), np.asarray(sample.image))
         assert np.allclose(read.audio, sample.audio, atol=1 / 32000)
     dataset.verify()

@@ -92,11 +92,13 @@ def test_the_folder_of_sounds_becomes_a_set_of_its_own(source, tmp_path):
 def test_any_command_can_speak(tmp_path):
     """The text goes in as one argument or as standard input, whatever it contains; no shell reads it."""
     script = tmp_path / "speak.py"
-    script.write_text("import sys, wave\n"
-                      "text = sys.argv[2] if len(sys.argv) > 2 else sys.stdin.read()\n"
-                      "with wave.open(sys.argv[1], 'wb') as file:\n"
-                      "    file.setparams((1, 2, 8000, 0, 'NONE', ''))\n"
-                      "    file.writeframes(b''.join(ord(c).to_bytes(2, 'little') for c in text))\n")
+    script.write_text(
+        "import sys, wave\n"
+        "text = sys.argv[2] if len(sys.argv) > 2 else sys.stdin.read()\n"
+        "with wave.open(sys.argv[1], 'wb') as file:\n"
+        "    file.setparams((1, 2, 8000, 0, 'NONE', ''))\n"
+        "    file.writeframes(b''.join(ord(c).to_bytes(2, 'little') for c in text))\n"
+    )
     text = "a 'quoted' $(caption); {output} {voice}"
     for tail in ("{text}", ""):
         waveform, rate = build_synthesizer("", f"{sys.executable} -S {script} {{output}} {tail}")(text, "")

@@ -74,8 +74,10 @@ def test_leftovers_of_a_killed_process_do_no_harm(tmp_path: Path) -> None:
 
 def test_processes_that_ask_at_the_same_time_get_the_same_scenes(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=ensure_scenes, args=(tmp_path / "scenes",), kwargs={"sizes": {"val": 20}})
-                 for _ in range(3)]
+    processes = [
+        context.Process(target=ensure_scenes, args=(tmp_path / "scenes",), kwargs={"sizes": {"val": 20}})
+        for _ in range(3)
+    ]
     for process in processes:
         process.start()
     for process in processes:

@@ -48,8 +48,9 @@ def with_changed_fact(scene: Scene, number: int, kind: str, value: str) -> Scene
 def test_the_captions_can_be_read_back_into_the_facts(scene: Scene) -> None:
     inventory, rows, *_ = captions(scene)
     background, things = read_inventory(inventory)
-    read = [(t["colour"], t["shape"], t["texture"], t["size"], row)
-            for t, row in zip(things, read_rows(rows), strict=True)]
+    read = [
+        (t["colour"], t["shape"], t["texture"], t["size"], row) for t, row in zip(things, read_rows(rows), strict=True)
+    ]
     assert (background, *read) == scene.facts
 
 
@@ -71,8 +72,11 @@ def test_captions_are_a_function_of_the_facts(scene: Scene, shift: float) -> Non
 def test_changing_any_fact_changes_the_captions(scene: Scene, data: st.DataObject) -> None:
     kinds = {"colour": COLOURS, "shape": SHAPES, "texture": TEXTURES, "size": SIZES, "row": ROWS}
     changed = with_changed_fact(
-        scene, data.draw(st.integers(0, len(scene.objects) - 1)), kind := data.draw(st.sampled_from(sorted(kinds))),
-        data.draw(st.sampled_from(kinds[kind])))
+        scene,
+        data.draw(st.integers(0, len(scene.objects) - 1)),
+        kind := data.draw(st.sampled_from(sorted(kinds))),
+        data.draw(st.sampled_from(kinds[kind])),
+    )
     assert (captions(changed) == captions(scene)) == (changed.facts == scene.facts)
 
 
@@ -84,9 +88,15 @@ def test_all_captions_name_every_object_and_leave_different_facts_out() -> None:
             words = set(re.findall("[a-z]+", text))
             assert words & set(WORDS[thing.look.colour]) and words & set(WORDS[thing.look.shape])
     said = [
-        frozenset(kind for kind, values in {"size": SIZES, "background": BACKGROUNDS, "row": ROWS}.items()
-                  if any(phrase in f" {text} " for value in values
-                         for phrase in (PLACES[value] if kind == "row" else [f" {w} " for w in WORDS[value]])))
+        frozenset(
+            kind
+            for kind, values in {"size": SIZES, "background": BACKGROUNDS, "row": ROWS}.items()
+            if any(
+                phrase in f" {text} "
+                for value in values
+                for phrase in (PLACES[value] if kind == "row" else [f" {w} " for w in WORDS[value]])
+            )
+        )
         for text in texts
     ]
     assert said == [{"size", "background"}, {"row"}, set(), {"background"}, {"size", "row"}]

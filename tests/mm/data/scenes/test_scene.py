@@ -48,9 +48,11 @@ def test_every_part_of_a_held_out_pair_occurs_in_training(facts: dict[str, list]
     """Only the combinations are new: each pair that is not held out, hence each attribute, has been seen."""
     looks = [thing.look for scene in facts["train"] for thing in scene.objects]
     assert {(look.colour, look.shape) for look in looks} == {
-        (colour, shape) for colour in COLOURS for shape in SHAPES} - HELD_OUT_COLOUR_SHAPE
+        (colour, shape) for colour in COLOURS for shape in SHAPES
+    } - HELD_OUT_COLOUR_SHAPE
     assert {(look.texture, look.shape) for look in looks} == {
-        (texture, shape) for texture in TEXTURES for shape in SHAPES} - HELD_OUT_TEXTURE_SHAPE
+        (texture, shape) for texture in TEXTURES for shape in SHAPES
+    } - HELD_OUT_TEXTURE_SHAPE
     assert Look("red", "star", "solid").held_out and not Look("red", "heart", "solid").held_out
 
 
@@ -82,8 +84,12 @@ def test_objects_are_ordered_from_left_to_right_inside_the_picture_and_apart(sce
 def test_the_stated_relation_is_true(scene: Scene) -> None:
     relation = scene.relation
     subject, anchor = (scene.objects[i] for i in (relation.subject, relation.anchor))
-    true = {"left of": subject.x < anchor.x, "right of": subject.x > anchor.x,
-            "above": subject.y < anchor.y, "below": subject.y > anchor.y}
+    true = {
+        "left of": subject.x < anchor.x,
+        "right of": subject.x > anchor.x,
+        "above": subject.y < anchor.y,
+        "below": subject.y > anchor.y,
+    }
     assert true[relation.kind]
 
 

@@ -30,8 +30,10 @@ def heard_colours(sound: np.ndarray, objects: int) -> list[str]:
 
 def steady(scene: Scene) -> Scene:
     """The same objects as plain small circles, whose only partial is the pitch of their colour."""
-    plain = tuple(replace(thing, size="small", look=thing.look._replace(shape="circle", texture="solid"))
-                  for thing in scene.objects)
+    plain = tuple(
+        replace(thing, size="small", look=thing.look._replace(shape="circle", texture="solid"))
+        for thing in scene.objects
+    )
     return replace(scene, objects=plain)
 
 
@@ -56,8 +58,14 @@ def test_a_sound_is_a_short_waveform_and_a_function_of_the_facts(scene: Scene) -
 
 @pytest.mark.parametrize(
     ("kind", "values"),
-    [("colour", COLOURS), ("shape", SHAPES), ("texture", TEXTURES), ("size", SIZES), ("row", ROWS),
-     ("background", BACKGROUNDS)],
+    [
+        ("colour", COLOURS),
+        ("shape", SHAPES),
+        ("texture", TEXTURES),
+        ("size", SIZES),
+        ("row", ROWS),
+        ("background", BACKGROUNDS),
+    ],
 )
 def test_every_fact_is_audible(kind: str, values: tuple[str, ...]) -> None:
     """Any two values of an attribute differ in the spectrogram (10 ms steps), by far more than 16-bit rounding."""
