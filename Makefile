@@ -32,6 +32,7 @@ test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(STAMP)  ## ruff, mypy, import contract
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy mm encoders alignment kernels eval scripts
 	$(BIN)/lint-imports

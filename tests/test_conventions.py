@@ -35,6 +35,7 @@ TOP_LEVEL = {
     "LICENSE",
     ".ci",
     ".gitignore",
+    ".git-blame-ignore-revs",
     ".pre-commit-config.yaml",
     ".github",
 }
