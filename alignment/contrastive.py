@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from alignment.gather import is_distributed
+from kernels.collectives import is_distributed
 from kernels.info_nce import info_nce, sigmoid_loss
 
 

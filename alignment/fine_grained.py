@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignment.gather import gather
+from kernels.collectives import gather
 from kernels.dispatch import compute_dtype
 
 ROWS = 8  # of `a` that meet all of `b` at once: their similarities stay in the cache from product to maximum

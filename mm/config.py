@@ -6,8 +6,8 @@ from typing import Literal
 from alignment import PAIRS, LossConfig, ScheduleConfig
 from encoders import AudioConfig, ImageConfig, TextConfig
 from mm.data.module import DataConfig
-from mm.model import ModelConfig
-from mm.optim import OptimConfig
+from mm.model.multimodal import ModelConfig
+from mm.train.optim import OptimConfig
 
 
 @dataclass(frozen=True)

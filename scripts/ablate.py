@@ -20,9 +20,9 @@ from typing import Any
 import yaml
 from rich.progress import track
 
-from mm.backbone import MODALITIES
-from mm.command import run_command
-from mm.run import is_whole
+from mm.artifacts.run import is_whole
+from mm.cli import run_command
+from mm.model.backbone import MODALITIES
 
 TRAIN = Path(__file__).parent / "train_align.py"
 PARTS = {"config": (str, type(None)), "settings": dict, "seeds": list, "variants": dict}

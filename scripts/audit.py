@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.audit import PUBLISHED, Published, audit, smallest_sizes
-from mm.command import run_command
+from mm.cli import run_command
 from mm.files import write_json
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mm.adapt.comparison import COLUMNS, read_rows
-from mm.command import run_command
+from eval.adapted import COLUMNS, read_rows
+from mm.cli import run_command
 from mm.files import write_json
 
 

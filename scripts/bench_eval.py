@@ -28,7 +28,7 @@ from rich.table import Table
 from eval.coco import GroundTruth, judge
 from eval.embeddings import Embeddings
 from eval.retrieval import RECALL_AT, retrieval_both
-from mm.command import run_command
+from mm.cli import run_command
 from mm.files import write_json
 
 Data = dict[str, Any]

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from encoders.image import ImageEncoder
 from kernels.dispatch import bf16_autocast, has_bf16
 from kernels.timing import Contest, Run
-from mm.command import run_command
+from mm.cli import run_command
 from mm.config import AlignConfig
 from mm.data.features import ROWS_AT_ONCE, Extractor
 from mm.files import write_json

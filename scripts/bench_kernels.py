@@ -28,7 +28,7 @@ from kernels.nearest_code import assign, nearest_code
 from kernels.nearest_code import reference as nearest_code_reference
 from kernels.testing import ContrastiveCase, GroupedMLPCase, NearestCodeCase
 from kernels.timing import Contest, Run
-from mm.command import run_command
+from mm.cli import run_command
 from mm.files import write_json
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

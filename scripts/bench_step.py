@@ -30,16 +30,16 @@ from torch.profiler import ProfilerActivity, profile
 
 from kernels.timing import Contest
 from mm.adapt.task import freeze
-from mm.command import log_training, run_command
+from mm.batch import Batch
+from mm.cli import log_training, run_command
 from mm.config import AlignConfig
 from mm.data.module import AlignData, CachedView, trainer_precision
-from mm.data.sample import Batch
 from mm.data.sampling import StepSampler
 from mm.files import write_json
-from mm.memory import keep_freed_memory
-from mm.model import count_parameters
-from mm.optim import build_optimizer
-from mm.task import AlignTask
+from mm.model.multimodal import count_parameters
+from mm.train.memory import keep_freed_memory
+from mm.train.optim import build_optimizer
+from mm.train.task import AlignTask
 
 ARITHMETIC = re.compile(r"^aten::.*(mm|conv|attention|fft)|grouped_mlp|nearest_code")
 BATCHES = 4

@@ -16,7 +16,7 @@ from eval.embeddings import Embeddings
 from eval.intervals import mean_intervals, paired_test
 from eval.protocols import Protocol, Row, results_table
 from eval.retrieval import retrieval_both
-from mm.command import run_command
+from mm.cli import run_command
 from mm.files import write_json
 
 DIRECTIONS = ("image_to_text", "text_to_image")

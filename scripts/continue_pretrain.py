@@ -22,19 +22,19 @@ from lightning import seed_everything
 from alignment import ScheduleConfig
 from mm.adapt.continued import ContinuedTask, MixConfig, MixedData
 from mm.adapt.planner import trainable
+from mm.adapt.sets import DomainData, JudgedSet, KeepBest, PeakMemory, domain_config, own_set
 from mm.adapt.task import freeze
-from mm.adapt.training import DomainData, JudgedSet, KeepBest, PeakMemory, domain_config, own_set
-from mm.command import log_training, run_command
+from mm.artifacts.run import load_run, newest_checkpoint, save_weights, write_config
+from mm.cli import log_training, run_command
 from mm.config import TrainConfig
 from mm.data.module import AlignData
+from mm.evaluation.result import judge, show
 from mm.files import write_json
-from mm.memory import keep_freed_memory
-from mm.optim import OptimConfig
-from mm.results import judge, show
-from mm.run import load_run, newest_checkpoint, save_weights, write_config
-from mm.task import AlignTask
-from mm.terms import token_sequences
-from mm.trainer import build_trainer, require_same_settings
+from mm.model.term_bias import token_sequences
+from mm.train.memory import keep_freed_memory
+from mm.train.optim import OptimConfig
+from mm.train.task import AlignTask
+from mm.train.trainer import build_trainer, require_same_settings
 
 logger = logging.getLogger(__name__)
 

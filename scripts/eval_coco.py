@@ -24,13 +24,13 @@ import numpy as np
 from rich.console import Console
 
 from eval.protocols import Figures, figures_table
-from mm.benchmarks import judge_classes, judge_sugar_crepe
-from mm.coco_evaluation import JudgedData, judge_file, judge_split
-from mm.command import run_command
+from mm.artifacts.run import commit, hardware
+from mm.cli import run_command
+from mm.evaluation.coco import JudgedData, judge_file, judge_split
+from mm.evaluation.models import FinishedRun, JudgedModel, OpenClipPeer
+from mm.evaluation.result import show
+from mm.evaluation.zero_shot import judge_classes, judge_sugar_crepe
 from mm.files import write_json
-from mm.judge import FinishedRun, JudgedModel, OpenClipPeer
-from mm.results import show
-from mm.run import commit, hardware
 
 SHOWN_BY_THE_RUN = ("all", "audio_text", "image_audio")
 

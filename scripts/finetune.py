@@ -19,20 +19,20 @@ from eval.fingerprint import fingerprint
 from mm.adapt.adapter import save_adapter
 from mm.adapt.lora import LoraConfig, attach, bake, coverage
 from mm.adapt.planner import Strategy, choose, estimate, trainable
-from mm.adapt.quantize import dequantize, ledger, quantize
+from mm.adapt.sets import DomainData, JudgedSet, KeepBest, PeakMemory, domain_config, own_set
 from mm.adapt.task import AdaptTask, freeze
-from mm.adapt.training import DomainData, JudgedSet, KeepBest, PeakMemory, domain_config, own_set
-from mm.command import log_training, run_command
+from mm.artifacts.probe import probe
+from mm.artifacts.run import load_run, newest_checkpoint, save_weights, write_config
+from mm.cli import log_training, run_command
+from mm.compress.nf4 import dequantize, ledger, quantize
 from mm.config import TrainConfig
 from mm.data.module import AlignData, CachedView
+from mm.evaluation.result import judge, show
 from mm.files import write_json
-from mm.memory import keep_freed_memory
-from mm.optim import OptimConfig
-from mm.probe import probe
-from mm.results import judge, show
-from mm.run import load_run, newest_checkpoint, save_weights, write_config
-from mm.task import AlignTask
-from mm.trainer import build_trainer, require_same_settings
+from mm.train.memory import keep_freed_memory
+from mm.train.optim import OptimConfig
+from mm.train.task import AlignTask
+from mm.train.trainer import build_trainer, require_same_settings
 
 
 @dataclass(frozen=True)

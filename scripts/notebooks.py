@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from rich.progress import track
 
-from mm.command import run_command
+from mm.cli import run_command
 
 NOTEBOOKS = Path(__file__).parents[1] / "eval" / "notebooks"
 

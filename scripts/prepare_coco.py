@@ -15,10 +15,10 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mm.command import run_command
+from mm.cli import run_command
 from mm.data.coco import CocoFolder
-from mm.data.download import archives, fetch, unpack
-from mm.data.preparation import Preparation, prepare_split
+from mm.data.prepare.download import archives, fetch, unpack
+from mm.data.prepare.shards import Preparation, prepare_split
 
 SHOWN = 10
 console = Console(soft_wrap=True, highlight=False)

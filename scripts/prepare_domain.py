@@ -11,12 +11,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from mm.adapt.chemistry import ChemistryLoader
-from mm.adapt.table import TableLoader
-from mm.command import run_command
+from mm.batch import Sample
+from mm.cli import run_command
 from mm.data import DomainAdapter
 from mm.data.coco import write_coco
-from mm.data.sample import Sample
+from mm.data.domains.chemistry import ChemistryLoader
+from mm.data.domains.table import TableLoader
 from mm.data.scenes import Layout
 from mm.data.shards import write_shards
 

@@ -6,7 +6,7 @@ python scripts/prepare_scenes.py --root data/scenes_coco --layout coco --val 500
 
 from pathlib import Path
 
-from mm.command import run_command
+from mm.cli import run_command
 from mm.data.scenes import Layout, write_scenes
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mm.command import run_command
+from mm.cli import run_command
 from mm.data.coco import CocoFolder
-from mm.data.speech import build_synthesizer, mirror_pictures, speak_split
+from mm.data.prepare.speech import build_synthesizer, mirror_pictures, speak_split
 
 SHOWN = 10
 console = Console(soft_wrap=True, highlight=False)

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.adapted import COLUMNS as ADAPTED
+from eval.adapted import stored_rows
+from eval.claims import DIRECTIONS, Evidence, claims
 from eval.studies import Study
-from mm.adapt.comparison import COLUMNS as ADAPTED
-from mm.adapt.comparison import stored_rows
-from mm.claims import DIRECTIONS, Evidence, claims
-from mm.command import run_command
+from mm.cli import run_command
 from mm.files import write_json
 
 BEGIN, END = "<!-- RESULTS: written by scripts/reproduce.py -->", "<!-- /RESULTS -->"

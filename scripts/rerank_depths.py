@@ -13,8 +13,8 @@ from pathlib import Path
 
 from rich.progress import track
 
-from mm.command import run_command
-from mm.judge import FinishedRun
+from mm.cli import run_command
+from mm.evaluation.models import FinishedRun
 
 RECALLS = ("image_to_text/R@1", "text_to_image/R@1")
 

@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from mm.command import run_command
+from mm.cli import run_command
 from mm.files import write_json
 
 ROOT = Path(__file__).parents[1]

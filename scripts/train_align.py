@@ -16,15 +16,15 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mm.adapt.task import freeze
-from mm.command import log_training, run_command
+from mm.artifacts.run import newest_checkpoint, save_weights, write_config
+from mm.cli import log_training, run_command
 from mm.config import AlignConfig, EvalConfig, TrainConfig
 from mm.data.module import AlignData
-from mm.evaluate import evaluate_split
-from mm.memory import keep_freed_memory
-from mm.results import judge, show
-from mm.run import newest_checkpoint, save_weights, write_config
-from mm.task import AlignTask
-from mm.trainer import build_trainer
+from mm.evaluation.result import judge, show
+from mm.evaluation.retrieval import evaluate_split
+from mm.train.memory import keep_freed_memory
+from mm.train.task import AlignTask
+from mm.train.trainer import build_trainer
 
 
 def train_align(config: AlignConfig) -> None:

@@ -18,15 +18,15 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from encoders.weights import save_encoder
-from mm.checkpoint import SyncedCheckpointIO, regular_checkpoints
-from mm.command import log_training, run_command
+from encoders.state import save_encoder
+from mm.artifacts.run import commit, hardware, newest_checkpoint, write_config
+from mm.batch import CaptionDataset
+from mm.cli import log_training, run_command
 from mm.data.module import AlignData, trainer_precision
-from mm.data.sample import CaptionDataset
+from mm.evaluation.reconstructions import draw_reconstructions
 from mm.files import write_json
-from mm.reconstructions import draw_reconstructions
-from mm.run import commit, hardware, newest_checkpoint, write_config
-from mm.vqvae_task import VQVAEConfig, VQVAETask, as_align, evaluate
+from mm.train.checkpoint import SyncedCheckpointIO, regular_checkpoints
+from mm.train.vqvae_task import VQVAEConfig, VQVAETask, as_align, evaluate
 
 logger = logging.getLogger(__name__)
 EVAL_BATCH = 256

@@ -18,13 +18,13 @@ from encoders import AudioConfig, ImageConfig, TextConfig
 from encoders.quantizer import QuantizerConfig
 from encoders.text import Tokenizer, observed_vocabulary
 from encoders.vqvae import BottleneckConfig
-from mm.backbone import BackboneConfig
+from mm.batch import Batch
 from mm.config import AlignConfig, EvalConfig, TrainConfig
 from mm.data.module import DataConfig
-from mm.data.sample import Batch
-from mm.model import ModelConfig
-from mm.moe import MoEConfig
-from mm.task import AlignTask
+from mm.model.backbone import BackboneConfig
+from mm.model.moe import MoEConfig
+from mm.model.multimodal import ModelConfig
+from mm.train.task import AlignTask
 
 torch.set_num_threads(1)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
+from mm.artifacts.run import config_from_dict, without_pretrained_weights
 from mm.config import AlignConfig
-from mm.model import count_parameters
-from mm.run import config_from_dict, without_pretrained_weights
-from mm.task import AlignTask
+from mm.model.multimodal import count_parameters
+from mm.train.task import AlignTask
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

@@ -15,10 +15,7 @@ from torch import nn
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("mm", "encoders", "alignment", "kernels", "eval")
-LIGHTNING = re.compile(
-    r"mm/(task|trainer|vqvae_task|checkpoint|data/module|adapt/(task|training|continued))\.py"
-    r"|scripts/(train_\w+|finetune|continue_pretrain)\.py"
-)
+LIGHTNING = re.compile(r"mm/(train/\w+|data/module|adapt/\w+)\.py|scripts/(train_\w+|finetune|continue_pretrain)\.py")
 TOP_LEVEL = {
     "mm",
     "encoders",

@@ -11,10 +11,10 @@ from torch import nn
 from encoders.trunks import first_difference, read_weights
 from eval.fingerprint import Fingerprint, check
 from mm.adapt.lora import LoraConfig, adapter_tensors, attach, peft_config, peft_layers
-from mm.adapt.quantize import quantize
+from mm.artifacts.probe import probe
+from mm.compress.nf4 import quantize
 from mm.files import write_json
-from mm.probe import probe
-from mm.task import AlignTask
+from mm.train.task import AlignTask
 
 
 def save_adapter(

@@ -9,10 +9,10 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from mm.adapt.task import AdaptTask
+from mm.batch import Batch
 from mm.config import AlignConfig
 from mm.data.module import AlignData
-from mm.data.sample import Batch
-from mm.task import AlignTask
+from mm.train.task import AlignTask
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from mm.adapt.extra import require
+from mm.optional import require
 
 EXPERTS = ("w_in", "w_out")
-"""The fused parameters of mm.moe.MoE."""
+"""The fused parameters of mm.model.moe.MoE."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from mm.adapt.task import AdaptTask, names_of
-from mm.data.sample import Batch
+from mm.batch import Batch
 
 Strategy = Literal["lora", "qlora", "full"]
 SMALL, LARGE = 10_000, 100_000

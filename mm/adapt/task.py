@@ -7,10 +7,10 @@ from lightning import LightningModule
 from torch import Tensor
 
 from mm.adapt.lora import ExpertLora
+from mm.batch import Batch
 from mm.config import AlignConfig
-from mm.data.sample import Batch
-from mm.model import ModelOutput
-from mm.task import AlignTask
+from mm.model.multimodal import ModelOutput
+from mm.train.task import AlignTask
 
 
 class AdaptTask(AlignTask):

@@ -17,6 +17,7 @@ from typing import Any
 
 from pycocotools.coco import COCO
 
+from mm.batch import Sample
 from mm.data.media import (
     AUDIO_EXTENSIONS,
     IMAGE_EXTENSIONS,
@@ -27,7 +28,6 @@ from mm.data.media import (
     decode_image,
     encode_sample,
 )
-from mm.data.sample import Sample
 from mm.files import write_json
 
 logger = logging.getLogger(__name__)

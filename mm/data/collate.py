@@ -14,8 +14,8 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from mm.batch import Batch, CaptionDataset, Sample
 from mm.data.media import resample
-from mm.data.sample import Batch, CaptionDataset, Sample
 
 logger = logging.getLogger(__name__)
 CACHE_BYTES = 4 << 30

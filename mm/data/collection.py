@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from mm.batch import CaptionDataset
 from mm.data import open_split
 from mm.data.module import DataConfig
-from mm.data.sample import CaptionDataset
 
 
 def same_collection(judged: CaptionDataset, split: str, read: DataConfig, trained: DataConfig) -> bool:

@@ -14,7 +14,7 @@ import torch
 import torchaudio.functional
 from PIL.Image import Image
 
-from mm.data.sample import Sample
+from mm.batch import Sample
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
 AUDIO_EXTENSIONS = ("wav", "flac")

@@ -15,16 +15,16 @@ from torch.utils.data import DataLoader
 from encoders.text import Tokenizer, observed_vocabulary
 from encoders.trunks import weights_digest
 from kernels.dispatch import has_bf16
+from mm.batch import Batch, CaptionDataset
 from mm.data import open_split
 from mm.data.collate import Augment, Collate, EvalView, Example, TrainView
 from mm.data.features import ROWS_AT_ONCE, Extractor, FeatureStore, build_store, stack_rows, store_key
-from mm.data.sample import Batch, CaptionDataset
 from mm.data.sampling import Key, StepSampler
 from mm.data.scenes import ensure_scenes
 
 if TYPE_CHECKING:
     from mm.config import AlignConfig
-    from mm.model import MultimodalModel
+    from mm.model.multimodal import MultimodalModel
 
 logger = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import webdataset
 
+from mm.batch import Sample
 from mm.data.media import (
     AUDIO_EXTENSIONS,
     IMAGE_EXTENSIONS,
@@ -27,7 +28,6 @@ from mm.data.media import (
     decode_image,
     encode_sample,
 )
-from mm.data.sample import Sample
 from mm.data.shard_index import (
     index_path,
     join_records,

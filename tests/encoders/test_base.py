@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from encoders import ENCODERS, Encoder
+from mm.batch import Batch
 from mm.config import AlignConfig
-from mm.data.sample import Batch
 
 
 @pytest.fixture

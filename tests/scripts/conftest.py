@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from encoders.text import Tokenizer, observed_vocabulary
+from mm.artifacts.run import save_weights
 from mm.config import AlignConfig
 from mm.data import open_split
 from mm.data.scenes import write_scenes
-from mm.run import save_weights
-from mm.task import AlignTask
+from mm.train.task import AlignTask
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

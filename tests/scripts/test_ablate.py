@@ -11,7 +11,7 @@ import torch
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from mm.config import AlignConfig
-from mm.task import AlignTask
+from mm.train.task import AlignTask
 
 STUDIES = sorted((Path(__file__).parents[2] / "configs" / "ablations").glob("*.yaml"))
 STUDY = """

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mm.run import load_run
+from mm.artifacts.run import load_run
 
 
 @pytest.fixture

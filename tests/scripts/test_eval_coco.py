@@ -13,12 +13,12 @@ from PIL import Image
 
 from eval.coco import GroundTruth
 from eval.sugar_crepe import SUGAR_CREPE
+from mm.artifacts.run import save_weights
 from mm.config import AlignConfig
 from mm.data.media import encode_audio
 from mm.data.module import AlignData
 from mm.data.scenes import write_scenes
-from mm.run import save_weights
-from mm.task import AlignTask
+from mm.train.task import AlignTask
 
 BENCHMARKS = Path(__file__).parents[2] / "../shared/data/coco_benchmarks"
 CLASSES = {"red_circle": (255, 0, 0), "blue_circle": (0, 0, 255)}

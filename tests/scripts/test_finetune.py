@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from mm.adapt.adapter import load_adapter
-from mm.probe import probe
-from mm.run import load_run
+from mm.artifacts.probe import probe
+from mm.artifacts.run import load_run
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from mm.batch import Sample
 from mm.data import open_split
 from mm.data.coco import write_coco
-from mm.data.sample import Sample
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_speech.py"
 

@@ -13,7 +13,7 @@ NAMES = ("image_to_text/R@1", "text_to_image/R@1")
 
 
 class Judge:
-    """In the place of mm.judge.FinishedRun: re-ranking to depth d is worth d points."""
+    """In the place of mm.evaluation.models.FinishedRun: re-ranking to depth d is worth d points."""
 
     def __init__(self, folder: Path, root: str | None, *, rerank: int) -> None:
         self.depth = rerank

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mm.artifacts.run import load_run
 from mm.data.coco import write_coco
 from mm.data.scenes import write_scenes
 from mm.data.scenes.folder import sample_at
-from mm.run import load_run
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_align.py"
 SMALL = """

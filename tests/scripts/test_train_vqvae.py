@@ -17,7 +17,7 @@ from encoders import AudioConfig, ImageConfig, TextConfig
 from encoders.quantizer import QuantizerConfig
 from encoders.vqvae import BottleneckConfig
 from mm.data.scenes import write_scenes
-from mm.model import ModelConfig, MultimodalModel
+from mm.model.multimodal import ModelConfig, MultimodalModel
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_vqvae.py"
 SMALL = {

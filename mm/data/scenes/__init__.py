@@ -1,10 +1,10 @@
 """`scenes`, the embedded data: generated pictures, captions and sounds that all carry the same facts."""
 
+from mm.data.scenes.audio import render_audio
 from mm.data.scenes.folder import Layout, ensure_scenes, sample_at, write_scenes
 from mm.data.scenes.grammar import VOCABULARY, captions
-from mm.data.scenes.picture import render_image
+from mm.data.scenes.image import render_image
 from mm.data.scenes.scene import Look, Relation, Scene, SceneObject, capacity, scene_at
-from mm.data.scenes.sound import render_audio
 
 __all__ = [
     "VOCABULARY",

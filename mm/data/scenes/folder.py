@@ -10,12 +10,12 @@ from typing import Any, Literal, get_args
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mm.batch import Sample
 from mm.data.coco import write_coco
-from mm.data.sample import Sample
+from mm.data.scenes.audio import render_audio
 from mm.data.scenes.grammar import captions
-from mm.data.scenes.picture import render_image
+from mm.data.scenes.image import render_image
 from mm.data.scenes.scene import SPLITS, capacity, scene_at
-from mm.data.scenes.sound import render_audio
 from mm.data.shards import write_shards
 
 VERSION = 1

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from mm.adapt.continued import ContinuedTask, MixConfig
-from mm.task import AlignTask
+from mm.train.task import AlignTask
 
 
 @pytest.mark.parametrize(

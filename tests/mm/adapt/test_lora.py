@@ -14,9 +14,9 @@ peft = pytest.importorskip("peft")
 from eval.fingerprint import fingerprint  # noqa: E402 - after the skip
 from mm.adapt.adapter import load_adapter, save_adapter  # noqa: E402
 from mm.adapt.lora import LoraConfig, adapter_tensors, attach, bake, coverage, merge  # noqa: E402
-from mm.data.sample import Batch  # noqa: E402
-from mm.probe import probe  # noqa: E402
-from mm.task import AlignTask  # noqa: E402
+from mm.artifacts.probe import probe  # noqa: E402
+from mm.batch import Batch  # noqa: E402
+from mm.train.task import AlignTask  # noqa: E402
 
 BOTH = LoraConfig(rank=4, targets=("q_proj", "v_proj", "w_in", "w_out"))
 

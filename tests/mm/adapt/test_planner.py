@@ -8,9 +8,9 @@ import torch
 
 from mm.adapt.planner import choose, estimate, trainable
 from mm.adapt.task import AdaptTask
+from mm.batch import Batch
 from mm.config import AlignConfig
-from mm.data.sample import Batch
-from mm.task import AlignTask
+from mm.train.task import AlignTask
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from mm.data.sample import Sample
+from mm.batch import Sample
 
 
 def _photograph(number: int, size: tuple[int, int] = (24, 16), audio: bool = False) -> Sample:

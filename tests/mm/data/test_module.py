@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from kernels.dispatch import bf16_autocast
+from mm.batch import Batch
 from mm.config import AlignConfig
 from mm.data.coco import write_coco
 from mm.data.module import AlignData, DataConfig
-from mm.data.sample import Batch
 from mm.data.scenes.folder import sample_at
-from mm.model import MultimodalModel
-from mm.task import AlignTask
+from mm.model.multimodal import MultimodalModel
+from mm.train.task import AlignTask
 
 OnScenes = Callable[..., AlignConfig]
 Open = Callable[[AlignConfig], AlignData]

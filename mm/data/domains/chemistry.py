@@ -1,0 +1,150 @@
+"""Molecules from a file of SMILES: the drawn molecule, and a text of what RDKit computes of it.
+
+Tokens follow Schwaller et al. 2019 (arXiv:1811.02633), randomised SMILES Arús-Pous et al. 2019, scaffolds Bemis &
+Murcko 1996. RDKit's own wheel carries 5,000 molecules of the NCI: `rdkit/Data/NCI/first_5K.smi`.
+"""
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+
+from mm.data.domains.base import DomainAdapter
+from mm.optional import require
+
+TOKEN = re.compile(r"\[[^\]]+\]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|%\d{2}|\d|[().=#\-+\\/:~@?>*$]")
+GROUPS = {
+    "carboxylic acid": "fr_COO",
+    "ester": "fr_ester",
+    "amide": "fr_amide",
+    "ketone": "fr_ketone",
+    "aldehyde": "fr_aldehyde",
+    "ether": "fr_ether",
+    "phenol": "fr_phenol",
+    "aliphatic alcohol": "fr_Al_OH",
+    "nitro group": "fr_nitro",
+    "nitrile": "fr_nitrile",
+    "aniline": "fr_aniline",
+    "sulfonamide": "fr_sulfonamd",
+    "sulfide": "fr_sulfide",
+    "halogen": "fr_halogen",
+}
+"""What a chemist sees in a drawing, by RDKit's name for the count of it."""
+
+
+class ChemistryLoader(DomainAdapter):
+    """Molecules, one SMILES at the start of each line (a title may follow), drawn and described.
+
+    What does not parse is listed in `left_out`; a molecule that occurs twice is one row.
+
+    Args:
+        smiles_path: the file; also .csv with the SMILES in the first column.
+        randomised: randomised SMILES of a training row, as captions beside the text of its properties.
+        size: side of the drawing in pixels.
+    """
+
+    def __init__(self, smiles_path: str | Path, randomised: int = 2, size: int = 192) -> None:
+        self.chemistry, self.path = require("rdkit.Chem"), Path(smiles_path)
+        self.randomised, self.size = randomised, size
+        self.smiles, self.left_out = self._read()
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def __len__(self) -> int:
+        return len(self.smiles)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return {"image": self._drawing(index), "text": properties(self._molecule(index))}
+
+    def augmented(self, index: int) -> Mapping[str, Any]:
+        """The properties, and the molecule spelled from different atoms on."""
+        molecule = self._molecule(index)
+        written = self.chemistry.MolToRandomSmilesVect(molecule, self.randomised, randomSeed=index + 1)
+        spelled = tuple(dict.fromkeys(spell(smiles) for smiles in written))
+        return {"image": self._drawing(index), "text": (properties(molecule), *spelled)}
+
+    def splits(self, held_out: float, seed: int) -> dict[str, list[int]]:
+        """No scaffold is in both: `val` takes whole scaffolds, in an order by chance, while they fit into its share."""
+        scaffold = require("rdkit.Chem.Scaffolds.MurckoScaffold")
+        groups: dict[str, list[int]] = defaultdict(list)
+        for row, smiles in enumerate(self.smiles):
+            groups[scaffold.MurckoScaffoldSmiles(smiles)].append(row)
+        wanted, held = round(held_out * len(self)), list[int]()
+        for name in sorted(groups, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()):
+            if len(held) + len(groups[name]) <= wanted:
+                held += groups[name]
+        return {"train": sorted(set(range(len(self))) - set(held)), "val": sorted(held)}
+
+    def _read(self) -> tuple[list[str], list[str]]:
+        try:
+            lines = self.path.read_text().splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path} is not a text file of SMILES: {error}") from error
+        found: dict[str, None] = {}
+        left_out = []
+        with require("rdkit.rdBase").BlockLogs():
+            for number, line in enumerate(lines, 1):
+                written = re.split(r"[\s,]+", line.strip())[0]
+                if not written or (number == 1 and "smiles" in written.lower()):
+                    continue
+                molecule = self.chemistry.MolFromSmiles(written)
+                if molecule is None or not molecule.GetNumAtoms():
+                    left_out.append(f"{self.path.name} line {number}: {written!r} is no SMILES")
+                else:
+                    found[self.chemistry.MolToSmiles(molecule)] = None
+        if not found:
+            raise ValueError(f"{self.path} holds no molecule: {left_out[0] if left_out else 'it is empty'}")
+        return list(found), left_out
+
+    def _molecule(self, index: int) -> Any:
+        return self.chemistry.MolFromSmiles(self.smiles[index])
+
+    def _drawing(self, index: int) -> Callable[[], Image]:
+        draw = require("rdkit.Chem.Draw")
+        return lambda: draw.MolToImage(self._molecule(index), size=(self.size, self.size))
+
+
+def tokens(smiles: str) -> list[str]:
+    """Atoms, bonds, branches and ring closures. Raises ValueError on a character that belongs to none."""
+    found = TOKEN.findall(smiles)
+    if "".join(found) != smiles:
+        raise ValueError(f"{smiles!r} holds characters that no SMILES token has")
+    return found
+
+
+def spell(smiles: str) -> str:
+    """A SMILES as words that the models' tokenizers keep apart.
+
+    BPE lowers all letters, so that benzene (c1ccccc1) and cyclohexane (C1CCCCC1) would read alike, and joins atoms
+    into syllables of English. Aromatic atoms are therefore marked by a q, which no element has, and tokens stand apart.
+    """
+    return " ".join(re.sub(r"^(\[\d*)?([a-z])", r"\1q\2", token) for token in tokens(smiles))
+
+
+def properties(molecule: Any) -> str:
+    """What RDKit computes of a molecule, in the order in which a drawing shows it: rings, groups, formula, numbers."""
+    fragments, descriptors = require("rdkit.Chem.Fragments"), require("rdkit.Chem.Descriptors")
+    formula = require("rdkit.Chem.rdMolDescriptors").CalcMolFormula(molecule)
+    rings, aromatic = descriptors.RingCount(molecule), descriptors.NumAromaticRings(molecule)
+    counts = {name: getattr(fragments, function)(molecule) for name, function in GROUPS.items()}
+    groups = [name if count == 1 else f"{count} × {name}" for name, count in counts.items() if count]
+    shown = [f"{rings} ring{'s' * (rings > 1)}, {aromatic} aromatic" if rings else "no ring", *groups, formula]
+    numbers = {
+        "weight": descriptors.MolWt(molecule),
+        "polar surface": descriptors.TPSA(molecule),
+        "donors": descriptors.NumHDonors(molecule),
+        "rotatable bonds": descriptors.NumRotatableBonds(molecule),
+    }
+    return ", ".join(
+        [
+            *shown,
+            *(f"{name} {value:.0f}" for name, value in numbers.items()),
+            f"logP {descriptors.MolLogP(molecule):.1f}",
+        ]
+    )

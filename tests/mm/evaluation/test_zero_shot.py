@@ -1,0 +1,102 @@
+"""Listed files become a dataset that any model embeds, and each file keeps its own label and captions."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.sugar_crepe import SUGAR_CREPE
+from mm.batch import CaptionDataset
+from mm.data.media import encode_audio
+from mm.evaluation.models import Judged
+from mm.evaluation.zero_shot import judge_classes, judge_sugar_crepe
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "dark blue": (0, 0, 255)}
+
+
+class ColourModel:
+    """Sees the mean colour of a picture and reads the last colour of a caption: right whenever it is asked rightly."""
+
+    trained_on = "zero-shot"
+
+    def __init__(self, *modalities: str) -> None:
+        self.modalities = modalities or ("image", "text")
+
+    def open(self, split: str) -> CaptionDataset:
+        raise NotImplementedError
+
+    def embed(self, dataset: CaptionDataset, name: str) -> Judged:
+        assert all(dataset.captions)  # a caption for everybody: frozen text trunks look each up
+        captions = [c for group in dataset.captions for c in group]
+        pictures = [dataset[i].image for i in range(len(dataset))]
+        seen = [np.asarray(p).mean((0, 1)) / 255 for p in pictures if p is not None]
+        counts = [len(group) for group in dataset.captions]
+        read = [np.array(next(v for k, v in COLOURS.items() if k in caption)) / 255 for caption in captions]
+        return Judged(
+            {
+                "image": np.array(seen),
+                "text": np.array(read),
+                "image_ids": np.array(dataset.image_ids),
+                "caption_image_ids": np.repeat(dataset.image_ids, counts),
+            },
+            {},
+        )
+
+
+def paint(path: Path, colour: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (16, 16), COLOURS[colour]).save(path)
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """dark_blue/ with three files, green/ with one, red/ with two."""
+    for name, count in {"dark_blue": 3, "green": 1, "red": 2}.items():
+        for i in range(count):
+            paint(tmp_path / "colours" / name / f"{i}.png", name.replace("_", " "))
+    return tmp_path / "colours"
+
+
+def test_classes_of_any_size_meet_their_own_prompts(colours: Path) -> None:
+    found = judge_classes(ColourModel(), colours, ["a {} thing.", "it is {}."], samples=10)["classes"]
+    assert found.metrics["top-1 accuracy"] == 100
+    assert (found.protocol.dataset, found.protocol.images, found.protocol.captions) == ("colours", 6, 6)
+    paint(colours / "red" / "0.png", "green")
+    mistaken = judge_classes(ColourModel(), colours, samples=10)["classes"]
+    assert mistaken.metrics["top-1 accuracy"] == pytest.approx(500 / 6)
+
+
+def test_folders_that_are_no_classes_are_refused(colours: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no encoder of image"):
+        judge_classes(ColourModel("audio", "text"), colours)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        judge_classes(ColourModel(), tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no \{\}"):
+        judge_classes(ColourModel(), colours, ["a thing"])
+    (colours / "white").mkdir()
+    with pytest.raises(ValueError, match="'white' holds no picture"):
+        judge_classes(ColourModel(), colours)
+    (colours / "white" / "hiss.wav").write_bytes(encode_audio(np.zeros(99, np.float32), 8000, "wav"))
+    with pytest.raises(ValueError, match="pictures and sounds"):
+        judge_classes(ColourModel(), colours)
+
+
+def edits(folder: Path, name: str = "000000000001.jpg") -> Path:
+    row = {"filename": name, "caption": "it is red", "negative_caption": "it is green"}
+    for split in SUGAR_CREPE:
+        (folder / f"{split}.json").write_text(json.dumps({"0": row}))
+    return folder
+
+
+@pytest.mark.parametrize("place", ["", "val2017", "images"])
+def test_an_edit_is_told_from_the_truth_wherever_the_pictures_lie(tmp_path: Path, place: str) -> None:
+    paint(tmp_path / "coco" / place / "000000000001.jpg", "red")
+    found = judge_sugar_crepe(ColourModel(), edits(tmp_path), tmp_path / "coco", samples=10)["cosine"]
+    assert found.metrics["mean"] == 100 and found.protocol.skipped == 0
+
+
+def test_a_file_name_is_not_a_path(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not a path"):
+        judge_sugar_crepe(ColourModel(), edits(tmp_path, "../secret.jpg"), tmp_path)

@@ -1,0 +1,137 @@
+"""Streams that see each other only when they should, and padding that nobody sees."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mm.model.backbone import Backbone, BackboneConfig, Stream
+from mm.model.moe import MoEConfig
+
+CONFIG = BackboneConfig(width=16, layers=2, heads=2, moe=MoEConfig(experts=6, active=2, hidden=4, shared=8))
+LENGTHS = {"image": 4, "audio": 3, "text": 5}
+
+
+def build(config: BackboneConfig = CONFIG) -> Backbone:
+    """One whose cross-modal attention has learned something: it begins at zero."""
+    torch.manual_seed(0)
+    backbone = Backbone(config)
+    for block in backbone.blocks:
+        torch.nn.init.normal_(block.cross_attention.out_proj.weight)
+    return backbone
+
+
+def streams(*modalities: str, rows: int = 3, seed: int = 0) -> dict[str, Stream]:
+    random = torch.Generator().manual_seed(seed)
+    found = {m: torch.randn(rows, t, 16, generator=random) for m, t in LENGTHS.items()}
+    masks = {m: torch.arange(t) < 2 + torch.arange(rows)[:, None] for m, t in LENGTHS.items()}
+    return {m: Stream(found[m], masks[m]) for m in modalities or LENGTHS}
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_padding_changes_nothing(fuse: bool) -> None:
+    """Longer padding full of garbage, on every stream: every real token comes out as before, and so does the load."""
+    backbone, short = build(), streams()
+    longer = {
+        m: Stream(torch.cat([s.x, torch.full((3, 2, 16), 5.0)], 1), torch.cat([s.mask, torch.zeros(3, 2).bool()], 1))
+        for m, s in short.items()
+    }
+    a, b = backbone(short, fuse), backbone(longer, fuse)
+    for m, s in short.items():
+        real = s.mask
+        torch.testing.assert_close(b.streams[m].x[:, : LENGTHS[m]][real], a.streams[m].x[real])
+    assert torch.equal(a.load, b.load)
+    torch.testing.assert_close(a.losses, b.losses)
+
+
+def test_without_fusion_streams_do_not_see_each_other() -> None:
+    backbone, all_three = build(), streams()
+    together = backbone(all_three, fuse=False)
+    for m, s in all_three.items():
+        alone = backbone({m: s}, fuse=False)
+        torch.testing.assert_close(alone.streams[m].x[s.mask], together.streams[m].x[s.mask])
+
+
+def test_fusion_begins_as_no_fusion() -> None:
+    backbone, both = Backbone(CONFIG).eval(), streams("image", "text")
+    for m, s in both.items():
+        x, y = (backbone(both, fuse).streams[m].x[s.mask] for fuse in (False, True))
+        torch.testing.assert_close(x, y)
+
+
+def test_with_fusion_they_do() -> None:
+    backbone, before, after = build(), streams("image", "text"), streams("image", "text")
+    after["text"] = streams("text", seed=7)["text"]
+    x, y = (backbone(s, fuse=True).streams["image"].x for s in (before, after))
+    assert not torch.allclose(x, y)
+    x, y = (backbone(s, fuse=False).streams["image"].x for s in (before, after))
+    torch.testing.assert_close(x, y)
+
+
+def test_one_modality_alone_never_passes_cross_attention() -> None:
+    backbone = build()
+    for block in backbone.blocks:
+        block.cross_attention.forward = None  # any call would fail
+    out = backbone(streams("text"), fuse=True)
+    torch.testing.assert_close(out.streams["text"].x, build()(streams("text"), fuse=False).streams["text"].x)
+
+
+def test_the_order_of_modalities_does_not_matter() -> None:
+    backbone, forward = build(), streams()
+    backward = dict(reversed(forward.items()))
+    a, b = backbone(forward, fuse=True), backbone(backward, fuse=True)
+    for m, s in forward.items():
+        torch.testing.assert_close(a.streams[m].x[s.mask], b.streams[m].x[s.mask])
+
+
+def test_samples_of_a_batch_do_not_see_each_other() -> None:
+    backbone, whole = build(), streams()
+    first = {m: Stream(s.x[:1], s.mask[:1]) for m, s in whole.items()}
+    a, b = backbone(whole, fuse=True), backbone(first, fuse=True)
+    for m, s in first.items():
+        torch.testing.assert_close(a.streams[m].x[:1][s.mask], b.streams[m].x[s.mask])
+
+
+def test_gradient_checkpointing_gives_equal_gradients() -> None:
+    plain, kept = build(), build(replace(CONFIG, checkpoint=True))
+    for backbone in (plain, kept):
+        out = backbone(streams(), fuse=True)
+        (sum(s.x[s.mask].square().sum() for s in out.streams.values()) + out.losses["z"]).backward()
+    for (name, p), q in zip(plain.named_parameters(), kept.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=name)
+
+
+def test_with_dropout_checkpointing_draws_the_same_again() -> None:
+    found = []
+    for checkpoint in (False, True):
+        backbone = build(replace(CONFIG, checkpoint=checkpoint, dropout=0.5)).train()
+        torch.manual_seed(3)
+        sum(s.x.sum() for s in backbone(streams(), fuse=True).streams.values()).backward()  # type: ignore[union-attr]
+        found.append([p.grad for p in backbone.parameters()])
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_load_is_tokens_times_active_for_each_layer_and_modality() -> None:
+    given = streams()
+    load = build()(given, fuse=True).load
+    expected = [2.0 * given[m].mask.sum().item() for m in ("image", "audio", "text")]
+    assert load.shape == (2, 3, 6) and load.sum(2).tolist() == [expected, expected]
+
+
+def test_rebalancing_moves_each_layer_by_its_own_load() -> None:
+    backbone = build()
+    load = torch.zeros(2, 3, 6)
+    load[0, 0, 1], load[1, 2, 4] = 10, 10
+    backbone.rebalance(load)
+    first, second = (block.moe.router.bias for block in backbone.blocks)
+    assert first.argmin() == 1 and second.argmin() == 4 and (first < 0).sum() == (second < 0).sum() == 1
+
+
+def test_a_stream_of_padding_alone_stays_finite() -> None:
+    given = streams("image", "audio")
+    given["audio"].mask = torch.zeros_like(given["audio"].mask)
+    out = build()(given, fuse=True)
+    alone = build()({"image": given["image"]}, fuse=True)
+    real = given["image"].mask
+    assert all(s.x.isfinite().all() for s in out.streams.values())
+    torch.testing.assert_close(out.streams["image"].x[real], alone.streams["image"].x[real])

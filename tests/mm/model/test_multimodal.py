@@ -1,0 +1,168 @@
+"""Two readings of one backbone: what embeds alone, what matches together, and what a parameter count means."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from alignment.matching import matching_loss
+from mm.batch import Batch
+from mm.config import AlignConfig
+from mm.model.multimodal import AttentionPool, MatchHead, ModelConfig, count_parameters, select
+from mm.train.task import AlignTask
+
+
+@pytest.fixture
+def model(tiny_task: Callable[..., AlignTask], tiny_batch: Callable[..., Batch]) -> nn.Module:
+    model = tiny_task().model
+    model(tiny_batch())  # the codebooks have seen data
+    return model.eval()
+
+
+def rows(batch: Batch, chosen: slice) -> Batch:
+    parts = {name: {k: v[chosen] for k, v in getattr(batch, name).items()} for name in ("inputs", "masks", "present")}
+    return Batch(batch.ids[chosen], **parts)
+
+
+def test_embeddings_are_unit_vectors_of_every_modality(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
+    out = model(tiny_batch())
+    for m in ("image", "audio", "text"):
+        torch.testing.assert_close(out.embeddings[m].norm(dim=1), torch.ones(4))
+        torch.testing.assert_close(out.tokens[m].norm(dim=2), torch.ones(out.tokens[m].shape[:2]))
+        assert out.embeddings[m].shape == (4, 16) and out.tokens[m].shape == (*out.masks[m].shape, 8)
+
+
+def test_a_longer_batch_changes_no_embedding(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
+    """The first caption is short: beside a longer one it is padded, and comes out the same."""
+    batch = tiny_batch()
+    whole, alone = model(batch), model(rows(batch, slice(0, 1)))
+    short = rows(batch, slice(0, 1))
+    length = int(short.masks["text"].sum())
+    short.inputs["text"], short.masks["text"] = short.inputs["text"][:, :length], short.masks["text"][:, :length]
+    cut = model(short)
+    for m in ("image", "audio", "text"):
+        torch.testing.assert_close(alone.embeddings[m], whole.embeddings[m][:1])
+        torch.testing.assert_close(cut.embeddings[m], whole.embeddings[m][:1])
+
+
+def test_a_modality_embeds_the_same_alone(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
+    batch = tiny_batch()
+    together = model(batch).embeddings
+    for m in ("image", "audio", "text"):
+        masks = {m: batch.masks[m]} if m in batch.masks else {}
+        alone = Batch(batch.ids, {m: batch.inputs[m]}, masks=masks, present={m: batch.present[m]})
+        torch.testing.assert_close(model(alone).embeddings, {m: together[m]})
+
+
+def test_match_depends_on_both_sides_and_not_on_the_batch(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
+    encoded = model(tiny_batch()).encoded
+    image, text = encoded["image"], encoded["text"]
+    logits = model.match("image", "text", image, text).logits
+    turned = model.match("image", "text", image, select(text, torch.tensor([1, 2, 3, 0]))).logits
+    first = model.match("image", "text", select(image, torch.tensor([0])), select(text, torch.tensor([0]))).logits
+    assert logits.shape == (4,) and not torch.isclose(logits, turned).any()
+    torch.testing.assert_close(first, logits[:1])
+
+
+def test_pairs_of_modalities_are_matched_in_one_call_as_one_by_one(
+    model: nn.Module, tiny_batch: Callable[..., Batch]
+) -> None:
+    encoded = model(tiny_batch()).encoded
+    few = {m: select(e, torch.tensor([2, 0])) for m, e in encoded.items()}
+    pairs = [("image", "text", encoded["image"], encoded["text"]), ("audio", "text", few["audio"], few["text"])]
+    together, each = model.match_all(pairs), [model.match(*pair) for pair in pairs]
+    torch.testing.assert_close(together.logits, torch.cat([out.logits for out in each]))
+    assert torch.equal(together.load, sum(out.load for out in each))
+
+
+def test_matching_moves_no_statistics_of_the_embedding_reading(
+    model: nn.Module, tiny_batch: Callable[..., Batch]
+) -> None:
+    encoded = model.train()(tiny_batch()).encoded
+    before = {name: value.clone() for name, value in model.project.named_buffers()}
+    model.match("image", "text", encoded["image"], encoded["text"])
+    assert all(torch.equal(value, before[name]) for name, value in model.project.named_buffers())
+
+
+def test_a_direct_reading_begins_as_the_trunks_alone(
+    tiny: AlignConfig, tiny_task: Callable[..., AlignTask], tiny_batch: Callable[..., Batch]
+) -> None:
+    """Before training, neither the tokens nor the other side of a pair move an embedding; the summary does."""
+    model = tiny_task(model=replace(tiny.model, direct=True)).model
+    model(tiny_batch())
+    encoded = model.eval()(tiny_batch()).encoded
+    shuffled = {m: replace(e, tokens=e.tokens.flip(0)) for m, e in encoded.items()}
+    turned = {m: replace(e, summary=e.summary.flip(0)) for m, e in encoded.items()}
+    found, moved, other = (model.embed(e).embeddings for e in (encoded, shuffled, turned))
+    torch.testing.assert_close(found, moved)
+    torch.testing.assert_close({m: x.flip(0) for m, x in found.items()}, other)
+
+
+def test_a_direct_reading_would_go_around_the_codes(tiny: AlignConfig, tiny_task: Callable[..., AlignTask]) -> None:
+    codes_alone = replace(tiny.image, bottleneck=replace(tiny.image.bottleneck, mode="vq"))
+    with pytest.raises(ValueError, match=r"image\.bottleneck\.mode=vq"):
+        tiny_task(model=replace(tiny.model, direct=True), image=codes_alone)
+
+
+def test_cached_features_stand_in_for_the_trunk(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
+    batch = tiny_batch()
+    features = {m: model.features(batch, m) for m in ("image", "audio", "text")}
+    cached = replace(
+        batch,
+        inputs={},
+        features={m: f.tokens for m, f in features.items()},
+        masks={m: f.mask for m, f in features.items()},
+    )
+    assert cached.modalities == ("image", "audio", "text")
+    for encoder in model.encoders.values():
+        encoder.trunk.forward = None  # running it would fail
+    out = model(cached)
+    for encoder in model.encoders.values():
+        del encoder.trunk.forward
+    torch.testing.assert_close(out.embeddings, model(batch).embeddings)
+
+
+def test_a_model_of_two_modalities_has_no_part_for_the_third(
+    tiny_task: Callable[..., AlignTask], tiny: AlignConfig
+) -> None:
+    model = tiny_task(model=replace(tiny.model, modalities=("image", "text"))).model
+    parts = {name for name, _ in model.named_parameters() if "audio" in name}
+    assert model.modalities == ("image", "text") and parts <= {"backbone.modality.audio"}
+    with pytest.raises(ValueError, match="choose from image, audio, text"):
+        ModelConfig(modalities=("image", "smell"))
+
+
+def test_select_takes_rows_and_leaves_the_losses(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
+    encoded = model(tiny_batch()).encoded["text"]
+    part = select(encoded, torch.tensor([2, 2, 0]))
+    assert torch.equal(part.tokens[0], part.tokens[1]) and torch.equal(part.codes[2], encoded.codes[0])
+    assert part.losses == {} and encoded.losses
+
+
+def test_of_the_experts_only_the_active_share_counts(tiny_task: Callable[..., AlignTask], tiny: AlignConfig) -> None:
+    total, active = count_parameters(tiny_task().model)
+    moe = tiny.model.backbone.moe
+    per_layer = moe.experts * 3 * moe.hidden * 32  # gate, up and down
+    assert total - active == 2 * per_layer * (moe.experts - moe.active) // moe.experts
+    dense = replace(tiny.model.backbone, moe=replace(moe, active=8))
+    assert len(set(count_parameters(tiny_task(model=replace(tiny.model, backbone=dense)).model))) == 1
+
+
+def test_pooling_ignores_padding() -> None:
+    torch.manual_seed(0)
+    pool, x = AttentionPool(6), torch.randn(2, 3, 6)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    garbage = x.masked_fill(~mask[..., None], 77.0)
+    torch.testing.assert_close(pool(garbage, mask), pool(x, mask))
+    torch.testing.assert_close(pool(x, mask)[1], 2 * x[1, 0])  # one token: its mean and its attention
+
+
+@pytest.mark.parametrize("cosine", [0.3, 0.5, 0.7, 0.9])
+def test_an_untrained_match_head_is_confident_of_nothing(cosine: float) -> None:
+    """Hard negatives are as close as pairs when matching comes in: calling them pairs would cost them their places."""
+    x = torch.tensor([[1.0, 0.0]]).repeat(64, 1)
+    y = torch.tensor([[cosine, (1 - cosine**2) ** 0.5]]).repeat(64, 1)
+    loss = matching_loss(*MatchHead(2, 8)(x, y).view(2, 32))
+    assert loss < 1.6

@@ -1,0 +1,109 @@
+"""What a user got wrong is one line and exit code 2; what we got wrong keeps its traceback."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from mm.cli import run_command
+
+
+@dataclass(frozen=True)
+class Inner:
+    steps: int = 1
+    """How far."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ValueError("steps must not be negative")
+
+
+@dataclass(frozen=True)
+class Settings:
+    name: str = "x"
+    rerank: int | None = None
+    inner: Inner = field(default_factory=Inner)
+
+
+@pytest.fixture
+def stopped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """stopped(then, *words) -> the line on stderr of a script called there/work.py."""
+    monkeypatch.setattr("sys.argv", ["there/work.py"])
+
+    def run(then: Callable[[Settings], None], *words: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            run_command(Settings, then, arguments=words)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert ended.value.code == 2
+        return line
+
+    return run
+
+
+def fails(error: Exception) -> Callable[[Settings], None]:
+    def then(settings: Settings) -> None:
+        raise error
+
+    return then
+
+
+def test_settings_are_built_and_passed_on() -> None:
+    found: list[Settings] = []
+    run_command(Settings, found.append, arguments=["--name", "y", "--inner.steps", "3"])
+    assert found == [Settings("y", None, Inner(3))]
+
+
+def test_a_function_is_called_with_its_options() -> None:
+    found: list[tuple] = []
+
+    def work(value: int, names: list[str] | None = None) -> None:
+        found.append((value, names))
+
+    run_command(work, arguments=["--value", "2", "--names", "[a, b]"])
+    assert found == [(2, ["a", "b"])]
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--nmae", "y"], "--nmae"),
+        (["--inner.steeps", "1"], "inner.steeps"),
+        (["--inner.steps", "many"], "inner.steps"),
+        (["--rerank", "many"], "rerank"),
+        (["--name"], "--name"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--inner", "{stepz: 3}"], "stepz"),
+    ],
+)
+def test_an_option_nobody_knows_is_one_line_that_names_it_and_where_help_is(
+    stopped: Callable[..., str], words: list[str], named: str
+) -> None:
+    line = stopped(lambda settings: None, *words)
+    assert line.startswith("work: ") and line.endswith("`python there/work.py --help` lists the options")
+    assert named in line
+
+
+def test_a_config_file_with_an_unknown_key_is_one_line(stopped: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "typo.yaml").write_text("inner: {stpes: 3}")
+    assert "stpes" in stopped(lambda settings: None, "--config", str(tmp_path / "typo.yaml"))
+
+
+def test_a_value_that_the_dataclass_refuses_is_its_own_line(stopped: Callable[..., str]) -> None:
+    assert stopped(lambda settings: None, "--inner.steps", "-1") == "work: steps must not be negative"
+
+
+@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, FloatingPointError])
+def test_what_a_user_can_cause_is_one_line(stopped: Callable[..., str], kind: type[Exception]) -> None:
+    assert stopped(fails(kind("bad\nvalue"))) == "work: bad value"
+
+
+def test_help_has_what_stands_below_a_field(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_command(Settings, arguments=["--help"])
+    assert ended.value.code == 0 and "How far. (type: int, default: 1)" in capsys.readouterr().out
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(KeyError):
+        run_command(Settings, fails(KeyError("bug")), arguments=[])

@@ -1,0 +1,124 @@
+"""One step: named terms, guards that say what broke, biases that move, and draws that only the step decides."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mm.batch import Batch
+from mm.config import AlignConfig
+from mm.train.task import AlignTask
+
+
+class AtStep(AlignTask):
+    """A task that believes to be at a given step, without a trainer."""
+
+    step = 0
+
+    @property
+    def global_step(self) -> int:  # type: ignore[override]
+        return self.step
+
+
+@pytest.fixture
+def task(tiny: AlignConfig, vocabulary: torch.Tensor) -> AtStep:
+    torch.manual_seed(0)
+    return AtStep(replace(tiny, loss=replace(tiny.loss, fine_rows=3, match_rows=3, shared_codes=8)), vocabulary)
+
+
+def losses(task: AlignTask, batch: Batch):  # type: ignore[no-untyped-def]
+    task.draw_anew()
+    return task.losses(task.model(batch), batch)
+
+
+def test_terms_come_with_the_stages_of_the_step(task: AtStep, tiny_batch: Callable[..., Batch]) -> None:
+    modalities = ("image", "audio", "text")
+    always = {f"{kind}/{m}" for kind in ("commitment", "reconstruction") for m in modalities} | {"router/z"}
+    counts = []
+    for task.step in (0, 3, 9):
+        terms, _ = losses(task, tiny_batch())
+        pairs = terms.terms.keys() - always
+        assert always < terms.terms.keys() and "global/image_text" in pairs
+        counts.append(len(pairs))
+    assert counts == [1, 6, 12]  # of 10 steps, stage 2 from 1.5 and stage 3 from 4
+
+
+def test_the_total_has_a_gradient_for_every_parameter(task: AtStep, tiny_batch: Callable[..., Batch]) -> None:
+    """At the end of the run nothing is dead: not an encoder, a decoder, a head, a temperature."""
+    task.step = 9
+    losses(task, tiny_batch(6))[0].total.backward()
+    without = [n for n, p in task.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not without
+
+
+def test_load_counts_the_joint_forwards_too(task: AtStep, tiny_batch: Callable[..., Batch]) -> None:
+    batch = tiny_batch(4)
+    alone = task.model(batch).load
+    task.step = 9
+    assert (losses(task, batch)[1].sum((1, 2)) > alone.sum((1, 2))).all()
+
+
+def test_what_a_step_draws_depends_on_seed_and_step_alone(task: AtStep) -> None:
+    def draw(step: int, seed: int = 0) -> list[float]:
+        task.step, task.config = step, replace(task.config, seed=seed)
+        task.draw_anew()
+        return torch.rand(3).tolist()
+
+    first = draw(4)
+    torch.manual_seed(99)
+    assert draw(4) == first
+    assert draw(5) != first and draw(4, seed=1) != first
+
+
+def test_the_guard_names_the_term_that_broke(task: AtStep, tiny_batch: Callable[..., Batch]) -> None:
+    terms, _ = losses(task, tiny_batch())
+    task.guard(terms)
+    task.step = 7
+    terms.add("match/image_text", torch.tensor(float("nan")), 1.0)
+    with pytest.raises(FloatingPointError, match=r"step 7: match/image_text is not finite.*--resume true") as stopped:
+        task.guard(terms)
+    assert "\n" not in str(stopped.value)
+
+
+def test_a_gradient_that_breaks_is_named(task: AtStep) -> None:
+    optimizer = task.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
+    for p in task.parameters():
+        p.grad = torch.zeros_like(p)
+    task.model.match_head.net[0].weight.grad[0, 0] = float("inf")  # type: ignore[index,union-attr]
+    with pytest.raises(FloatingPointError, match=r"gradient of model\.match_head\.net\.0\.weight is not finite"):
+        task.configure_gradient_clipping(optimizer)
+
+
+def test_clipping_bounds_the_norm_and_zero_switches_it_off(task: AtStep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task, "log", lambda *a, **k: None)
+    norms = []
+    for clip in (1.0, 0.0):
+        task.config = replace(task.config, optim=replace(task.config.optim, clip=clip))
+        optimizer = task.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
+        for p in task.parameters():
+            p.grad = torch.ones_like(p)
+        task.configure_gradient_clipping(optimizer)
+        norms.append(torch.cat([p.grad.flatten() for p in task.parameters() if p.grad is not None]).norm().item())
+    assert norms[0] == pytest.approx(1, rel=1e-3) and norms[1] > 100
+
+
+def test_the_learning_rate_of_a_run_falls_with_the_stages(task: AtStep) -> None:
+    optim = replace(task.config.optim, warmup=0.0, final=1.0)
+    schedule = replace(task.config.schedule, stage2=0.3, stage3=0.6)
+    task.config = replace(task.config, optim=optim, schedule=schedule)
+    found = task.configure_optimizers()
+    optimizer, scheduler = found["optimizer"], found["lr_scheduler"]["scheduler"]  # type: ignore[index,call-overload]
+    rates = []
+    for _ in range(10):
+        rates.append(round(optimizer.param_groups[0]["lr"] / optim.learning_rate, 3))
+        optimizer.step()
+        scheduler.step()
+    assert sorted(set(rates), reverse=True) == [1.0, 0.8, 0.64] and rates == sorted(rates, reverse=True)
+
+
+def test_biases_move_against_the_step_s_load(task: AtStep) -> None:
+    load = torch.zeros(2, 3, 8)
+    load[:, :, 3] = 5
+    task.rebalance(load)
+    assert all(block.moe.router.bias.argmin() == 3 for block in task.model.backbone.blocks)
