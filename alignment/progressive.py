@@ -41,19 +41,19 @@ class LossConfig:
     """Initial temperature of the contrastive terms; learned from there."""
     vq: float = 0.25
     """Weight of each modality's commitment, codebook and reconstruction losses."""
-    fine: float = 0.5
+    filip: float = 0.5
     """Weight of token-level late interaction."""
-    codes: float = 0.1
+    code_match: float = 0.1
     """Weight of code agreement over the shared codebook."""
-    match: float = 0.5
+    itm: float = 0.5
     """Weight of binary matching through cross-modal attention."""
-    fine_rows: int = 32
+    filip_rows: int = 32
     """Samples per step and process on which late interaction is computed: it costs rows² token similarities."""
-    match_rows: int = 8
+    itm_rows: int = 8
     """Samples per step on which matching is computed: it costs three joint forwards each."""
     moe: float = 1.0
     """Weight of the router's own losses, which carry their coefficients with them."""
-    shared_codes: int = 256
+    code_match_codes: int = 256
     """Entries of the codebook that the modalities share in the code agreement term."""
 
 
@@ -94,8 +94,8 @@ class ProgressiveAlignment(nn.Module):
         self.contrastive: Any = nn.ModuleDict(
             {f"{a}_{b}": Contrastive(config.contrastive, config.temperature) for a, b in self.pairs}
         )
-        self.late: Any = nn.ModuleDict({f"{a}_{b}": LateInteraction(config.temperature) for a, b in self.pairs})
-        self.codes = CodeAgreement(config.shared_codes, token_width)
+        self.filip: Any = nn.ModuleDict({f"{a}_{b}": LateInteraction(config.temperature) for a, b in self.pairs})
+        self.code_match = CodeAgreement(config.code_match_codes, token_width)
 
     def forward(self, sides: dict[str, Aligned], ids: Tensor, weights: LossWeights, match: MatchLogits) -> LossTerms:
         """The sides by modality, image ids (B,), the schedule's weights now, and the joint head -> LossTerms."""
@@ -109,13 +109,13 @@ class ProgressiveAlignment(nn.Module):
                 continue
             of_rows = ids[rows_a % len(ids)]
             self.pair(loss, (a, b), sides, (rows_a, rows_b), of_rows, weights)
-            if weights.match[a, b] > 0 and self.config.match > 0:
+            if weights.itm[a, b] > 0 and self.config.itm > 0:
                 drawn.append(self.draw((a, b), sides, (rows_a, rows_b), of_rows))
         # All pairs of modalities pass the joint head in one call: small calls cost more than what they compute.
         logits = match(drawn).split([len(d.rows_a) for d in drawn]) if drawn else ()
         for d, found in zip(drawn, logits, strict=True):
             value = matching_loss(found[: d.positives], found[d.positives :])
-            loss.add(f"match/{d.a}_{d.b}", value, weights.match[d.a, d.b] * self.config.match)
+            loss.add(f"itm/{d.a}_{d.b}", value, weights.itm[d.a, d.b] * self.config.itm)
         return loss
 
     def pair(
@@ -135,15 +135,15 @@ class ProgressiveAlignment(nn.Module):
         i, j = rows
         if weights.contrastive[pair] > 0:
             value = self.contrastive[f"{a}_{b}"](x.embedding[i], y.embedding[j], ids)
-            loss.add(f"global/{a}_{b}", value, weights.contrastive[pair])
-        if weights.fine[pair] > 0 and config.codes > 0:
-            value = self.codes(x.tokens[i], x.mask[i], y.tokens[j], y.mask[j], ids)
-            loss.add(f"codes/{a}_{b}", value, weights.fine[pair] * config.codes)
+            loss.add(f"contrastive/{a}_{b}", value, weights.contrastive[pair])
+        if weights.fine[pair] > 0 and config.code_match > 0:
+            value = self.code_match(x.tokens[i], x.mask[i], y.tokens[j], y.mask[j], ids)
+            loss.add(f"code_match/{a}_{b}", value, weights.fine[pair] * config.code_match)
         # Batches come in random order, so the first rows are a random sample.
-        i, j, few = i[: config.fine_rows], j[: config.fine_rows], ids[: config.fine_rows]
-        if weights.fine[pair] > 0 and config.fine > 0:
-            value = self.late[f"{a}_{b}"](x.tokens[i], x.mask[i], y.tokens[j], y.mask[j], few)
-            loss.add(f"fine/{a}_{b}", value, weights.fine[pair] * config.fine)
+        i, j, few = i[: config.filip_rows], j[: config.filip_rows], ids[: config.filip_rows]
+        if weights.fine[pair] > 0 and config.filip > 0:
+            value = self.filip[f"{a}_{b}"](x.tokens[i], x.mask[i], y.tokens[j], y.mask[j], few)
+            loss.add(f"filip/{a}_{b}", value, weights.fine[pair] * config.filip)
 
     def draw(
         self, pair: tuple[str, str], sides: dict[str, Aligned], rows: tuple[Tensor, Tensor], ids: Tensor
@@ -152,7 +152,7 @@ class ProgressiveAlignment(nn.Module):
 
         The negatives come from the whole batch: the larger it is, the harder they are.
         """
-        (a, b), (i, j), count = pair, rows, self.config.match_rows
+        (a, b), (i, j), count = pair, rows, self.config.itm_rows
         with torch.no_grad():
             similarity = sides[a].embedding[i] @ sides[b].embedding[j].T
             wrong_b, wrong_a = hard_negatives(similarity, ids, self.contrastive[f"{a}_{b}"].scale)

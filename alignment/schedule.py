@@ -14,15 +14,15 @@ PAIRS: tuple[tuple[str, str], ...] = (("image", "text"), ("audio", "text"), ("im
 class ScheduleConfig:
     """When modalities and terms come in."""
 
-    kind: Literal["progressive", "joint", "global_only"] = "progressive"
+    kind: Literal["progressive", "joint", "contrastive_only"] = "progressive"
     """progressive: three stages; joint: every term from the first step;
-    global_only: contrastive terms alone, from the first step."""
+    contrastive_only: contrastive terms alone, from the first step."""
     stage2: float = 0.15
     """Progress at which the fine-grained terms and audio begin."""
     stage3: float = 0.85
     """Progress at which matching and image-audio begin."""
     ramp: float = 0.05
-    """Progress a new term takes from nothing to its full weight."""
+    """Progress a new term takes from zero to its full weight."""
     learning_rate_factor: float = 0.8
     """The learning rate is multiplied by this at each new stage."""
 
@@ -39,7 +39,7 @@ class LossWeights:
 
     contrastive: dict[tuple[str, str], float]
     fine: dict[tuple[str, str], float]
-    match: dict[tuple[str, str], float]
+    itm: dict[tuple[str, str], float]
 
 
 def ramp(progress: float, start: float, length: float) -> float:
@@ -64,12 +64,12 @@ def loss_weights(config: ScheduleConfig, progress: float) -> LossWeights:
         third = ramp(progress, config.stage3, config.ramp)
     else:
         second = third = 1.0
-    detail = 0.0 if config.kind == "global_only" else 1.0
+    detail = 0.0 if config.kind == "contrastive_only" else 1.0
     begins = {("image", "text"): 1.0, ("audio", "text"): second, ("image", "audio"): third}
     return LossWeights(
         contrastive=begins,
         fine={pair: detail * min(second, weight) for pair, weight in begins.items()},
-        match={pair: detail * min(third, weight) for pair, weight in begins.items()},
+        itm={pair: detail * min(third, weight) for pair, weight in begins.items()},
     )
 
 

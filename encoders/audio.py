@@ -16,7 +16,7 @@ class AudioConfig:
     """The audio encoder."""
 
     trunk: str = "scratch"
-    """scratch | timm/<name>, an image model that reads the log-mel picture."""
+    """scratch | timm/<name>, an image model that reads the log-mel image."""
     weights: str | None = None
     """Local file for the trunk (safetensors)."""
     encoder_weights: str | None = None
@@ -26,11 +26,11 @@ class AudioConfig:
     learning_rate_factor: float = 1.0
     """Multiplies the learning rate of the trunk."""
     sample_rate: int = 16000
-    """Hertz. Sounds recorded at another rate are resampled."""
+    """Hertz. Audio clips recorded at another rate are resampled."""
     seconds: float = 1.76
     """Clips are cut or padded to this length."""
     mels: int = 64
-    """Bands of the log-mel picture."""
+    """Bands of the log-mel image."""
     window: int = 400
     """Samples per analysis window."""
     hop: int = 160
@@ -40,7 +40,7 @@ class AudioConfig:
     depth: int = 1
     """Blocks of the scratch trunk."""
     reconstruct_sounds: int = 32
-    """Sounds per step that are decoded in training: a sample of the batch estimates the same loss."""
+    """Audio clips per step that are decoded in training: a sample of the batch estimates the same loss."""
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
 
     def __post_init__(self) -> None:

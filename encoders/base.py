@@ -32,7 +32,7 @@ class EncoderOutput:
     summary: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     metrics: dict[str, Tensor] = field(default_factory=dict)
-    marked: Tensor | None = None
+    term_mask: Tensor | None = None
 
 
 class Trunk(nn.Module):

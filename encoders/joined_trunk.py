@@ -1,4 +1,4 @@
-"""Several pretrained trunks over one picture: what they see is joined place by place, channel beside channel.
+"""Several pretrained trunks over one image: what they see is joined place by place, channel beside channel.
 
 Trunks trained differently miss different things (self-supervised DINOv2 and an ImageNet-22k classifier, say), and a
 frozen trunk costs its features once. `timm/<a>[@pixels]+timm/<b>[@pixels]`.
@@ -15,7 +15,7 @@ from encoders.trunks import NO_WEIGHTS, TimmTrunk, pool_grid
 class JoinedTrunk(Trunk):
     """images (B, 3, H, W) in 0..1 -> tokens (B, 1 + g·g, ΣF): a summary, then a grid as fine as the coarsest part's.
 
-    Each part reads the picture at its own size and by its own normalisation. Its summary is the mean of its prefix
+    Each part reads the image at its own size and by its own normalisation. Its summary is the mean of its prefix
     tokens, or of its grid where it has none. Parts are layer-normed before they are joined: whose features are larger
     says nothing. `pool` averages the joined grid.
     """

@@ -99,7 +99,7 @@ class Tokenizer:
         return None if self.hugging_face is None else self.hugging_face.unk_token_id
 
     def decode(self, ids: list[int]) -> str:
-        """Token ids of one caption -> text, special tokens left out."""
+        """Token ids of one caption -> text, special tokens skipped."""
         if self.hugging_face is not None:
             return self.hugging_face.decode(ids, skip_special_tokens=True)
         special = (self.bpe.sot_token_id, self.bpe.eot_token_id)

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 COLUMNS = ("adapted by", "seeds", "trainable", "GiB", "minutes", "domain", "general")
-"""Of a table of rows that are judged alike: peak memory, minutes of training, scores before and after."""
+"""Of a table of rows that are evaluated alike: peak memory, minutes of training, scores before and after."""
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ PUBLISHED = (
 
 
 def audit(value: str, direction: Direction, queries: Sequence[int] = ()) -> list[Fit]:
-    """Judge one figure against the known numbers of queries of a direction and any further ones.
+    """Evaluate one figure against the known numbers of queries of a direction and any further ones.
 
     value is text, as printed, because its decimals count: `0.36584`, `36.584%` or `36.584` (above 1 is percent).
     Raises ValueError on anything else.

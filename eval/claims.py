@@ -82,8 +82,7 @@ def experts(evidence: Evidence) -> Row:
 
 
 def matching(evidence: Evidence) -> Row:
-    """Retrieval on whatever COCO photographs were judged (a small gallery is no 5K test), and balanced matching by its
-    definitions."""
+    """Retrieval on whatever COCO photographs were evaluated (a small gallery is no 5K test), and balanced matching."""
     found = []
     for run in evidence.runs:
         stamp = next(iter(run["protocol"].values()))

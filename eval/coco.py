@@ -4,8 +4,8 @@
 disjoint folds (Karpathy and Fei-Fei 2015; VSE++); CxC any-hit recalls (Parekh et al. 2021); ECCV Caption mAP@R,
 R-Precision and R@1 (Chun et al. 2022); PMRP (Chun et al. 2021). The last three use the 25,000-caption gallery, as the
 `eccv_caption` package does. PMRP's plausible matches are computed from COCO's instance annotations and are not among
-ECCV Caption's files: it is judged only where `pm_image_to_caption.json` and `pm_caption_to_image.json` lie beside them
-(the package calls them so), and has been checked by hand-made cases alone.
+ECCV Caption's files: it is evaluated only where `pm_image_to_caption.json` and `pm_caption_to_image.json` lie beside
+them (the package calls them so), and has been checked by hand-made cases alone.
 """
 
 import json
@@ -94,7 +94,7 @@ def judge(
     samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Figures]:
-    """Judge unit vectors image (N, D) and text (M, D) under every protocol that their sizes and ids allow.
+    """Evaluate unit vectors image (N, D) and text (M, D) under every protocol that their sizes and ids allow.
 
     Keys: `all`; `five` when some image has more than five captions; `folds` when there are 5,000 images; `cxc`, `eccv`,
     `pmrp` when `ground_truth` is given and `caption_ids` (M,) are COCO's. Folds are in the order of the split's list

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
-class Use:
+class Utilization:
     """How `size` choices were used: `dead` never, `perplexity` effective number, `peak` the busiest over the mean."""
 
     size: int
@@ -26,32 +26,34 @@ class Use:
         return 100 * (self.size - self.dead) / self.size
 
 
-def use(counts: ArrayLike) -> Use:
+def utilization(counts: ArrayLike) -> Utilization:
     """From how often each of S choices was taken, (S,) >= 0. Raises ValueError on negative or non-finite counts."""
     found = np.asarray(counts, dtype=np.float64)
     if found.ndim != 1 or not found.size or not np.isfinite(found).all() or found.min() < 0:
         raise ValueError(f"counts of use are a vector of finite numbers >= 0, not an array of shape {found.shape}")
     total = found.sum()
     if total == 0:
-        return Use(found.size, found.size, 0.0, 0.0)
+        return Utilization(found.size, found.size, 0.0, 0.0)
     share = found[found > 0] / total
     perplexity = float(np.exp(-(share * np.log(share)).sum()))
-    return Use(found.size, int((found == 0).sum()), perplexity, float(found.max() * found.size / total))
+    return Utilization(found.size, int((found == 0).sum()), perplexity, float(found.max() * found.size / total))
 
 
-def code_use(counts: Mapping[str, ArrayLike]) -> dict[str, list[Use]]:
+def code_utilization(counts: Mapping[str, ArrayLike]) -> dict[str, list[Utilization]]:
     """Per modality and quantizer, from counts (Q, S) by modality."""
-    return {modality: [use(row) for row in np.atleast_2d(np.asarray(found))] for modality, found in counts.items()}
+    return {
+        modality: [utilization(row) for row in np.atleast_2d(np.asarray(found))] for modality, found in counts.items()
+    }
 
 
-def expert_use(load: Mapping[str, ArrayLike]) -> dict[str, list[Use]]:
+def expert_utilization(load: Mapping[str, ArrayLike]) -> dict[str, list[Utilization]]:
     """Per modality and layer, from load (layers, E) by modality; `all` is the sum over modalities."""
     loads = {modality: np.atleast_2d(np.asarray(found, dtype=np.float64)) for modality, found in load.items()}
     if len({found.shape for found in loads.values()}) > 1:
         raise ValueError(f"expert load must have one shape (layers, E), not { {m: f.shape for m, f in loads.items()} }")
     if len(loads) > 1:
         loads["all"] = np.sum(list(loads.values()), axis=0)
-    return {modality: [use(row) for row in found] for modality, found in loads.items()}
+    return {modality: [utilization(row) for row in found] for modality, found in loads.items()}
 
 
 def expert_overlap(load: Mapping[str, ArrayLike]) -> dict[str, float]:

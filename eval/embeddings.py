@@ -52,7 +52,7 @@ class Embeddings:
             found[name] = _unit(_numbers(arrays[name], name), name)
             found |= {i: ids_of(_numbers(arrays[i], i), found[name], i) for i in VECTORS[name] if i in arrays}
         if "audio" in found and "audio_image_ids" not in found:
-            raise ValueError("embeddings have audio but no audio_image_ids: which image does each sound belong to?")
+            raise ValueError("embeddings have audio but no audio_image_ids: which image does each audio belong to?")
         widths = {name: found[name].shape[1] for name in VECTORS if name in found}
         if len(set(widths.values())) > 1:
             raise ValueError(
@@ -89,7 +89,7 @@ class Embeddings:
         return (self.image[images] * self.text[captions]).sum(1)
 
 
-def judge_embeddings(
+def evaluate_embeddings(
     embeddings: Embeddings,
     *,
     ground_truth: GroundTruth | None = None,
@@ -102,7 +102,7 @@ def judge_embeddings(
 ) -> dict[str, Figures]:
     """Image-text under every COCO protocol that applies (`eval.coco.judge`), and audio with text and with images.
 
-    Keys of the sounds: `audio_text` and `image_audio`, each on the items that have a partner.
+    Keys of the audio clips: `audio_text` and `image_audio`, each on the items that have a partner.
     """
     options: dict[str, Any] = {"group": group, "samples": samples, "seed": seed}
     e = embeddings
@@ -130,7 +130,7 @@ def judge_embeddings(
     return found
 
 
-def judge_matching(
+def evaluate_matching(
     embeddings: Embeddings,
     validation: Embeddings,
     *,

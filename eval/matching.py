@@ -2,7 +2,7 @@
 
 A number such as "92.3 % matching accuracy" means nothing before these are said. Here: (a) balanced binary matching with
 random negatives; (b) the same with hard negatives drawn from the top 20 of a named frozen retriever, with everything
-that ECCV Caption or CxC calls a match left out; the threshold and the calibration are fitted on a validation split
+that ECCV Caption or CxC calls a match skipped; the threshold and the calibration are fitted on a validation split
 and reported; (c) forced choice between a match and a non-match. (d) SugarCrepe is in `eval.sugar_crepe`.
 """
 
@@ -93,7 +93,7 @@ def hard_pairs(
     seed: int = 0,
 ) -> PairSet:
     """(b): the non-match is drawn from `shortlist` (M, 20): positions of the images that the frozen `retriever` ranks
-    first for each caption. Captions whose whole shortlist is matches are left out. Raises ValueError without a name."""
+    first for each caption. Captions whose whole shortlist is matches are skipped. Raises ValueError without a name."""
     if not retriever:
         raise ValueError("hard negatives need the name of the frozen retriever that chose them")
     if shortlist.shape[0] != len(text_ids):
@@ -123,7 +123,7 @@ def matching(
     samples: int = 1000,
     seed: int = 0,
 ) -> MatchingResult:
-    """Judge test scores (P,) of the pairs with a calibration from another split. Intervals are over images."""
+    """Evaluate test scores (P,) of the pairs with a calibration from another split. Intervals are over images."""
     right = ((matched >= calibration.threshold).astype(float) + (unmatched < calibration.threshold)) / 2
     choice = forced_choice(matched, unmatched)
     label = np.repeat([1.0, 0.0], [len(matched), len(unmatched)])
@@ -199,7 +199,7 @@ def _draw(
     caption_ids: np.ndarray | None,
     seed: int,
 ) -> PairSet:
-    """One candidate per caption that is no match, by drawing until one is no match; captions with none are left out."""
+    """One candidate per caption that is no match, by drawing until one is no match; captions with none are skipped."""
     if known and caption_ids is None:
         raise ValueError("known matches are named by caption id: pass caption_ids too")
     generator, matches = np.random.default_rng(seed), _known_by_caption(known)

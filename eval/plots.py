@@ -1,4 +1,4 @@
-"""The report's pictures, each a function from numbers to a PNG data URI. No global matplotlib state is touched."""
+"""The report's images, each a function from numbers to a PNG data URI. No global matplotlib state is touched."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ def png_uri(figure: Figure, dpi: int = 110) -> str:
 
 
 def photo_uri(picture: Image.Image, side: int = 240) -> str:
-    """A picture, shrunk to at most `side` pixels, as a JPEG data URI."""
+    """An image, shrunk to at most `side` pixels, as a JPEG data URI."""
     small = picture.convert("RGB")
     small.thumbnail((side, side))
     buffer = io.BytesIO()
@@ -56,7 +56,7 @@ def similarity_histogram(matched: np.ndarray, unmatched: np.ndarray) -> str:
     return png_uri(figure)
 
 
-def code_use_curves(counts: Mapping[str, np.ndarray]) -> str:
+def code_utilization_curves(counts: Mapping[str, np.ndarray]) -> str:
     """Share of each code, most used first, per modality (one line per quantizer)."""
     figure, axes = _figure(6.4, 3.2)
     for colour, (modality, rows) in zip(COLOURS, counts.items(), strict=False):

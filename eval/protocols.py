@@ -20,7 +20,7 @@ RANK_MEASURES = ("median_rank", "mean_rank")
 
 @dataclass(frozen=True)
 class Protocol:
-    """The stamp every figure carries. Two figures compare only when their stamps are equal."""
+    """The protocol every figure carries. Two figures compare only when their protocols are equal."""
 
     dataset: str
     """Which collection, for example `coco` or `flickr8k`."""
@@ -44,16 +44,16 @@ class Protocol:
     ground_truth: str = "original"
     """Whose matches: `original` pairs, `cxc`, `eccv`, `pmrp`."""
     skipped: int = 0
-    """Samples left out because they could not be read."""
+    """Samples skipped because they could not be read."""
     task: str = "retrieval"
     """`retrieval`, or what else was asked: which pairs or choices, scored how."""
 
     def __str__(self) -> str:
         if self.task != "retrieval":
-            left_out = f", {self.skipped:,} left out" if self.skipped else ""
+            skipped_lines = f", {self.skipped:,} skipped" if self.skipped else ""
             return (
-                f"{self.dataset} {self.split}: {self.task}; {self.images:,} images or sounds x {self.captions:,}"
-                f" captions{left_out}, {self.trained_on}"
+                f"{self.dataset} {self.split}: {self.task}; {self.images:,} images or audio clips x {self.captions:,}"
+                f" captions{skipped_lines}, {self.trained_on}"
             )
         folds = f" in {self.folds} folds of" if self.folds > 1 else ""
         depth = f"re-ranked to {self.rerank_depth}" if self.rerank_depth else "not re-ranked"
@@ -75,7 +75,7 @@ class Protocol:
     def of_dict(cls, stamp: Mapping[str, Any]) -> "Protocol":
         """From a result.json. Raises ValueError naming a field that is missing or unknown.
 
-        A run's stamp may say `zero_shot` beside the name of its training set, and count what it skipped by reason.
+        A run's protocol may say `zero_shot` beside the name of its training set, and count what it skipped by reason.
         """
         stamp = dict(stamp)
         if "zero_shot" in stamp:

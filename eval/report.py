@@ -1,7 +1,7 @@
 """`report.html`: what a run did, in one file that opens from disk.
 
-Table with intervals, recall curves, similarities of matched and unmatched pairs, best and worst retrievals as pictures,
-code use, expert load per modality and layer, and the losses by stage. A part whose numbers are absent is left out and
+Table with intervals, recall curves, similarities of matched and unmatched pairs, best and worst retrievals as images,
+code use, expert load per modality and layer, and the losses by stage. A part whose numbers are absent is skipped and
 named in a log line, never drawn empty.
 """
 
@@ -16,9 +16,9 @@ from jinja2 import Environment
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from eval.diagnostics import Use, code_use, expert_overlap, expert_use
+from eval.diagnostics import Utilization, code_utilization, expert_overlap, expert_utilization
 from eval.plots import (
-    code_use_curves,
+    code_utilization_curves,
     expert_heat_map,
     loss_curves,
     photo_uri,
@@ -51,7 +51,7 @@ def write_report(
 
     result: a result.json. history: rows of metrics.csv, or its path. embeddings: the arrays of embeddings.npz (image
     (N, D), text (M, D), image_ids, caption_image_ids, maybe audio and audio_image_ids). captions (M,) parallel to text.
-    thumbnail: image id -> picture. code_counts: modality -> (Q, S); expert_load: modality -> (layers, E).
+    thumbnail: image id -> image. code_counts: modality -> (Q, S); expert_load: modality -> (layers, E).
     Raises ValueError when captions and text differ in number.
     """
     rows = read_history(history) if isinstance(history, (str, Path)) else numeric_rows(history)
@@ -67,7 +67,7 @@ def write_report(
         .render(
             title=title or Path(path).resolve().parent.name,
             stamp=_stamp(result),
-            tables=[_metrics_table(result), *_use_tables(codes, experts)],
+            tables=[_metrics_table(result), *_utilization_tables(codes, experts)],
             plots=_plots(found, vectors, codes, experts, rows),
             cards=[
                 _image_cards(vectors, found["image_to_text"][0], captions, thumbnail, examples),
@@ -170,32 +170,32 @@ def _cell(metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]]
     return {"value": f"{metrics[name]:.2f}", "small": small}
 
 
-def _use_tables(codes: Mapping[str, np.ndarray], experts: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+def _utilization_tables(codes: Mapping[str, np.ndarray], experts: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     tables = []
     for title, uses, part, note in (
-        ("Codes in use", code_use(codes) if codes else {}, "quantizer", ""),
+        ("Codes in use", code_utilization(codes) if codes else {}, "quantizer", ""),
         (
             "Experts in use",
-            expert_use(experts) if experts else {},
+            expert_utilization(experts) if experts else {},
             "layer",
             "Shared routing mass: " + ", ".join(f"{k} {v:.2f}" for k, v in expert_overlap(experts).items()),
         ),
     ):
         if not uses:
-            log.info("report: no counts for %r, the table is left out", title)
+            log.info("report: no counts for %r, the table is skipped", title)
             continue
         tables.append(
             {
                 "title": title,
                 "heads": ["", "size", "dead", "used %", "perplexity", "peak / mean"],
-                "rows": [_use_row(f"{m}, {part} {i}", u) for m, us in uses.items() for i, u in enumerate(us)],
+                "rows": [_utilization_row(f"{m}, {part} {i}", u) for m, us in uses.items() for i, u in enumerate(us)],
                 "note": note if part == "layer" and len(experts) > 1 else "",
             }
         )
     return tables
 
 
-def _use_row(name: str, found: Use) -> list[dict[str, str]]:
+def _utilization_row(name: str, found: Utilization) -> list[dict[str, str]]:
     values = (name, found.size, found.dead, f"{found.used:.1f}", f"{found.perplexity:.1f}", f"{found.peak:.1f}")
     return [{"value": str(value)} for value in values]
 
@@ -218,7 +218,7 @@ def _plots(
     ]
     terms = sorted({name for row in rows for name in row if name.startswith("train/")})
     drawn = {
-        "codes": (codes, "Code use per modality", lambda: code_use_curves(codes), ""),
+        "codes": (codes, "Code use per modality", lambda: code_utilization_curves(codes), ""),
         "experts": (
             experts,
             "Expert load per modality and layer",
@@ -231,7 +231,7 @@ def _plots(
         if len(numbers):
             plots.append((name, title, draw(), note))
         else:
-            log.info("report: nothing to draw for %r, the picture is left out", title)
+            log.info("report: nothing to draw for %r, the image is skipped", title)
     return [dict(zip(("name", "title", "source", "note"), plot, strict=True)) for plot in plots]
 
 
@@ -316,5 +316,5 @@ def _text_cards(
     return {
         "title": "Text to image: best and worst",
         "cards": cards,
-        "note": "The large picture is the caption's own; below it the four pictures that were retrieved.",
+        "note": "The large image is the caption's own; below it the four images that were retrieved.",
     }

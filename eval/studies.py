@@ -1,4 +1,4 @@
-"""A study read back: the tidy table that scripts/ablate.py writes, paired differences over seeds, and their picture."""
+"""A study read back: the tidy table that scripts/ablate.py writes, paired differences over seeds, and their image."""
 
 import csv
 import subprocess

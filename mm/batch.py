@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with all its captions and, where there is one, its sound. Any modality may be absent.
+    """One image with all its captions and, where there is one, its audio. Any modality may be absent.
 
     `audio` is mono float32 in [-1, 1] at `sample_rate` hertz. `caption_ids` run parallel to `captions`.
     """
@@ -26,7 +26,7 @@ class Sample:
 
 
 class CaptionDataset(Protocol):
-    """A split on disk: random access by position, captions readable without decoding a picture or a sound."""
+    """A split on disk: random access by position, captions readable without decoding an image or an audio clip."""
 
     name: str
     image_ids: list[int]

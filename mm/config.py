@@ -36,16 +36,16 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How a split is judged."""
+    """How a split is evaluated."""
 
     batch_size: int = 256
     rerank: int = 2
     """How many candidates of each query are scored again through cross-modal attention; 0 for none."""
     rerank_pairs: tuple[str, ...] = ("image_text",)
     """Which pairs are re-ranked: image_text, audio_text, image_audio. Each costs a joint forward per candidate."""
-    rerank_global: float = 1.0
+    rerank_contrastive: float = 1.0
     """Weight of the embeddings' logit, which is added to the match logit when re-ranking."""
-    rerank_late: float = 1.0
+    rerank_filip: float = 1.0
     """Weight of the late interaction's logit, which is added to the match logit when re-ranking."""
 
     def __post_init__(self) -> None:

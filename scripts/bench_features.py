@@ -3,7 +3,7 @@
     python scripts/bench_features.py --config configs/flickr8k_recipe.yaml
     python scripts/bench_features.py --image.trunk timm/tiny_vit_5m_224 --image.size 224 --json rows.json
 
-Random pictures of the run's size, interleaved, median of the repeats. The limit is the trunk's FLOPs, as torch counts
+Random images of the run's size, interleaved, median of the repeats. The limit is the trunk's FLOPs, as torch counts
 them, over the rate of one large product.
 """
 
@@ -33,7 +33,7 @@ class FeaturesConfig(AlignConfig):
     """How fast the features of a run's image trunk are made."""
 
     pictures: int = 64
-    """Pictures of one pass: as many as are read at a time when they are cached."""
+    """Images of one pass: as many as are read at a time when they are cached."""
     repeats: int = 5
     json: str | None = None
     """Where to write what was measured."""
@@ -52,7 +52,7 @@ def bench_features(config: FeaturesConfig) -> None:
         "product": inferring(lambda: side @ side),
     }
     precision = "bfloat16" if has_bf16("cpu") else "float32"
-    case = f"{config.image.trunk}, {config.pictures} pictures"
+    case = f"{config.image.trunk}, {config.pictures} images"
     rows = Contest("features", case, precision, "forward", runs).rows(config.repeats)
     rate = 2e3 * SIDE**3 / rows.pop()["milliseconds"]
     limit = 1e3 * flops(encoder, images[:1]) / rate
@@ -78,7 +78,7 @@ def inferring(run: Run) -> Run:
 
 
 def flops(encoder: ImageEncoder, image: Tensor) -> int:
-    """Of one picture (1, 3, H, W): products and convolutions."""
+    """Of one image (1, 3, H, W): products and convolutions."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encoder.features(image)
     return counter.get_total_flops()
@@ -87,7 +87,7 @@ def flops(encoder: ImageEncoder, image: Tensor) -> int:
 def show(result: dict[str, Any]) -> None:
     title = f"{result['rows'][0]['case']}; a large product runs at {result['gflops_of_a_product']:.0f} GFLOP/s"
     table = Table(title=title, title_justify="left")
-    for name in ("implementation", "ms a picture", "of the limit"):
+    for name in ("implementation", "ms an image", "of the limit"):
         table.add_column(name, justify="left" if name == "implementation" else "right")
     limit = result["limit_milliseconds_a_picture"]
     for row in result["rows"]:

@@ -2,7 +2,7 @@
 --json rows.json
 
 One process, the same inputs, implementations interleaved, median of the repeats. `limit` is the same arithmetic as
-dense matrix products. A peer that is not installed is named and left out. The largest contrastive case is run once,
+dense matrix products. A peer that is not installed is named and skipped. The largest contrastive case is run once,
 by our own implementation, to show its memory; the dense losses would need more than most machines have.
 """
 
@@ -70,7 +70,7 @@ def mlp_contests() -> Iterator[Contest]:
             continue
         yield from mlp_contest(name, case, torch.bfloat16)
         if not has_bf16(DEVICE):
-            print(f"no native bfloat16 products on this {DEVICE}: its contests are left out from here on")
+            print(f"no native bfloat16 products on this {DEVICE}: its contests are skipped from here on")
             continue
         with torch.autocast(DEVICE, dtype=torch.bfloat16):
             yield from mlp_contest(name, case, torch.float32, " under bfloat16 autocast")
@@ -268,7 +268,7 @@ def both_passes(
 def installed(package: str) -> bool:
     found = importlib.util.find_spec(package) is not None
     if not found:
-        print(f"{package} is not installed: left out", file=sys.stderr)
+        print(f"{package} is not installed: skipped", file=sys.stderr)
     return found
 
 

@@ -7,7 +7,7 @@
 The step is the run's own (forward, all losses of the stage at `progress`, backward, clipping, AdamW, rebalancing) on
 batches made beforehand; making one is timed too. Arithmetic is what runs in products, convolutions, attention and
 Fourier transforms; the share of the rest is from torch's profiler. The peer is open_clip's CLIP with its own loss and
-AdamW on the same pictures and captions; its transformers are as wide as our backbone and so deep that they have as many
+AdamW on the same images and captions; its transformers are as wide as our backbone and so deep that they have as many
 parameters as each of our towers uses (encoder, active experts, heads). Interleaved, median of the repeats.
 """
 
@@ -137,7 +137,7 @@ def own_step(task: StandingTask, batches: list[Batch], precision: torch.autocast
 
 
 def peer_step(task: StandingTask, batches: list[Batch], precision: torch.autocast) -> Step:
-    """open_clip's CLIP and ClipLoss on the same pictures, with the first caption of each."""
+    """open_clip's CLIP and ClipLoss on the same images, with the first caption of each."""
     config = task.config
     width = config.model.backbone.width
     size = batches[0].inputs["image"].shape[-1]

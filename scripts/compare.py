@@ -1,6 +1,6 @@
 """Runs side by side, each against the first, with paired tests on the same items.
 
-python scripts/compare.py runs/progressive runs/joint runs/global_only
+python scripts/compare.py runs/progressive runs/joint runs/contrastive_only
 """
 
 import json
@@ -55,7 +55,7 @@ def load(run: Path) -> tuple[Protocol, Embeddings]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a run's result: {type(error).__name__} {error}") from None
     if stamp and all(isinstance(value, dict) for value in stamp.values()):
-        stamp = next(iter(stamp.values()))  # one stamp per split: the first is the one the embeddings are of
+        stamp = next(iter(stamp.values()))  # one protocol per split: the first is the one the embeddings are of
     # The figures here are made anew from the embeddings alone, so they are not re-ranked whatever the run's own were.
     return Protocol.of_dict(stamp | {"rerank_depth": 0}), Embeddings.load(run / "embeddings.npz")
 

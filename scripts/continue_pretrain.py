@@ -22,7 +22,7 @@ from lightning import seed_everything
 from alignment import ScheduleConfig
 from mm.adapt.continued import ContinuedTask, MixConfig, MixedData
 from mm.adapt.planner import trainable
-from mm.adapt.sets import DomainData, JudgedSet, KeepBest, PeakMemory, domain_config, own_set
+from mm.adapt.sets import DomainData, EvaluationSet, KeepBest, PeakMemory, domain_config, own_set
 from mm.adapt.task import freeze
 from mm.artifacts.run import load_run, newest_checkpoint, save_weights, write_config
 from mm.cli import log_training, run_command
@@ -56,9 +56,9 @@ class ContinueConfig:
     """Go on from the newest checkpoint of the run of this name."""
     mix: MixConfig = field(default_factory=MixConfig)
     rates: dict[str, float] = field(default_factory=lambda: {"*.term_strength": 100.0})
-    """Factors on the learning rate by name pattern. Strengths begin at nothing, and would stay there at 1e-5."""
+    """Factors on the learning rate by name pattern. Strengths start at zero, and would stay there at 1e-5."""
     metric: str = "RSUM"
-    """What the domain is judged by, and of it the checkpoint that is kept: RSUM, image_to_text/R@1 …"""
+    """What the domain is evaluated by, and of it the checkpoint that is kept: RSUM, image_to_text/R@1 …"""
     patience: int = 0
     """Evaluations without a better checkpoint after which training stops; 0 never stops early."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-5))
@@ -91,9 +91,9 @@ def continue_pretrain(config: ContinueConfig) -> None:
     domain.cache_features(run.model, {config.data.train: domain.train, split: validation})
     if config.mix.general:
         general.cache_features(run.model, {run.config.data.train: general.train})
-    sets = {"domain": JudgedSet(domain, validation, split, config.metric), "general": own_set(run, general)}
+    sets = {"domain": EvaluationSet(domain, validation, split, config.metric), "general": own_set(run, general)}
     before = {name: judged.score(run) for name, judged in sets.items()}
-    terms = heed(run, domain, Path(config.terms).read_text().splitlines()) if config.terms else {}
+    terms = add_term_bias(run, domain, Path(config.terms).read_text().splitlines()) if config.terms else {}
     rates = {k: v for k, v in config.rates.items() if terms or not k.endswith("term_strength")}
     task = ContinuedTask(run, replace(own, name=folder.name), config.mix, rates)
     freeze(task, config.train.freeze)
@@ -129,7 +129,7 @@ def continue_pretrain(config: ContinueConfig) -> None:
         print(f"{name} {sets[name].metric}: {before[name]:.1f} → {value:.1f}")
 
 
-def heed(run: AlignTask, data: AlignData, terms: Iterable[str]) -> dict[str, Any]:
+def add_term_bias(run: AlignTask, data: AlignData, terms: Iterable[str]) -> dict[str, Any]:
     """Draw the run's attention to the terms that its tokenizer and trunk can see; -> those, and the others with why.
 
     Raises ValueError where it can see none.
@@ -145,7 +145,7 @@ def heed(run: AlignTask, data: AlignData, terms: Iterable[str]) -> dict[str, Any
             f"--terms: none of {len(skipped)} terms can be seen"
             + (f" ({next(iter(skipped))!r}: {next(iter(skipped.values()))})" if skipped else "")
         )
-    run.model.heed(sequences)
+    run.model.add_term_bias(sequences)
     print(f"terms: attention is drawn to {len(seen)}, {len(skipped)} skipped")
     return {"seen": seen, "skipped": skipped}
 

@@ -1,17 +1,17 @@
-"""Judge a run, an open_clip model, or anybody's embeddings, under every COCO protocol they allow.
+"""Evaluate a run, an open_clip model, or anybody's embeddings, under every COCO protocol they allow.
 
     python scripts/eval_coco.py --run runs/flickr8k --data.root DIR --data.split val
     python scripts/eval_coco.py --open_clip ViT-B-32:laion2b_s34b_b79k --data.root DIR --data.split val
     python scripts/eval_coco.py --embeddings clip.npz --data.ground_truth path/to/coco_benchmarks --trained_on zero-shot
     python scripts/eval_coco.py --run DIR --data.split test --data.validation val --data.retriever clip.npz   # matching
     python scripts/eval_coco.py --run DIR --sugar_crepe path/to/sugar_crepe --data.root COCO    # with its val2017
-    python scripts/eval_coco.py --run DIR --classes FOLDER    # zero-shot: FOLDER/<class name>/<picture or sound>
+    python scripts/eval_coco.py --run DIR --classes FOLDER    # zero-shot: FOLDER/<class name>/<image or audio>
 
 An .npz file holds image (N, D), text (M, D), image_ids (N,), caption_image_ids (M,), and may hold caption_ids (M,),
-audio (A, D), audio_image_ids (A,). With --data.ground_truth (ECCV Caption's files) CxC and ECCV are judged too. With
---data.validation, which fixes its threshold, balanced matching is judged: accuracy, AUC, pairwise forced choice and
+audio (A, D), audio_image_ids (A,). With --data.ground_truth (ECCV Caption's files) CxC and ECCV are evaluated too. With
+--data.validation, which fixes its threshold, balanced matching is evaluated: accuracy, AUC, pairwise forced choice and
 calibration error, with random negatives and, with --data.retriever, hard ones; a run by its cosine and by the logits of
-its match head. A run's retrieval is judged with and without re-ranking through its cross-modal attention.
+its match head. A run's retrieval is evaluated with and without re-ranking through its cross-modal attention.
 """
 
 import logging
@@ -26,10 +26,10 @@ from rich.console import Console
 from eval.protocols import Figures, figures_table
 from mm.artifacts.run import commit, hardware
 from mm.cli import run_command
-from mm.evaluation.coco import JudgedData, judge_file, judge_split
-from mm.evaluation.models import FinishedRun, JudgedModel, OpenClipPeer
+from mm.evaluation.coco import EvaluationData, evaluate_file, evaluate_model
+from mm.evaluation.models import EvaluatedModel, FinishedRun, OpenClipPeer
 from mm.evaluation.result import show
-from mm.evaluation.zero_shot import judge_classes, judge_sugar_crepe
+from mm.evaluation.zero_shot import evaluate_classes, evaluate_sugar_crepe
 from mm.files import write_json
 
 SHOWN_BY_THE_RUN = ("all", "audio_text", "image_audio")
@@ -37,7 +37,7 @@ SHOWN_BY_THE_RUN = ("all", "audio_text", "image_audio")
 
 @dataclass(frozen=True)
 class EvalCoco:
-    """Judge a run, an open_clip model or embeddings: by retrieval and matching, or sugar_crepe, or classes."""
+    """Evaluate a run, an open_clip model or embeddings: by retrieval and matching, or sugar_crepe, or classes."""
 
     run: Path | None = None
     """Folder of a finished run; what it scores is also written to <run>/eval-<dataset>.json."""
@@ -46,16 +46,16 @@ class EvalCoco:
     embeddings: Path | None = None
     """An .npz file, or the folder of a run that holds embeddings.npz."""
     sugar_crepe: Path | None = None
-    """Folder of SugarCrepe's seven files; the pictures are looked for in data.root."""
+    """Folder of SugarCrepe's seven files; the images are looked for in data.root."""
     classes: Path | None = None
-    """Folder with one folder of pictures, or of sounds, for each class: zero-shot classification."""
+    """Folder with one folder of images, or of audio clips, for each class: zero-shot classification."""
     templates: list[str] | None = None
-    """Prompts of the classes, such as '["a photo of a {}."]'; by default three for pictures and three for sounds."""
-    data: JudgedData = field(default_factory=JudgedData)
+    """Prompts of the classes, such as '["a photo of a {}."]'; by default three for images and three for audio clips."""
+    data: EvaluationData = field(default_factory=EvaluationData)
     rerank: int | None = None
     """Candidates of each query that a run scores again jointly; without it, as many as the run says."""
     trained_on: str | None = None
-    """`zero-shot` or `trained on <dataset>`, for the stamp; a run says it itself."""
+    """`zero-shot` or `trained on <dataset>`, for the protocol; a run says it itself."""
     samples: int = 1000
     """Bootstrap samples of the intervals."""
     seed: int = 0
@@ -72,13 +72,13 @@ def eval_coco(config: EvalCoco) -> None:
     described: dict = {}
     arrays: dict[str, np.ndarray] = {}
     if config.embeddings is not None:
-        figures = judge_file(config.embeddings, config.data, config.trained_on or "unstated", **options)
+        figures = evaluate_file(config.embeddings, config.data, config.trained_on or "unstated", **options)
     elif config.sugar_crepe is not None:
-        figures = judge_sugar_crepe(model_of(config), config.sugar_crepe, Path(config.data.root or ""), **options)
+        figures = evaluate_sugar_crepe(model_of(config), config.sugar_crepe, Path(config.data.root or ""), **options)
     elif config.classes is not None:
-        figures = judge_classes(model_of(config), config.classes, config.templates, **options)
+        figures = evaluate_classes(model_of(config), config.classes, config.templates, **options)
     else:
-        described, figures, arrays = judge_split(model_of(config), config.data, **options)
+        described, figures, arrays = evaluate_model(model_of(config), config.data, **options)
     show_figures(described, figures)
     protocols = {name: figure.as_result() for name, figure in figures.items()}
     result = described or next(iter(protocols.values())) | {
@@ -99,10 +99,10 @@ def check_options(c: EvalCoco) -> None:
             source is not None for source in (c.run, c.open_clip, c.embeddings)
         )
         != 1,
-        "--sugar_crepe and --classes are judged one at a time": c.sugar_crepe and c.classes,
-        "--sugar_crepe and --classes need a model (--run or --open_clip) for their own pictures and captions:"
+        "--sugar_crepe and --classes are evaluated one at a time": c.sugar_crepe and c.classes,
+        "--sugar_crepe and --classes need a model (--run or --open_clip) for their own images and captions:"
         " --embeddings were made of others": c.embeddings and (c.sugar_crepe or c.classes),
-        "--sugar_crepe needs --data.root DIR, the pictures of COCO val2017": c.sugar_crepe and not c.data.root,
+        "--sugar_crepe needs --data.root DIR, the images of COCO val2017": c.sugar_crepe and not c.data.root,
         "--templates are prompts for --classes": c.templates and not c.classes,
         "--data.root, --data.karpathy and --data.audio_root are for models: --embeddings read nothing": c.embeddings
         and reads,
@@ -115,7 +115,7 @@ def check_options(c: EvalCoco) -> None:
             raise ValueError(message)
 
 
-def model_of(config: EvalCoco) -> JudgedModel:
+def model_of(config: EvalCoco) -> EvaluatedModel:
     data = config.data
     if config.run is not None:
         return FinishedRun(

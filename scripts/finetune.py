@@ -17,9 +17,9 @@ from lightning import seed_everything
 from alignment import ScheduleConfig
 from eval.fingerprint import fingerprint
 from mm.adapt.adapter import save_adapter
-from mm.adapt.lora import LoraConfig, attach, bake, coverage
+from mm.adapt.lora import LoraConfig, attach, coverage, merge_and_unload
 from mm.adapt.planner import Strategy, choose, estimate, trainable
-from mm.adapt.sets import DomainData, JudgedSet, KeepBest, PeakMemory, domain_config, own_set
+from mm.adapt.sets import DomainData, EvaluationSet, KeepBest, PeakMemory, domain_config, own_set
 from mm.adapt.task import AdaptTask, freeze
 from mm.artifacts.probe import probe
 from mm.artifacts.run import load_run, newest_checkpoint, save_weights, write_config
@@ -86,7 +86,7 @@ def finetune(config: FinetuneConfig) -> None:
         require_same_settings(config, folder)
     validation = data.open(config.data.val)
     data.cache_features(run.model, {config.data.train: data.train, config.data.val: validation})
-    sets = {"domain": JudgedSet(data, validation, config.data.val, config.metric)}
+    sets = {"domain": EvaluationSet(data, validation, config.data.val, config.metric)}
     if config.general:
         sets["general"] = own_set(run, AlignData(own))
     before = {name: judged.score(run) for name, judged in sets.items()}
@@ -117,7 +117,7 @@ def finetune(config: FinetuneConfig) -> None:
     if task.adapters:
         packed = strategy == "qlora"
         save_adapter(task.model, config.lora, folder / "adapter", base, frozen_trunks(task) if packed else None)
-        bake(task.model)
+        merge_and_unload(task.model)
         dequantize(task.model)
     save_weights(task, folder)
     result = judge(task, data, {config.data.val: validation}, folder, started)

@@ -46,11 +46,11 @@ def prepare_coco(
         splits: names as in `captions_<split>.json`, or Karpathy's train, restval, val, test, train+restval.
         karpathy: the official dataset_coco.json.
         audio_root: where `audio/` lies, if not in root.
-        size: pixels that the picture's side is reduced to; smaller pictures are kept as they are.
+        size: pixels that the image's side is reduced to; smaller images are kept as they are.
         side: which side `size` measures; the aspect is kept.
-        quality: JPEG quality of resized pictures.
+        quality: JPEG quality of resized images.
         samples_per_shard: images in one tar.
-        workers: pictures decoded at a time.
+        workers: images decoded at a time.
         download: fetch this year's official archives into root first.
         mirror: address to fetch from instead of images.cocodataset.org.
     """
@@ -71,7 +71,7 @@ def prepare_coco(
                 workers=workers,
                 advance=lambda count: progress.advance(task, count),  # noqa: B023  # used in the loop
             )
-        _list(f"{len(done.left_out)} files cannot be read", done.left_out)
+        _list(f"{len(done.skipped_lines)} files cannot be read", done.skipped_lines)
         kept = f", {done.kept_shards} shards kept from an earlier run" if done.kept_shards else ""
         console.print(f"{split}: {done.samples} images with their captions in {done.index.parent}{kept}")
 

@@ -1,4 +1,4 @@
-"""Write a field's data as a folder that every other script reads: captioned pictures, split into train and val.
+"""Write a field's data as a folder that every other script reads: captioned images, split into train and val.
 
 python scripts/prepare_domain.py --adapter ChemistryLoader --adapter.smiles_path FILE.smi --out data/molecules
 python scripts/prepare_domain.py --adapter TableLoader --adapter.table_path FILE.csv --out data/products
@@ -47,9 +47,9 @@ def prepare_domain(
         raise ValueError(f"{adapter.name} is empty: a domain set needs at least one row")
     if not 0 < held_out < 1:
         raise ValueError(f"held_out={held_out} must lie between 0 and 1")
-    if adapter.left_out:
-        more = [f"… and {len(adapter.left_out) - SHOWN} more"] if len(adapter.left_out) > SHOWN else []
-        lines = [f"{len(adapter.left_out)} rows left out:", *adapter.left_out[:SHOWN], *more]
+    if adapter.skipped_lines:
+        more = [f"… and {len(adapter.skipped_lines) - SHOWN} more"] if len(adapter.skipped_lines) > SHOWN else []
+        lines = [f"{len(adapter.skipped_lines)} rows skipped:", *adapter.skipped_lines[:SHOWN], *more]
         console.print("\n  ".join(lines), markup=False)
     for split, rows in adapter.splits(held_out, seed).items():
         dataset = adapter.dataset(split, rows[:limit], augment=split == "train")

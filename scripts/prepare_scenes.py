@@ -20,17 +20,17 @@ def prepare_scenes(
     test: int = 0,
     image_size: int = 64,
 ) -> None:
-    """Write scenes to a folder; a split of size 0 is left out.
+    """Write scenes to a folder; a split of size 0 is skipped.
 
     Args:
         root: the folder to write; scenes that are there are replaced, anything else is refused.
-        layout: shards (one sample = one image with its captions and sound) or coco (annotations/, images/, audio/).
+        layout: shards (one sample = one image with its captions and audio) or coco (annotations/, images/, audio/).
         seed: another seed, other scenes.
         train: scenes to train on, without the held-out pairs of attributes.
         val: scenes with a held-out pair each.
         seen: unseen scenes without held-out pairs, for the gap to val.
         test: more scenes like val.
-        image_size: side of the pictures in pixels.
+        image_size: side of the images in pixels.
     """
     sizes = {"train": train, "val": val, "seen": seen, "test": test}
     sizes = {split: size for split, size in sizes.items() if size}

@@ -1,4 +1,4 @@
-"""Let an installed synthesizer speak a captioned set's captions, so that it has pictures, text and sound.
+"""Let an installed synthesizer speak a captioned set's captions, so that it has images, text and audio.
 
 python scripts/prepare_speech.py --root DIR --splits '[train,val]' --out SPOKEN     # DIR stays as it is
 python scripts/train_align.py --data.root SPOKEN
@@ -31,11 +31,11 @@ def prepare_speech(
     sample_rate: int = 16000,
     workers: int | None = None,
 ) -> None:
-    """Write one sound per image, `audio/<picture's stem>.flac`; started again, it goes on where it stopped.
+    """Write one audio per image, `audio/<picture's stem>.flac`; started again, it goes on where it stopped.
 
     Args:
         root: the folder in COCO caption layout.
-        out: folder for the sounds, root itself if not given; it gets the annotations and links to pictures.
+        out: folder for the audio clips, root itself if not given; it gets the annotations and links to images.
         splits: names as in `captions_<split>.json`, or Karpathy's with `karpathy`.
         karpathy: the official dataset_coco.json.
         synthesizer: espeak-ng.

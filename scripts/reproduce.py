@@ -22,7 +22,7 @@ from mm.files import write_json
 BEGIN, END = "<!-- RESULTS: written by scripts/reproduce.py -->", "<!-- /RESULTS -->"
 COLUMNS = (
     "run",
-    "judged on",
+    "evaluated on",
     "R@1/5/10 image→text",
     "R@1/5/10 text→image",
     "RSUM",
@@ -58,7 +58,7 @@ def reproduce(
     head, rest = text.split(BEGIN)
     studies = {path.stem: Study.load(path) for path in sorted((results / "ablations").glob("*.csv"))}
     evidence = Evidence(runs, studies, found)
-    tables = [retrieval_table(runs), use_table(runs), claims_table(evidence)]
+    tables = [retrieval_table(runs), utilization_table(runs), claims_table(evidence)]
     if "adapt" in found:
         tables.insert(1, adapted_table(found["adapt"]))
     if studies:
@@ -69,7 +69,7 @@ def reproduce(
 
 
 def keep(path: Path, results: Path) -> None:
-    """Copy a result under the name of its run and the data it was judged on, without the paths of this machine."""
+    """Copy a result under the name of its run and the data it was evaluated on, without the paths of this machine."""
     result = without_places(json.loads(path.read_text()))
     stamp = next(iter(result["protocol"].values()))
     write_json(results / f"{result['config']['name']}-on-{stamp['dataset'].replace('/', '-')}.json", result)
@@ -129,7 +129,7 @@ def claims_table(evidence: Evidence) -> str:
 
 def adapted_table(table: dict) -> str:
     """What scripts/bench_adapt.py wrote, as it prints it."""
-    columns = ("judged by, base", *ADAPTED)
+    columns = ("evaluated by, base", *ADAPTED)
     return markdown([columns, ("---",) * len(columns), *((row.group, *row.text()) for row in stored_rows(table))])
 
 
@@ -156,7 +156,7 @@ def studies_table(studies: dict[str, Study]) -> str:
     return markdown(rows)
 
 
-def use_table(runs: list[dict]) -> str:
+def utilization_table(runs: list[dict]) -> str:
     """Codes and experts in use on the evaluated split, by modality."""
     rows: list[tuple[str, ...]] = [
         ("run", "modality", "codes used, %", "code perplexity", "experts used, %", "expert perplexity"),

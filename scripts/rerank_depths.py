@@ -1,10 +1,10 @@
-"""How deep must cross-modal attention look? One finished run judged at several depths of re-ranking, in one table.
+"""How deep must cross-modal attention look? One finished run evaluated at several depths of re-ranking, in one table.
 
     python scripts/rerank_depths.py --run runs/default
     python scripts/rerank_depths.py --run runs/flickr8k_recipe --root DIR --depths '[0, 5, 10]' --table depths.csv
 
-The table is tidy, as scripts/ablate.py's: a depth is a variant. `seconds` are those of one judgement, embedding
-included. Depths that the table has are not judged again.
+The table is tidy, as scripts/ablate.py's: a depth is a variant. `seconds` are those of one evaluation, embedding
+included. Depths that the table has are not evaluated again.
 """
 
 import csv
@@ -26,7 +26,7 @@ class RerankDepths:
     root: str | None = None
     """Folder in COCO caption layout or of shards; without it, the run's own data."""
     split: str = "val"
-    """Split to judge."""
+    """Split to evaluate."""
     depths: tuple[int, ...] = (0, 2, 5, 10, 20)
     """Candidates of each query that are scored again."""
     table: Path | None = None
@@ -34,7 +34,7 @@ class RerankDepths:
 
 
 def rerank_depths(config: RerankDepths) -> None:
-    """Raises ValueError naming the depth whose judgement ends badly."""
+    """Raises ValueError naming the depth whose evaluation ends badly."""
     table = config.table or config.run / "rerank.csv"
     table.parent.mkdir(parents=True, exist_ok=True)
     done = {row["variant"] for row in csv.DictReader(table.open())} if table.is_file() else set()

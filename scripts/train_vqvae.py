@@ -108,7 +108,7 @@ def judge(task: VQVAETask, data: AlignData, validation: CaptionDataset, folder: 
         },
     )
     logger.info("%s: %s", folder, ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
-    logger.info("pictures: %s", picture or "none, a pretrained trunk is decoded to features")
+    logger.info("images: %s", picture or "none, a pretrained trunk is decoded to features")
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ CAPTIONS = ("red circle", "two blue squares left of a star", "one small green he
 @pytest.fixture
 def tiny() -> AlignConfig:
     """All three modalities from scratch: width 32, 2 layers, 8 experts of which 2 are active."""
-    bottleneck = BottleneckConfig(quantizer=QuantizerConfig(codes=16, width=8))
-    backbone = BackboneConfig(width=32, layers=2, heads=2, moe=MoEConfig(experts=8, active=2, hidden=8, shared=16))
+    bottleneck = BottleneckConfig(quantizer=QuantizerConfig(num_codes=16, width=8))
+    backbone = BackboneConfig(width=32, layers=2, heads=2, moe=MoEConfig(num_experts=8, top_k=2, hidden=8, shared=16))
     return AlignConfig(
         data=DataConfig(),
         model=ModelConfig(embedding=16, token_embedding=8, backbone=backbone),
@@ -65,7 +65,7 @@ def tiny_task(tiny: AlignConfig, vocabulary: torch.Tensor) -> Callable[..., Alig
 
 @pytest.fixture
 def tiny_batch(tiny: AlignConfig) -> Callable[..., Batch]:
-    """tiny_batch(rows=4, seed=0) -> a Batch of noise pictures, noise sounds of growing length, and captions."""
+    """tiny_batch(rows=4, seed=0) -> a Batch of noise images, noise audio clips of growing length, and captions."""
 
     def make(rows: int = 4, seed: int = 0) -> Batch:
         random = torch.Generator().manual_seed(seed)

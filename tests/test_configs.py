@@ -46,7 +46,7 @@ def test_it_parses_builds_and_says_how_to_run_it(path: Path) -> None:
 
 def test_the_default_has_128_experts_of_which_8_are_active() -> None:
     moe = AlignConfig().model.backbone.moe
-    assert (moe.experts, moe.active) == (128, 8)
+    assert (moe.num_experts, moe.top_k) == (128, 8)
     total, active = count_parameters(on_meta(AlignConfig()).model)
     assert active < total / 2
 
@@ -56,7 +56,7 @@ def test_70b_has_70_billion_parameters_and_uses_a_tenth() -> None:
     total, active = count_parameters(task.model)
     assert abs(total / 70e9 - 1) < 0.05
     assert 0.08 < active / total < 0.16
-    assert all((b.moe.config.experts, b.moe.config.active) == (128, 8) for b in task.model.backbone.blocks)
+    assert all((b.moe.config.num_experts, b.moe.config.top_k) == (128, 8) for b in task.model.backbone.blocks)
 
 
 def test_an_unknown_key_in_a_part_is_refused() -> None:

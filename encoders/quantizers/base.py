@@ -13,7 +13,7 @@ class QuantizerConfig:
 
     kind: Literal["ema", "cosine", "residual", "fsq", "simvq"] = "ema"
     """Which quantizer: see encoders/quantizer.py."""
-    codes: int = 512
+    num_codes: int = 512
     """Codes per quantizer (fsq: the product of `levels` instead)."""
     width: int = 32
     """Channels of the vectors that are quantized."""
@@ -29,7 +29,7 @@ class QuantizerConfig:
     """fsq: values per channel."""
 
     def __post_init__(self) -> None:
-        for name in ("codes", "width", "quantizers"):
+        for name in ("num_codes", "width", "quantizers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: a quantizer needs at least 1")
         if self.quantizers > 1 and self.kind != "residual":
@@ -67,7 +67,7 @@ class Quantizer(nn.Module):
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.size = config.codes
+        self.size = config.num_codes
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> Quantized:
         """z (B, T, C) of any float dtype, mask (B, T) bool, True where real (None: everywhere).

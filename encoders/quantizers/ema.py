@@ -33,9 +33,9 @@ class EMAQuantizer(Quantizer):
 
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__(config)
-        self.register_buffer("codebook", self.project(torch.randn(config.codes, config.width)))
-        self.register_buffer("counts", torch.zeros(config.codes))
-        self.register_buffer("sums", torch.zeros(config.codes, config.width))
+        self.register_buffer("codebook", self.project(torch.randn(config.num_codes, config.width)))
+        self.register_buffer("counts", torch.zeros(config.num_codes))
+        self.register_buffer("sums", torch.zeros(config.num_codes, config.width))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def project(self, vectors: Tensor) -> Tensor:

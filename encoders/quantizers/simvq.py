@@ -18,7 +18,7 @@ class SimQuantizer(Quantizer):
 
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__(config)
-        self.register_buffer("basis", torch.randn(config.codes, config.width))
+        self.register_buffer("basis", torch.randn(config.num_codes, config.width))
         self.linear = nn.Linear(config.width, config.width)
 
     def quantize(self, z: Tensor) -> Quantized:

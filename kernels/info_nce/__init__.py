@@ -24,7 +24,7 @@ def info_nce(a: Tensor, b: Tensor, scale: Tensor, *, ids: Tensor | None = None, 
     """Symmetric InfoNCE of unit vectors: the mean of both directions' cross entropies; logits = scale · a bᵀ.
 
     a, b (B, D), row i of one the positive of row i of the other; scale () the inverse temperature; ids (B,) int64:
-    pairs off the diagonal with equal ids are left out of the negatives. -> () in nats, float32 at least, also under
+    pairs off the diagonal with equal ids are skipped of the negatives. -> () in nats, float32 at least, also under
     autocast. Gradients for a, b and scale. With a ``group``, a, b, ids are this rank's shard, of equal size on every
     rank (see the module's docstring). Raises ValueError when the shapes disagree.
     """

@@ -68,7 +68,7 @@ def sigmoid_backward(
 def _tiles(
     a: Tensor, b: Tensor, scale: Tensor, row_ids: Ids, ids: Ids, first: int
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Row slice, column slice, and the logits there, -inf where a pair is left out; the tile is reused by the next
+    """Row slice, column slice, and the logits there, -inf where a pair is skipped; the tile is reused by the next
     one.
     """
     space = a.new_empty(min(TILE, a.shape[0]) * min(TILE, b.shape[0]))

@@ -142,7 +142,7 @@ def _logits(
     COLUMNS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """The tile of logits (-inf where a pair is left out or outside), and where the positives are."""
+    """The tile of logits (-inf where a pair is skipped or outside), and where the positives are."""
     tile = tl.zeros((ROWS, COLUMNS), tl.float32)
     for left in range(0, width, CHUNK):
         c = left + tl.arange(0, CHUNK)

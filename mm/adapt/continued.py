@@ -45,11 +45,11 @@ class ContinuedTask(AdaptTask):
         self.mix = mix
 
     def training_step(self, batch: dict[str, Batch], batch_index: int) -> Tensor:  # type: ignore[override]  # two sets
-        self.draw_anew()
+        self.seed_step()
         total, loads = torch.zeros((), device=self.device), []
         for name, part in batch.items():
             terms, load = self.losses(self.read(part), part)
-            self.guard(terms)
+            self.check_finite(terms)
             total = total + getattr(self.mix, name) * terms.total
             loads.append(load)
             self.log(f"train/{name}", terms.total.detach(), prog_bar=True)

@@ -65,7 +65,7 @@ class Coverage:
 
 
 class ExpertLora(nn.Module):
-    """Fused weights (E, O, I) -> (E, O, I): for each expert the weight plus scale · B A, which begins at nothing."""
+    """Fused weights (E, O, I) -> (E, O, I): for each expert the weight plus scale · B A, which starts at zero."""
 
     def __init__(self, weight: Tensor, config: LoraConfig) -> None:
         super().__init__()
@@ -152,22 +152,22 @@ def merge(model: nn.Module, merged: bool = True) -> None:
         chain[0].merge(chain.original, merged)
 
 
-def bake(model: nn.Module) -> None:
+def merge_and_unload(model: nn.Module) -> None:
     """Merge and drop the adapters: the plain model again, with other weights, in evaluation mode."""
     model.eval()
     for name, layer in peft_layers(model).items():
         parent, _, last = name.rpartition(".")
         base = layer.get_base_layer()
         if parametrize.is_parametrized(base, "weight"):
-            settle(base, "weight")
+            remove_parametrization(base, "weight")
         layer.merge()
         setattr(model.get_submodule(parent), last, base)
     for _, owner, weight in _expert_adapters(model):
-        settle(owner, weight)
+        remove_parametrization(owner, weight)
 
 
 @torch.no_grad()
-def settle(owner: nn.Module, weight: str) -> None:
+def remove_parametrization(owner: nn.Module, weight: str) -> None:
     """A weight that is computed from others becomes a plain parameter with the value it has now."""
     value = getattr(owner, weight).clone()
     parametrize.remove_parametrizations(owner, weight, leave_parametrized=True)

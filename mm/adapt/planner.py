@@ -48,7 +48,7 @@ def estimate(task: AdaptTask, batch: Batch) -> Estimate:
     task.train()
     for _ in range(2):
         started = time.perf_counter()
-        task.draw_anew()
+        task.seed_step()
         task.losses(task.read(batch), batch)[0].total.backward()
         memory = memory_in_use()
         seconds = time.perf_counter() - started

@@ -31,7 +31,7 @@ class DomainData:
     audio_root: str | None = None
     """Where `audio/` lies, if not in `root`."""
     views: int | None = None
-    """Of a frozen image trunk: the plain picture and views-1 augmented ones; by default as many as the run had."""
+    """Of a frozen image trunk: the plain image and views-1 augmented ones; by default as many as the run had."""
 
 
 def domain_config(
@@ -66,8 +66,8 @@ def domain_config(
 
 
 @dataclass(frozen=True)
-class JudgedSet:
-    """A split that a task is judged on again and again, by one metric of its embeddings."""
+class EvaluationSet:
+    """A split that a task is evaluated on again and again, by one metric of its embeddings."""
 
     data: AlignData
     dataset: CaptionDataset
@@ -85,8 +85,8 @@ class JudgedSet:
         return metrics[self.metric]
 
 
-def own_set(run: AlignTask, data: AlignData) -> JudgedSet:
-    """The split on which the run was judged, by RSUM; `data` are of the run's own settings.
+def own_set(run: AlignTask, data: AlignData) -> EvaluationSet:
+    """The split on which the run was evaluated, by RSUM; `data` are of the run's own settings.
 
     Raises ValueError where it has gone.
     """
@@ -98,11 +98,11 @@ def own_set(run: AlignTask, data: AlignData) -> JudgedSet:
             f"the run's own set cannot be read ({error}); finetune.py --general false leaves it out"
         ) from error
     data.cache_features(run.model, {split: dataset})
-    return JudgedSet(data, dataset, split, "RSUM")
+    return EvaluationSet(data, dataset, split, "RSUM")
 
 
 class KeepBest(Callback):
-    """Judges every `train.evaluate_every` steps, keeps the best state seen and leaves it in the task; with `train.ema`,
+    """Evaluates every `train.evaluate_every` steps, keeps the best state seen, leaves it in the task; with `train.ema`
     of averaged weights. Its own state is in the checkpoints.
 
     patience: evaluations without a better state after which training stops; 0 for none.

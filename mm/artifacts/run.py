@@ -56,7 +56,7 @@ def load_run(folder: str | Path) -> AlignTask:
         config = config_from_dict(described["config"])
         task = AlignTask(without_pretrained_weights(config), state.get(VOCABULARY))
         if TERMS in state:
-            task.model.heed(state[TERMS])
+            task.model.add_term_bias(state[TERMS])
         loss = {k.removeprefix("loss."): state.pop(k) for k in list(state) if k.startswith("loss.")}
         for module, own in ((task.model, state), (task.loss, loss)):
             if differs := first_difference(own, module.state_dict()):

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Size, Tensor, nn
 from torch.nn.utils import parametrize
 
-from mm.adapt.lora import EXPERTS, settle
+from mm.adapt.lora import EXPERTS, remove_parametrization
 from mm.optional import require
 
 BLOCK = 64
@@ -87,12 +87,12 @@ def quantize(model: nn.Module, skip: tuple[str, ...] = ()) -> list[str]:
 
 def dequantize(model: nn.Module) -> None:
     """Packed weights as plain float32 parameters again, without what packing took from them; adapters come off first,
-    with `bake`."""
+    with `merge_and_unload`."""
     modules: list[Any] = list(model.modules())
     for module in modules:
         for weight in list(module.parametrizations) if parametrize.is_parametrized(module) else ():
             if isinstance(module.parametrizations[weight][0], NF4):
-                settle(module, weight)
+                remove_parametrization(module, weight)
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Captioned pictures and sounds on disk, and the batches made of them."""
+"""Captioned images and audio clips on disk, and the batches made of them."""
 
 from pathlib import Path
 

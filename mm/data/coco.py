@@ -1,4 +1,4 @@
-"""The COCO caption layout on disk: `annotations/captions_<split>.json`, pictures, optionally `audio/<stem>.wav|flac`.
+"""The COCO caption layout on disk: `annotations/captions_<split>.json`, images, optionally `audio/<stem>.wav|flac`.
 
 Serves any folder in that layout, the official COCO 2014 and 2017 downloads, and the Karpathy splits over them
 (Karpathy & Fei-Fei 2015, arXiv:1412.2306). Lin et al. 2014, arXiv:1405.0312; annotations are read with pycocotools.
@@ -47,9 +47,9 @@ class _Record:
 class CocoFolder:
     """A split in COCO caption layout as a CaptionDataset: position -> Sample.
 
-    What cannot be used is left out at opening, counted in `skipped` and reported in one log line: images that are not
-    on disk, images without captions, empty captions, annotations of unknown images, sounds without samples.
-    `missing` lists the file names that are not on disk, `files` the pictures that are, by position.
+    What cannot be used is skipped at opening, counted in `skipped` and reported in one log line: images that are not
+    on disk, images without captions, empty captions, annotations of unknown images, audio clips without samples.
+    `missing` lists the file names that are not on disk, `files` the images that are, by position.
 
     Args:
         root: the folder.
@@ -86,7 +86,7 @@ class CocoFolder:
         self.modalities = frozenset({"image", "text"} | ({"audio"} if any(self.has_audio) else set()))
         self.skipped = dict(skipped)
         if self.skipped:
-            logger.warning("%s: left out %s", self.name, _counts(skipped))
+            logger.warning("%s: skipped %s", self.name, _counts(skipped))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -100,7 +100,7 @@ class CocoFolder:
         )
 
     def encoded(self, index: int) -> EncodedSample:
-        """The sample with its picture and sound as the bytes of their files."""
+        """The sample with its image and audio as the bytes of their files."""
         files = [path for path in (self.files[index], self._audio[index]) if path is not None]
         members = {path.suffix[1:].lower().replace("jpeg", "jpg"): path.read_bytes() for path in files}
         return EncodedSample(
@@ -141,7 +141,7 @@ def write_coco(
     for sample in samples:
         encoded = encode_sample(sample, image_format, audio_format, quality)
         if encoded.key in keys or not encoded.members.keys() & set(IMAGE_EXTENSIONS):
-            raise ValueError(f"sample {encoded.key!r} of {split} has no picture, or its key occurs twice")
+            raise ValueError(f"sample {encoded.key!r} of {split} has no image, or its key occurs twice")
         keys.add(encoded.key)
         for extension, data in encoded.members.items():
             place = folder / ("audio" if extension in AUDIO_EXTENSIONS else "images")
@@ -233,7 +233,7 @@ def _read_karpathy(path: Path, split: str) -> list[_Record]:
 
 
 class _Images:
-    """Finds the pictures an annotation file names, by listing each folder once. File names are data, not paths."""
+    """Finds the images an annotation file names, by listing each folder once. File names are data, not paths."""
 
     def __init__(self, root: Path, split: str, trusted: Path) -> None:
         self.root, self.source = root, trusted
@@ -253,7 +253,7 @@ class _Images:
         name = PurePosixPath(file_name)
         if name.is_absolute() or ".." in name.parts or "\\" in file_name or ":" in file_name or not name.name:
             raise ValueError(f"{self.source}: file name {file_name!r} of image {image_id} leaves the data folder")
-        # The 2017 download renamed the 2014 pictures to their twelve-digit ids, so Karpathy's names are tried as both.
+        # The 2017 download renamed the 2014 images to their twelve-digit ids, so Karpathy's names are tried as both.
         candidates = [name, PurePosixPath(name.name)]
         if re.fullmatch(r"COCO_(train|val)2014_\d{12}\.jpg", name.name):
             candidates.append(PurePosixPath(name.name[-16:]))

@@ -19,20 +19,20 @@ from mm.data.media import resample
 
 logger = logging.getLogger(__name__)
 CACHE_BYTES = 4 << 30
-"""How much decoded pictures and sound a view with `cache` keeps in memory."""
+"""How much decoded images and audio a view with `cache` keeps in memory."""
 Tokenizer = Callable[[list[str]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Augment:
-    """What training does to a picture. Mirroring is off: captions name left and right."""
+    """What training does to an image. Mirroring is off: captions name left and right."""
 
     crop_scale: float = 0.6
-    """Smallest share of the picture's area that a random crop keeps; 1 means no crop."""
+    """Smallest share of the image's area that a random crop keeps; 1 means no crop."""
     crop_ratio: float = 4 / 3
     """Largest stretch of a crop's aspect, and 1 over it the smallest."""
     flip: bool = False
-    """Mirror half of the pictures."""
+    """Mirror half of the images."""
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_scale <= 1 or self.crop_ratio < 1:
@@ -43,8 +43,8 @@ class Augment:
 class Example:
     """One decoded image with some of its captions: image (3, H, W) uint8, audio (S,) int16 with S what there is of it.
 
-    An absent picture is zeros with `has_image` False; absent sound is an empty `audio`, or None where the whole split
-    has no sound. `audio_samples` is the length that a batch is padded to.
+    An absent image is zeros with `has_image` False; absent audio is an empty `audio`, or None where the whole split
+    has no audio. `audio_samples` is the length that a batch is padded to.
     """
 
     index: int
@@ -57,7 +57,7 @@ class Example:
 
 
 class _View:
-    """Decodes a dataset's samples to uint8 pictures and int16 sound at one rate, keeping them if `cache`."""
+    """Decodes a dataset's samples to uint8 images and int16 audio at one rate, keeping them if `cache`."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class _View:
         return len(self.dataset)
 
     def _decoded(self, index: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """(picture (H, W, 3) uint8, waveform (S,) int16 at `sample_rate`), whichever there is."""
+        """(image (H, W, 3) uint8, waveform (S,) int16 at `sample_rate`), whichever there is."""
         if not self.decode:
             return None, None
         if index in self._cache:
@@ -139,7 +139,7 @@ class _View:
 
 
 class TrainView(_View):
-    """(index, epoch) -> Example with `captions` of the image's captions, a random crop and a random stretch of sound.
+    """(index, epoch) -> Example with `captions` of the image's captions, a random crop and a random stretch of audio.
 
     Args:
         captions: how many, drawn without repetition while there are enough; an image without any has the empty one.
@@ -148,8 +148,8 @@ class TrainView(_View):
         cache: keep up to CACHE_BYTES of decoded samples (without loader workers: each would hold its own).
         fit: without augmentation, "crop" keeps the aspect and cuts the centre, "squash" keeps everything.
         unreadable: "error" raises the one-line ValueError of a file that does not decode; "skip" logs it and the
-            sample takes part without picture and sound.
-        decode: which of image and audio are wanted; what is left out (its features are cached, say) is not decoded.
+            sample takes part without image and audio.
+        decode: which of image and audio are wanted; what is skipped (its features are cached, say) is not decoded.
     """
 
     def __init__(

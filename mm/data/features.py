@@ -35,7 +35,7 @@ class Extractor:
 
     Batch norms are folded into the convolutions before them, on a copy. On a CPU each thread takes `at_once` rows at a
     time: what a convolution writes is then still in its core's cache when the next one reads it, and no layer waits
-    for the slower thread. DINOv2-S and TinyViT-5M on two cores: 228 ms a picture without, 158 with, at a limit of 87
+    for the slower thread. DINOv2-S and TinyViT-5M on two cores: 228 ms an image without, 158 with, at a limit of 87
     (scripts/bench_features.py).
     """
 

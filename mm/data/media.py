@@ -1,4 +1,4 @@
-"""Bytes to pictures and waveforms and back. Every failure is one line that names the file it came from.
+"""Bytes to images and waveforms and back. Every failure is one line that names the file it came from.
 
 Kept apart from the datasets so that a folder, a shard and a generator all decode alike.
 """
@@ -18,13 +18,13 @@ from mm.batch import Sample
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
 AUDIO_EXTENSIONS = ("wav", "flac")
-# A sound file smaller than this may hold a header and no samples; larger ones are not opened to find out.
+# A audio file smaller than this may hold a header and no samples; larger ones are not opened to find out.
 SUSPICIOUSLY_SMALL = 8192
 
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """A sample whose picture and sound are still file bytes: members maps extensions (jpg, png, wav, flac) to them."""
+    """A sample whose image and audio are still file bytes: members maps extensions (jpg, png, wav, flac) to them."""
 
     key: str
     image_id: int
@@ -34,7 +34,7 @@ class EncodedSample:
 
 
 def decode_image(data: bytes, name: str) -> Image:
-    """Bytes -> RGB picture, fully decoded (a broken file fails here, not later). ValueError names the file."""
+    """Bytes -> RGB image, fully decoded (a broken file fails here, not later). ValueError names the file."""
     try:
         image = PIL.Image.open(io.BytesIO(data))
         image.load()
@@ -44,7 +44,7 @@ def decode_image(data: bytes, name: str) -> Image:
 
 
 def encode_image(image: Image, extension: str, quality: int = 90) -> bytes:
-    """Picture -> JPEG (lossy, `quality` 1-95) or PNG (exact) bytes."""
+    """Image -> JPEG (lossy, `quality` 1-95) or PNG (exact) bytes."""
     buffer = io.BytesIO()
     if extension == "png":
         image.save(buffer, "PNG")
@@ -97,7 +97,7 @@ def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
 def encode_sample(
     sample: Sample | EncodedSample, image_format: str = "jpg", audio_format: str = "flac", quality: int = 90
 ) -> EncodedSample:
-    """Pictures and sounds -> file bytes. A sound without samples is left out. Encoded samples pass untouched."""
+    """Images and audio clips -> file bytes. An audio clip without samples is skipped. Encoded ones pass untouched."""
     if isinstance(sample, EncodedSample):
         return sample
     members = {}

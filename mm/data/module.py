@@ -49,17 +49,17 @@ class DataConfig:
     cache: str = "data"
     """Folder for generated scenes and for the features of frozen trunks."""
     augment: Augment | None = None
-    """Random crops and mirroring of training pictures; none for scenes, whose captions say left and right."""
+    """Random crops and mirroring of training images; none for scenes, whose captions say left and right."""
     views: int = 1
-    """Cached features of a frozen image trunk: the plain picture and views-1 augmented ones, one per epoch in turn."""
+    """Cached features of a frozen image trunk: the plain image and views-1 augmented ones, one per epoch in turn."""
     captions: int = 1
-    """Captions of each picture in a training step, all of them its positives: text is cheaper than pictures."""
+    """Captions of each image in a training step, all of them its positives: text is cheaper than images."""
     limit_images: int = 0
-    """Train on so many of the pictures, the same ones whatever the seed; 0 for all."""
+    """Train on so many of the images, the same ones whatever the seed; 0 for all."""
     limit_captions: int = 0
-    """Train on the first so many captions of each picture; 0 for all."""
+    """Train on the first so many captions of each image; 0 for all."""
     fit: Literal["crop", "squash"] = "squash"
-    """How a picture becomes a square: cut the centre out, or change the aspect and keep everything."""
+    """How an image becomes a square: cut the centre out, or change the aspect and keep everything."""
     in_memory: bool = True
     """Keep decoded samples in memory. Needs workers=0."""
     workers: int = 0
@@ -88,7 +88,7 @@ class DataConfig:
 @dataclass
 class CachedExample:
     """An example, and the cached features of those of its modalities whose trunk is frozen: one (T, F) for each of its
-    captions, one for its picture or sound."""
+    captions, one for its image or audio."""
 
     example: Example
     features: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
@@ -194,7 +194,7 @@ class AlignData(LightningDataModule):
         )
 
     def settings_of(self, modality: str) -> dict[str, Any]:
-        """What a modality's features depend on beside trunk and data: those of pictures not on how sounds are cut."""
+        """What a modality's features depend on beside trunk and data: those of images not on how audio is cut."""
         if modality == "text":
             return {"max_tokens": self.tokenizer.max_tokens}
         names = {"image": ("image_size", "fit"), "audio": ("audio_seconds", "sample_rate")}[modality]
@@ -255,7 +255,7 @@ class AlignData(LightningDataModule):
         return EvalView(dataset, **self.view, decode=self.raw)
 
     def image_batches(self, view: EvalView, split: str, size: int) -> Iterator[Batch]:
-        """All images (and sounds) of a split in order, without captions."""
+        """All images (and audio clips) of a split in order, without captions."""
         cached = CachedView(view, self, split)
         for start in range(0, len(view), size):
             batch = self.stack([cached[i] for i in range(start, min(start + size, len(view)))])

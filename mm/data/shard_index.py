@@ -37,8 +37,14 @@ def join_records(records: list[dict[str, Any]], settings: Any) -> dict[str, Any]
     """Shard records -> the content of the index."""
     shards = [{key: record[key] for key in ("name", "size", "sha256")} for record in records]
     samples = [{**sample, "shard": number} for number, record in enumerate(records) for sample in record["samples"]]
-    left_out = [line for record in records for line in record.get("left_out", [])]
-    return {"version": INDEX_VERSION, "settings": settings, "left_out": left_out, "shards": shards, "samples": samples}
+    skipped_lines = [line for record in records for line in record.get("left_out", [])]
+    return {
+        "version": INDEX_VERSION,
+        "settings": settings,
+        "left_out": skipped_lines,
+        "shards": shards,
+        "samples": samples,
+    }
 
 
 def read_index(folder: str | Path, split: str) -> dict[str, Any]:
@@ -59,7 +65,7 @@ def read_index(folder: str | Path, split: str) -> dict[str, Any]:
     return index
 
 
-def left_out_before(index: dict[str, Any]) -> dict[str, int]:
+def skipped_before(index: dict[str, Any]) -> dict[str, int]:
     """What could not go into the shards when they were made, counted by reason."""
     settings, files = index.get("settings"), len(index.get("left_out", ()))
     counts = dict(settings.get("skipped", {})) if isinstance(settings, dict) else {}

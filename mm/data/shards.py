@@ -31,13 +31,13 @@ from mm.data.media import (
 from mm.data.shard_index import (
     index_path,
     join_records,
-    left_out_before,
     read_index,
     scan_shard,
     scan_split,
     sha256,
     shard_files,
     shard_path,
+    skipped_before,
     unfinished_path,
 )
 from mm.files import write_json
@@ -95,11 +95,11 @@ class SplitWriter:
             return None
         return self._take(number, saved["record"])
 
-    def write(self, number: int, samples: Iterable[EncodedSample], left_out: Iterable[str] = ()) -> dict[str, Any]:
-        """Write one shard. `left_out` names what could not go in; it is kept in the record for a resumed run."""
+    def write(self, number: int, samples: Iterable[EncodedSample], skipped_lines: Iterable[str] = ()) -> dict[str, Any]:
+        """Write one shard. `skipped_lines` names what could not go in; it is kept in the record for a resumed run."""
         path = shard_path(self.folder, self.split, number)
         _write_tar(samples, path)
-        record = {**scan_shard(path), "left_out": list(left_out)}
+        record = {**scan_shard(path), "left_out": list(skipped_lines)}
         write_json(path.with_suffix(".json"), {"settings": self.settings, "record": record}, indent=None)
         return self._take(number, record)
 
@@ -157,14 +157,14 @@ class ShardFolder:
         for shard in self._shards:
             self._check_size(shard)
         self.image_ids = [int(sample["image_id"]) for sample in self._samples]
-        skipped = Counter(left_out_before(index))
+        skipped = Counter(skipped_before(index))
         texts = [self._texts(sample, skipped) for sample in self._samples]
         self.captions = [tuple(caption for _, caption in pairs) for pairs in texts]
         self.caption_ids = [tuple(caption_id for caption_id, _ in pairs) for pairs in texts]
         self.has_audio = [self._audio_present(i, skipped) for i in range(len(self._samples))]
         self.skipped = dict(skipped)
         if self.skipped:
-            logger.warning("%s: left out %s", self.name, ", ".join(f"{n} × {what}" for what, n in self.skipped.items()))
+            logger.warning("%s: skipped %s", self.name, ", ".join(f"{n} × {what}" for what, n in self.skipped.items()))
         images = any(_member(sample, IMAGE_EXTENSIONS) for sample in self._samples)
         kinds = {"image": images, "audio": any(self.has_audio), "text": any(self.captions)}
         self.modalities = frozenset(kind for kind, there in kinds.items() if there)
@@ -184,7 +184,7 @@ class ShardFolder:
         return Sample(encoded.key, encoded.image_id, encoded.captions, encoded.caption_ids, image, audio, rate)
 
     def encoded(self, index: int) -> EncodedSample:
-        """The sample with its picture and sound as file bytes."""
+        """The sample with its image and audio as file bytes."""
         sample = self._samples[index]
         members = {
             extension: self._read(sample["shard"], *place)

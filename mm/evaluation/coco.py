@@ -8,42 +8,42 @@ from typing import Any
 import numpy as np
 
 from eval.coco import GroundTruth
-from eval.embeddings import Embeddings, Scorer, judge_embeddings, judge_matching
+from eval.embeddings import Embeddings, Scorer, evaluate_embeddings, evaluate_matching
 from eval.protocols import Figures, Protocol
-from mm.evaluation.models import FinishedRun, JudgedModel
+from mm.evaluation.models import EvaluatedModel, FinishedRun
 
 
 @dataclass(frozen=True)
-class JudgedData:
-    """What is judged."""
+class EvaluationData:
+    """What is evaluated."""
 
     root: str | None = None
     """Folder in COCO caption layout or of shards, for a run or an open_clip model; without it, the run's own data.
-    With sugar_crepe, the folder of COCO val2017's pictures or of its val2017/."""
+    With sugar_crepe, the folder of COCO val2017's images or of its val2017/."""
     karpathy: str | None = None
     """The official dataset_coco.json; `split` is then one of its splits."""
     audio_root: str | None = None
     """Where `audio/` lies, if not in `root`."""
     dataset: str = "coco"
-    """Name of the dataset of the embeddings, for the stamp."""
+    """Name of the dataset of the embeddings, for the protocol."""
     split: str = "val"
-    """Split to judge; with embeddings, its name for the stamp."""
+    """Split to evaluate; with embeddings, its name for the protocol."""
     ground_truth: Path | None = None
-    """Folder of ECCV Caption's data files (or one that holds them in eccv_caption/): judges CxC and ECCV, and leaves
+    """Folder of ECCV Caption's data files (or one that holds them in eccv_caption/): evaluates CxC and ECCV, and leaves
     their matches out of the negatives. It fits the 5,000 images of the Karpathy test split, by COCO's ids."""
     validation: str | None = None
-    """Fixes the threshold and the calibration of balanced matching, which is judged if this is given: another split of
-    the same data, or, with embeddings, another .npz file or run folder."""
+    """Fixes the threshold and the calibration of balanced matching, evaluated if this is given: another split of the
+    same data, or, with embeddings, another .npz file or run folder."""
     retriever: Path | None = None
     """.npz file or run folder with a frozen retriever's embeddings of the same items in the same order: the top 20
     images of each caption give the hard negatives."""
     retriever_name: str = ""
-    """Its name for the stamp; by default the file's or the run's."""
+    """Its name for the protocol; by default the file's or the run's."""
 
 
 @dataclass
 class _Items:
-    """Embeddings, how else their pairs are scored, and their name for a stamp."""
+    """Embeddings, how else their pairs are scored, and their name for a protocol."""
 
     embeddings: Embeddings
     joint: Mapping[str, Scorer]
@@ -52,13 +52,13 @@ class _Items:
 
 @dataclass
 class _References:
-    """What else the judgement reads: loaded before a model runs for long, so that a missing file is known at once."""
+    """What else the evaluation reads: loaded before a model runs for long, so that a missing file is known at once."""
 
     truth: GroundTruth | None
     retriever: _Items | None
 
     @classmethod
-    def of(cls, data: JudgedData) -> "_References":
+    def of(cls, data: EvaluationData) -> "_References":
         if data.retriever and not data.validation:
             raise ValueError(
                 "data.retriever gives hard negatives of balanced matching: name data.validation too, which"
@@ -70,29 +70,31 @@ class _References:
         )
 
 
-def judge_file(
-    path: Path, data: JudgedData, trained_on: str, *, samples: int = 1000, seed: int = 0
+def evaluate_file(
+    path: Path, data: EvaluationData, trained_on: str, *, samples: int = 1000, seed: int = 0
 ) -> dict[str, Figures]:
     """Anybody's embeddings -> figures by protocol: `all`, `five`, `folds`, `cxc`, `eccv`, `matching/random/cosine` …"""
     references, items, validation = _References.of(data), _read(path), None
     if data.validation:
         validation = _read(Path(data.validation))
         if Path(data.validation).resolve() == path.resolve():
-            raise ValueError("data.validation is the file that is judged: a threshold must come from another split")
+            raise ValueError("data.validation is the file that is evaluated: a threshold must come from another split")
     stated = {"dataset": data.dataset, "split": data.split, "trained_on": trained_on}
     return _figures(items, validation, references, data, stated, {"samples": samples, "seed": seed})
 
 
-def judge_split(
-    model: JudgedModel, data: JudgedData, *, samples: int = 1000, seed: int = 0
+def evaluate_model(
+    model: EvaluatedModel, data: EvaluationData, *, samples: int = 1000, seed: int = 0
 ) -> tuple[dict, dict[str, Figures], dict[str, np.ndarray]]:
-    """A model on a split -> (result.json content, empty unless the model is a run; figures as `judge_file` gives them;
+    """A model on a split -> (result.json content, empty unless the model is a run; figures as `evaluate_file` gives;
     the arrays of the split's embeddings.npz).
 
-    A run without pictures or without text has no figures beside its own result.
+    A run without images or without text has no figures beside its own result.
     """
     if data.validation == data.split:
-        raise ValueError(f"data.validation is {data.split}, which is judged: a threshold must come from another split")
+        raise ValueError(
+            f"data.validation is {data.split}, which is evaluated: a threshold must come from another split"
+        )
     references, dataset, trained_on = _References.of(data), model.open(data.split), model.trained_on
     described: dict = {}
     if isinstance(model, FinishedRun):
@@ -103,7 +105,7 @@ def judge_split(
     if not {"image", "text"} <= judged.arrays.keys():
         if data.validation or data.ground_truth:
             raise ValueError(
-                "COCO's ground truth and balanced matching are of pictures and captions;"
+                "COCO's ground truth and balanced matching are of images and captions;"
                 f" the model has {', '.join(model.modalities)}"
             )
         return described, {}, judged.arrays
@@ -123,15 +125,15 @@ def _figures(
     items: _Items,
     validation: _Items | None,
     references: _References,
-    data: JudgedData,
+    data: EvaluationData,
     stated: dict[str, Any],
     options: dict[str, Any],
 ) -> dict[str, Figures]:
     truth, retriever = references.truth, references.retriever
-    found = judge_embeddings(items.embeddings, ground_truth=truth, **stated, **options)
+    found = evaluate_embeddings(items.embeddings, ground_truth=truth, **stated, **options)
     if validation is None:
         return found
-    matched = judge_matching(
+    matched = evaluate_matching(
         items.embeddings,
         validation.embeddings,
         ground_truth=truth,

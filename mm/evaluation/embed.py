@@ -52,7 +52,7 @@ class SplitEmbeddings:
 def embed_split(
     model: MultimodalModel, data: AlignData, view: EvalView, split: str, batch_size: int
 ) -> SplitEmbeddings:
-    """Embed all images, sounds and captions of a split."""
+    """Embed all images, audio clips and captions of a split."""
     model.eval()
     rows: dict[str, list[Embedded]] = {}
     load: Tensor | float = 0.0
@@ -97,13 +97,13 @@ def _concatenate(parts: list[Embedded]) -> Embedded:
     def pad(x: Tensor, value: float) -> Tensor:
         return torch.nn.functional.pad(x, (0, 0) * (x.ndim - 2) + (0, longest - x.shape[1]), value=value)
 
-    marked = [p.encoded.marked for p in parts if p.encoded.marked is not None]
+    term_mask = [p.encoded.term_mask for p in parts if p.encoded.term_mask is not None]
     encoded = EncoderOutput(
         torch.cat([pad(p.encoded.tokens.bfloat16(), 0) for p in parts]),
         torch.cat([pad(p.encoded.codes, -1) for p in parts]),
         torch.cat([pad(p.encoded.mask, False) for p in parts]),
         torch.cat([p.encoded.summary for p in parts]),
-        marked=torch.cat([pad(m, False) for m in marked]) if marked else None,
+        term_mask=torch.cat([pad(m, False) for m in term_mask]) if term_mask else None,
     )
     tokens = torch.cat([pad(p.tokens, 0) for p in parts])
     return Embedded(
@@ -142,7 +142,7 @@ def joint_scores(
     """
     model.eval()
     name = f"{a}_{b}"
-    global_scale, late_scale = weights[0] * loss.contrastive[name].scale, weights[1] * loss.late[name].scale
+    global_scale, late_scale = weights[0] * loss.contrastive[name].scale, weights[1] * loss.filip[name].scale
     out = torch.empty(len(rows))
     order = (left.encoded.mask.sum(1)[rows] + right.encoded.mask.sum(1)[columns]).argsort()
     chunks = order.split(batch_size)
@@ -162,5 +162,5 @@ def _trimmed(encoded: EncoderOutput) -> EncoderOutput:
     used = encoded.mask.any(0).nonzero()
     longest = int(used.max()) + 1 if len(used) else 1
     tokens, codes, mask = (x[:, :longest] for x in (encoded.tokens, encoded.codes, encoded.mask))
-    marked = None if encoded.marked is None else encoded.marked[:, :longest]
-    return EncoderOutput(tokens.float(), codes, mask, encoded.summary, marked=marked)
+    term_mask = None if encoded.term_mask is None else encoded.term_mask[:, :longest]
+    return EncoderOutput(tokens.float(), codes, mask, encoded.summary, term_mask=term_mask)

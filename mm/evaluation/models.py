@@ -26,7 +26,7 @@ from mm.evaluation.retrieval import evaluate_split
 
 
 @dataclass
-class Judged:
+class EvaluatedSplit:
     """A dataset through a model: the arrays of embeddings.npz, and what else scores its (image, caption) pairs.
 
     joint: name -> `eval.embeddings.Scorer` by positions in `image` and `text`; empty for a dual encoder.
@@ -40,15 +40,15 @@ class Judged:
         return (self.arrays["image"][images] * self.arrays["text"][captions]).sum(1)
 
 
-class JudgedModel(Protocol):
-    """What `mm.evaluation.zero_shot` asks of a model. `trained_on` is the words of the stamp."""
+class EvaluatedModel(Protocol):
+    """What `mm.evaluation.zero_shot` asks of a model. `trained_on` is the words of the protocol."""
 
     trained_on: str
     modalities: tuple[str, ...]
 
     def open(self, split: str) -> CaptionDataset: ...
 
-    def embed(self, dataset: CaptionDataset, name: str) -> Judged: ...
+    def embed(self, dataset: CaptionDataset, name: str) -> EvaluatedSplit: ...
 
 
 class FinishedRun:
@@ -80,8 +80,10 @@ class FinishedRun:
     def open(self, split: str) -> CaptionDataset:
         return self.data.open(split)
 
-    def judge(self, dataset: CaptionDataset, split: str, *, samples: int = 1000, seed: int = 0) -> tuple[dict, Judged]:
-        """Retrieval on a split, with and without re-ranking -> (result.json content, Judged).
+    def judge(
+        self, dataset: CaptionDataset, split: str, *, samples: int = 1000, seed: int = 0
+    ) -> tuple[dict, EvaluatedSplit]:
+        """Retrieval on a split, with and without re-ranking -> (result.json content, Evaluated).
 
         samples, seed: of the bootstrap behind the intervals.
         """
@@ -101,13 +103,13 @@ class FinishedRun:
         result["seconds"] = round(time.perf_counter() - started, 1)
         return result, self._judged(evaluation.embeddings)
 
-    def embed(self, dataset: CaptionDataset, name: str) -> Judged:
+    def embed(self, dataset: CaptionDataset, name: str) -> EvaluatedSplit:
         """Any dataset; `name` is what its progress bar and its cached features are called."""
         self.data.cache_features(self.task.model, {name: dataset})
         view, size = self.data.eval_view(dataset), self.task.config.eval.batch_size
         return self._judged(embed_split(self.task.model, self.data, view, name, size))
 
-    def _judged(self, found: SplitEmbeddings) -> Judged:
+    def _judged(self, found: SplitEmbeddings) -> EvaluatedSplit:
         parts = found.parts
 
         def match_head(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
@@ -115,7 +117,7 @@ class FinishedRun:
             model, loss, image, text = self.task.model, self.task.loss, parts["image"], parts["text"]
             return joint_scores(model, loss, "image", "text", image, text, rows, columns, weights=(0.0, 0.0)).numpy()
 
-        return Judged(found.arrays(), {"match head": match_head} if {"image", "text"} <= parts.keys() else {})
+        return EvaluatedSplit(found.arrays(), {"match head": match_head} if {"image", "text"} <= parts.keys() else {})
 
 
 class OpenClipPeer:
@@ -139,12 +141,12 @@ class OpenClipPeer:
 
     def open(self, split: str) -> CaptionDataset:
         if self.root is None:
-            raise ValueError("--open_clip needs --data.root DIR, the pictures and captions to judge it on")
+            raise ValueError("--open_clip needs --data.root DIR, the images and captions to evaluate it on")
         return open_split(self.root, split, karpathy=self.karpathy)
 
     @torch.inference_mode()
-    def embed(self, dataset: CaptionDataset, name: str) -> Judged:
-        """Pictures and captions; a dual encoder scores pairs by their vectors alone."""
+    def embed(self, dataset: CaptionDataset, name: str) -> EvaluatedSplit:
+        """Images and captions; a dual encoder scores pairs by their vectors alone."""
         captions = [c for group in dataset.captions for c in group]
         positions, starts = (range(0, size, self.batch_size) for size in (len(dataset), len(captions)))
         images = [
@@ -163,7 +165,7 @@ class OpenClipPeer:
             "caption_image_ids": np.repeat(dataset.image_ids, counts),
             "caption_ids": np.array([i for group in dataset.caption_ids for i in group]),
         }
-        return Judged(arrays, {})
+        return EvaluatedSplit(arrays, {})
 
     def _pictures(self, dataset: CaptionDataset, start: int) -> Tensor:
         """(B, 3, H, W): one batch, as the model's own preprocessing makes it."""
@@ -174,5 +176,5 @@ class OpenClipPeer:
 def _picture(dataset: CaptionDataset, index: int) -> Image:
     sample = dataset[index]
     if sample.image is None:
-        raise ValueError(f"{dataset.name}: sample {sample.key} has no picture")
+        raise ValueError(f"{dataset.name}: sample {sample.key} has no image")
     return sample.image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Pictures of what a VQ-VAE's codes keep: inputs above, reconstructions below."""
+"""Images of what a VQ-VAE's codes keep: inputs above, reconstructions below."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def draw_reconstructions(task: VQVAETask, batch: Batch, tokenizer: Tokenizer, fo
 
 
 def image_rows(inputs: Tensor, decoded: Tensor, zoom: int = 2, gap: int = 4) -> Image.Image:
-    """inputs (N, 3, H, W) uint8, decoded (N, 3, H, W) in 0..1 -> one picture of two rows."""
+    """inputs (N, 3, H, W) uint8, decoded (N, 3, H, W) in 0..1 -> one image of two rows."""
     shown = torch.stack([inputs.float() / 255, decoded.float()]).repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
     framed = torch.nn.functional.pad(shown, (gap, gap, gap, gap), value=1.0)
     sheet = framed.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)

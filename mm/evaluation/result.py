@@ -11,7 +11,7 @@ from PIL.Image import Image
 from rich.console import Console
 from rich.table import Table
 
-from eval.diagnostics import code_use, expert_use
+from eval.diagnostics import code_utilization, expert_utilization
 from eval.intervals import mean_intervals
 from eval.report import write_report
 from eval.retrieval import RetrievalResult
@@ -103,7 +103,7 @@ def describe(
             for direction, found in results.items():
                 intervals |= recall_intervals(found, f"{prefix}{kind}{direction}/", samples, seed)
     first = next(iter(evaluations))
-    metrics |= chance(evaluations[first]) | use(evaluations[first])
+    metrics |= chance(evaluations[first]) | utilization(evaluations[first])
     return {
         "metrics": metrics,
         "intervals": intervals,
@@ -155,14 +155,14 @@ def chance(evaluation: Evaluation) -> dict[str, float]:
     return found
 
 
-def use(evaluation: Evaluation) -> dict[str, float]:
+def utilization(evaluation: Evaluation) -> dict[str, float]:
     """Codes and experts that the split used in percent, and the perplexity of the codes, by modality
     (mean over quantizers or layers)."""
     found, load = {}, evaluation.embeddings.load
     assert load is not None
     codes = {m: c for m, c in evaluation.embeddings.code_counts.items() if c.size}
     experts = {m: load[:, MODALITIES.index(m)] for m in evaluation.embeddings.parts}
-    for kind, uses in (("codes", code_use(codes)), ("experts", expert_use(experts))):
+    for kind, uses in (("codes", code_utilization(codes)), ("experts", expert_utilization(experts))):
         for m, layers in uses.items():
             found[f"{kind}/{m}/used"] = round(float(np.mean([u.used for u in layers])), 2)
             found[f"{kind}/{m}/perplexity"] = round(float(np.mean([u.perplexity for u in layers])), 2)

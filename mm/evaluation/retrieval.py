@@ -46,13 +46,13 @@ def evaluate_split(
     split: str,
     config: EvalConfig,
 ) -> Evaluation:
-    """Embed a split and judge every pair of modalities that it carries, both ways."""
+    """Embed a split and evaluate every pair of modalities that it carries, both ways."""
     evaluation = Evaluation(embed_split(model, data, data.eval_view(dataset), split, config.batch_size))
     parts = evaluation.embeddings.parts
     for a, b in PAIRS:
         if a not in parts or b not in parts:
             continue
-        # Only what has a partner can be asked for: an image without a sound is no query for sounds.
+        # Only what has a partner can be asked for: an image without an audio clip is no query for audio clips.
         x, y = with_partner(parts[a], parts[b]), with_partner(parts[b], parts[a])
         forward, backward = retrieval_both(x.vectors, y.vectors, x.ids, y.ids)
         evaluation.results |= {f"{a}_to_{b}": forward, f"{b}_to_{a}": backward}
@@ -87,7 +87,7 @@ def rerank(
     asking = torch.arange(len(shortlist)).repeat_interleave(depth)
     found: Tensor = shortlist.flatten()
     rows, columns = (found, asking) if swap else (asking, found)
-    weights = (config.rerank_global, config.rerank_late)
+    weights = (config.rerank_contrastive, config.rerank_filip)
     scores = joint_scores(model, loss, *pair, x, y, rows, columns, weights)
     return reranked(
         queries.vectors, gallery.vectors, queries.ids, gallery.ids, shortlist, scores.view(len(shortlist), depth)

@@ -15,14 +15,14 @@ from eval.protocols import Figures
 from eval.sugar_crepe import sugar_crepe, sugar_crepe_items
 from mm.batch import Sample
 from mm.data.media import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, decode_audio, decode_image
-from mm.evaluation.models import JudgedModel
+from mm.evaluation.models import EvaluatedModel
 
 logger = logging.getLogger(__name__)
 PICTURE_FOLDERS = ("", "val2017", "images")
 
 
 class ListedFiles:
-    """A CaptionDataset of pictures or of sounds: `captions[i]` belong to `files[i]`, whose image id is i."""
+    """A CaptionDataset of images or of audio clips: `captions[i]` belong to `files[i]`, whose image id is i."""
 
     def __init__(self, name: str, files: list[Path], captions: list[tuple[str, ...]], modality: str) -> None:
         self.name, self.files, self.captions, self.modality = name, files, captions, modality
@@ -45,13 +45,13 @@ class ListedFiles:
         return Sample(*stated, audio=waveform, sample_rate=rate)
 
 
-def judge_sugar_crepe(
-    model: JudgedModel, folder: Path, pictures: Path, *, samples: int = 1000, seed: int = 0
+def evaluate_sugar_crepe(
+    model: EvaluatedModel, folder: Path, pictures: Path, *, samples: int = 1000, seed: int = 0
 ) -> dict[str, Figures]:
     """`cosine`, and every joint score of the model by its name -> figures of SugarCrepe's seven files in `folder`.
 
-    `pictures` holds COCO val2017, or has it in val2017/ or images/. Items without their picture are left out, counted
-    in the stamp and logged. Raises ValueError where no picture is there.
+    `pictures` holds COCO val2017, or has it in val2017/ or images/. Items without their image are skipped, counted
+    in the protocol and logged. Raises ValueError where no image is there.
     """
     _needs(model, "image", "text")
     listed = sugar_crepe_items(folder)
@@ -72,10 +72,10 @@ def judge_sugar_crepe(
     return {name: figures(name, scorer) for name, scorer in {"cosine": judged.cosine, **judged.joint}.items()}
 
 
-def judge_classes(
-    model: JudgedModel, folder: Path, templates: Sequence[str] | None = None, *, samples: int = 1000, seed: int = 0
+def evaluate_classes(
+    model: EvaluatedModel, folder: Path, templates: Sequence[str] | None = None, *, samples: int = 1000, seed: int = 0
 ) -> dict[str, Figures]:
-    """Zero-shot classification of `folder`/<class name>/*, pictures or sounds; an underscore in a name is a space.
+    """Zero-shot classification of `folder`/<class name>/*, images or audio clips; an underscore in a name is a space.
 
     templates: captions with {} for the class name; by default those of `eval.classification` for the modality.
     """
@@ -93,7 +93,7 @@ def judge_classes(
     labels = np.repeat(np.arange(len(files)), [len(paths) for paths in files])
     first = np.searchsorted(labels, np.arange(len(files)))
     of_class = arrays["text"][np.concatenate([dataset.caption_ids[at] for at in first])]
-    kept = arrays["image_ids" if kind == "image" else "audio_image_ids"]  # a sound without samples has no vector
+    kept = arrays["image_ids" if kind == "image" else "audio_image_ids"]  # an audio clip without samples has no vector
     return {
         "classes": zero_shot_figures(
             arrays[kind],
@@ -110,7 +110,7 @@ def judge_classes(
     }
 
 
-def _needs(model: JudgedModel, *modalities: str) -> None:
+def _needs(model: EvaluatedModel, *modalities: str) -> None:
     if missing := [m for m in modalities if m not in model.modalities]:
         raise ValueError(f"the model has no encoder of {' and '.join(missing)}, only of {', '.join(model.modalities)}")
 
@@ -118,23 +118,23 @@ def _needs(model: JudgedModel, *modalities: str) -> None:
 def _with_pictures(
     listed: Mapping[str, list[dict[str, str]]], pictures: Path
 ) -> tuple[dict[str, list[dict[str, str]]], ListedFiles]:
-    """The items whose picture is there, and the pictures with every caption that the items ask for."""
+    """The items whose image is there, and the images with every caption that the items ask for."""
     names = sorted({item["filename"] for rows in listed.values() for item in rows})
     found = {name: path for name in names if (path := _picture_file(pictures, name)) is not None}
     if not found:
         raise ValueError(
-            f"{pictures} holds none of SugarCrepe's {len(names):,} pictures, such as {names[0]}:"
+            f"{pictures} holds none of SugarCrepe's {len(names):,} images, such as {names[0]}:"
             " they are those of COCO val2017"
         )
     items = {split: [item for item in rows if item["filename"] in found] for split, rows in listed.items()}
     if len(found) < len(names):
-        left_out = sum(map(len, listed.values())) - sum(map(len, items.values()))
+        skipped_lines = sum(map(len, listed.values())) - sum(map(len, items.values()))
         logger.warning(
-            "sugar_crepe: %s of %s pictures are missing in %s; %s items are left out",
+            "sugar_crepe: %s of %s images are missing in %s; %s items are skipped",
             f"{len(names) - len(found):,}",
             f"{len(names):,}",
             pictures,
-            f"{left_out:,}",
+            f"{skipped_lines:,}",
         )
     captions: dict[str, dict[str, None]] = {name: {} for name in found}
     for item in (item for rows in items.values() for item in rows):
@@ -149,14 +149,14 @@ def _with_pictures(
 
 def _picture_file(folder: Path, name: str) -> Path | None:
     if Path(name).name != name:
-        raise ValueError(f"SugarCrepe names a picture {name!r}: a file name is not a path")
+        raise ValueError(f"SugarCrepe names an image {name!r}: a file name is not a path")
     return next((path for place in PICTURE_FOLDERS if (path := folder / place / name).is_file()), None)
 
 
 def _class_files(folder: Path) -> tuple[list[list[Path]], list[str], str]:
     """The files of each class in order, the names of the classes, and the modality of all files."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of classes (<class name>/<picture or sound>)")
+        raise FileNotFoundError(f"{folder}: no such folder of classes (<class name>/<image or audio>)")
     folders = sorted(path for path in folder.iterdir() if path.is_dir())
     files = [sorted(path for path in f.iterdir() if _modality(path)) for f in folders]
     if len(folders) < 2 or not all(files):
@@ -164,14 +164,14 @@ def _class_files(folder: Path) -> tuple[list[list[Path]], list[str], str]:
         raise ValueError(
             f"{folder}: "
             + (
-                f"class {empty!r} holds no picture and no sound"
+                f"class {empty!r} holds no image and no audio"
                 if empty
                 else "classification needs at least two folders, one a class"
             )
         )
     modality, *others = {_modality(path) for paths in files for path in paths}
     if others:
-        raise ValueError(f"{folder} holds pictures and sounds: classify either, in a folder of its own")
+        raise ValueError(f"{folder} holds images and audio clips: classify either, in a folder of its own")
     return files, [path.name.replace("_", " ") for path in folders], modality
 
 

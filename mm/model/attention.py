@@ -16,7 +16,7 @@ class Attention(nn.Module):
     logits stay bounded under bf16. A row whose context is all padding returns zeros.
     """
 
-    term_strength: nn.Parameter | None
+    term_bias: nn.Parameter | None
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -32,17 +32,17 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = nn.RMSNorm(width // heads), nn.RMSNorm(width // heads)
         self.register_parameter("term_strength", None)
 
-    def learn_strength(self) -> None:
-        """From now on each head adds to the logits of marked tokens what it learns; it begins at nothing."""
-        if self.term_strength is None:
-            self.term_strength = nn.Parameter(self.q_proj.weight.new_zeros(self.heads))
+    def add_term_bias(self) -> None:
+        """From now on each head adds to the logits of marked tokens what it learns; it starts at zero."""
+        if self.term_bias is None:
+            self.term_bias = nn.Parameter(self.q_proj.weight.new_zeros(self.heads))
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor, marked: Tensor | None = None) -> Tensor:
-        """marked (B, S) bool: the context tokens to which attention is drawn, see `learn_strength`."""
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor, term_mask: Tensor | None = None) -> Tensor:
+        """marked (B, S) bool: the context tokens to which attention is drawn, see `add_term_bias`."""
         q, k, v = (self.split(f(y)) for f, y in ((self.q_proj, x), (self.k_proj, context), (self.v_proj, context)))
         bias = None
-        if self.term_strength is not None and marked is not None:
-            bias = self.strength()[:, None, None] * marked[:, None, None, :]
+        if self.term_bias is not None and term_mask is not None:
+            bias = self.strength()[:, None, None] * term_mask[:, None, None, :]
         y = attention(self.q_norm(q.float()), self.k_norm(k.float()), v, mask, bias)
         y = self.out_proj(y.transpose(1, 2).flatten(2))
         # A sample without any context would get softmax over nothing; what it attends to is nothing, so it gets
@@ -51,8 +51,8 @@ class Attention(nn.Module):
 
     def strength(self) -> Tensor:
         """What is added to the logits of marked tokens, (heads,)."""
-        assert self.term_strength is not None
-        return STRONGEST * torch.tanh(self.term_strength / STRONGEST)
+        assert self.term_bias is not None
+        return STRONGEST * torch.tanh(self.term_bias / STRONGEST)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, heads, T, D / heads)."""

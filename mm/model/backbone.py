@@ -37,7 +37,7 @@ class Stream:
 
     x: Tensor
     mask: Tensor
-    marked: Tensor | None = None
+    term_mask: Tensor | None = None
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Block(nn.Module):
         width = config.width
         self.self_norm, self.self_attention = nn.RMSNorm(width), Attention(width, config.heads)
         self.cross_norm, self.cross_attention = nn.RMSNorm(width), Attention(width, config.heads)
-        # From scratch, its output would be noise in the middle of a backbone that already embeds. It begins at nothing.
+        # From scratch, its output would be noise in the middle of a backbone that already embeds. It starts at zero.
         nn.init.zeros_(self.cross_attention.out_proj.weight)
         nn.init.zeros_(self.cross_attention.out_proj.bias)
         self.moe_norm, self.moe = nn.RMSNorm(width), MoE(config.moe, width, len(MODALITIES))
@@ -81,15 +81,15 @@ class Block(nn.Module):
 
     def attend_self(self, s: Stream) -> Stream:
         x = self.self_norm(s.x)
-        return replace(s, x=s.x + self.dropout(self.self_attention(x, x, s.mask, s.marked)))
+        return replace(s, x=s.x + self.dropout(self.self_attention(x, x, s.mask, s.term_mask)))
 
     def attend_others(self, s: Stream, others: list[Stream]) -> Stream:
         context = torch.cat([self.cross_norm(o.x) for o in others], 1)
         mask = torch.cat([o.mask for o in others], 1)
-        marked = None
-        if any(o.marked is not None for o in others):
-            marked = torch.cat([torch.zeros_like(o.mask) if o.marked is None else o.marked for o in others], 1)
-        return replace(s, x=s.x + self.dropout(self.cross_attention(self.cross_norm(s.x), context, mask, marked)))
+        term_mask = None
+        if any(o.term_mask is not None for o in others):
+            term_mask = torch.cat([torch.zeros_like(o.mask) if o.term_mask is None else o.term_mask for o in others], 1)
+        return replace(s, x=s.x + self.dropout(self.cross_attention(self.cross_norm(s.x), context, mask, term_mask)))
 
     def mix_experts(
         self, readings: list[dict[str, Stream]]
@@ -102,11 +102,11 @@ class Block(nn.Module):
         modality = torch.cat([torch.full_like(r, MODALITIES.index(m)) for (m, _), r in zip(streams, real, strict=True)])
         out = self.moe(self.moe_norm(tokens), modality)
         parts = iter(zip(flat, real, self.dropout(out.x).split([len(rows) for rows in real]), strict=True))
-        mixed = [{m: mixed_in(s, *next(parts)) for m, s in reading.items()} for reading in readings]
+        mixed = [{m: add_experts(s, *next(parts)) for m, s in reading.items()} for reading in readings]
         return mixed, out.losses, out.load
 
 
-def mixed_in(s: Stream, flat: Tensor, rows: Tensor, part: Tensor) -> Stream:
+def add_experts(s: Stream, flat: Tensor, rows: Tensor, part: Tensor) -> Stream:
     """A stream, what the experts made of its real tokens (N, D) added at their rows (N,) of `flat` (B·T, D)."""
     return replace(s, x=flat.index_add(0, rows, part.to(flat.dtype)).view_as(s.x))
 

@@ -18,9 +18,9 @@ from kernels.grouped_mlp import grouped_mlp
 class MoEConfig:
     """Experts and their router."""
 
-    experts: int = 128
+    num_experts: int = 128
     """Routed experts, E."""
-    active: int = 8
+    top_k: int = 8
     """Experts each token is sent to, K."""
     hidden: int = 32
     """Hidden width of one expert, H."""
@@ -36,8 +36,10 @@ class MoEConfig:
     """Weight of the modality entropy losses: sharp routing per token, spread routing per modality."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.active <= self.experts:
-            raise ValueError(f"moe.active={self.active} of moe.experts={self.experts}: need 1 <= active <= experts")
+        if not 1 <= self.top_k <= self.num_experts:
+            raise ValueError(
+                f"moe.top_k={self.top_k} of moe.num_experts={self.num_experts}: need 1 <= top_k <= num_experts"
+            )
 
 
 @dataclass
@@ -56,15 +58,15 @@ class Router(nn.Module):
 
     def __init__(self, config: MoEConfig, width: int) -> None:
         super().__init__()
-        self.active = config.active
-        self.affinity = nn.Parameter(torch.randn(config.experts, width) * width**-0.5)
-        self.register_buffer("bias", torch.zeros(config.experts))
+        self.top_k = config.top_k
+        self.affinity = nn.Parameter(torch.randn(config.num_experts, width) * width**-0.5)
+        self.register_buffer("bias", torch.zeros(config.num_experts))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
             logits = x.float() @ self.affinity.float().T
             affinity = logits.sigmoid()
-            chosen = (affinity.detach() + self.bias).topk(self.active, dim=1).indices
+            chosen = (affinity.detach() + self.bias).topk(self.top_k, dim=1).indices
             weights = affinity.gather(1, chosen)
             return chosen, weights / weights.sum(1, keepdim=True).clamp(min=1e-9), logits
 
@@ -80,15 +82,15 @@ class Router(nn.Module):
 class MoE(nn.Module):
     """Tokens (N, D) and their modalities (N,) int64 in 0..M-1 -> MoEOutput with x (N, D).
 
-    Padding is left out by the caller.
+    Padding is skipped by the caller.
     """
 
     def __init__(self, config: MoEConfig, width: int, modalities: int) -> None:
         super().__init__()
         self.config, self.modalities = config, modalities
         self.router = Router(config, width)
-        self.w_in = nn.Parameter(torch.randn(config.experts, 2 * config.hidden, width) * width**-0.5)
-        self.w_out = nn.Parameter(torch.randn(config.experts, width, config.hidden) * config.hidden**-0.5)
+        self.w_in = nn.Parameter(torch.randn(config.num_experts, 2 * config.hidden, width) * width**-0.5)
+        self.w_out = nn.Parameter(torch.randn(config.num_experts, width, config.hidden) * config.hidden**-0.5)
         self.shared = SwiGLU(width, config.shared) if config.shared else None
 
     def forward(self, x: Tensor, modality: Tensor) -> MoEOutput:
@@ -101,7 +103,7 @@ class MoE(nn.Module):
     @torch.no_grad()
     def load(self, chosen: Tensor, modality: Tensor) -> Tensor:
         """chosen (N, K), modality (N,) -> assignments (M, E) float32."""
-        experts = self.config.experts
+        experts = self.config.num_experts
         cell = (modality[:, None] * experts + chosen).flatten()
         return torch.bincount(cell, minlength=self.modalities * experts).view(self.modalities, experts).float()
 
@@ -111,8 +113,8 @@ class MoE(nn.Module):
         if config.z:
             losses["z"] = config.z * logits.logsumexp(1).square().mean()
         if config.balance:
-            share = torch.bincount(chosen.flatten(), minlength=config.experts) / chosen.numel()
-            losses["balance"] = config.balance * config.experts * (share * logits.softmax(1).mean(0)).sum()
+            share = torch.bincount(chosen.flatten(), minlength=config.num_experts) / chosen.numel()
+            losses["balance"] = config.balance * config.num_experts * (share * logits.softmax(1).mean(0)).sum()
         if config.entropy:
             losses["entropy"] = config.entropy * modality_entropy(logits.softmax(1), modality)
         return losses

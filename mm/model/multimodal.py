@@ -27,7 +27,7 @@ class ModelConfig:
     head_dropout: float = 0.0
     """Before and inside of it."""
     direct: bool = False
-    """Project each trunk's summary straight onto the embedding; what the backbone read is added to it, from nothing."""
+    """Project each trunk's summary straight onto the embedding; what the backbone read is added to it, from zero."""
     token_embedding: int = 64
     """Width of the token embeddings of late interaction."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -111,20 +111,20 @@ class MultimodalModel(nn.Module):
                     raise ValueError(f"model.direct goes around the codes of {m}.bottleneck.mode=vq: use mode=both")
             self.direct.update({m: Projection(e.bottleneck.summary_width, *head) for m, e in encoders.items()})
             for projection in project.values():
-                projection.begin_at_nothing()
+                projection.zero_initialise()
         self.project: Any = nn.ModuleDict(project)
         self.project_tokens = nn.ModuleDict({m: nn.Linear(width, config.token_embedding) for m in config.modalities})
         self.match_head = MatchHead(config.embedding, width)
         self.terms: Terms | None = None
 
-    def heed(self, terms: Tensor) -> None:
+    def add_term_bias(self, terms: Tensor) -> None:
         """Draw attention to the tokens of terms (N, L), see `term_bias.Terms`, by strengths that are learned."""
         if "text" not in self.encoders:
             raise ValueError(f"terms are of text, which this model does not read: it has {', '.join(self.modalities)}")
         self.terms = Terms(terms)
         for block in self.backbone.blocks:
-            block.self_attention.learn_strength()
-            block.cross_attention.learn_strength()
+            block.self_attention.add_term_bias()
+            block.cross_attention.add_term_bias()
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ class MultimodalModel(nn.Module):
         mask = batch.masks.get(modality)
         encoded: EncoderOutput = self.encoders[modality](self.features(batch, modality), target, mask)
         if modality == "text" and self.terms is not None:
-            encoded.marked = self.terms(batch.inputs["text"]) & encoded.mask
+            encoded.term_mask = self.terms(batch.inputs["text"]) & encoded.mask
         return encoded
 
     def forward(self, batch: Batch, reconstruct: bool = True) -> ModelOutput:
@@ -156,7 +156,7 @@ class MultimodalModel(nn.Module):
 
         The modalities share the call and the experts, and do not see each other.
         """
-        out = self.backbone({m: Stream(e.tokens, e.mask, e.marked) for m, e in encoded.items()}, fuse=False)
+        out = self.backbone({m: Stream(e.tokens, e.mask, e.term_mask) for m, e in encoded.items()}, fuse=False)
         embeddings = {m: self.read(m, s, encoded[m].summary) for m, s in out.streams.items()}
         tokens = {
             m: nn.functional.normalize(self.project_tokens[m](s.x).float(), dim=-1) for m, s in out.streams.items()
@@ -165,28 +165,28 @@ class MultimodalModel(nn.Module):
             encoded, embeddings, tokens, {m: s.mask for m, s in out.streams.items()}, out.losses, out.load
         )
 
-    def read(self, modality: str, stream: Stream, summary: Tensor, settled: bool = False) -> Tensor:
+    def read(self, modality: str, stream: Stream, summary: Tensor, use_running_stats: bool = False) -> Tensor:
         """What leaves the backbone (B, T, D), and the trunk's summary (B, S) -> unit vectors (B, E)."""
-        x = self.project[modality](self.pool[modality](stream.x, stream.mask), settled)
+        x = self.project[modality](self.pool[modality](stream.x, stream.mask), use_running_stats)
         if modality in self.direct:
-            x = x + self.direct[modality](summary, settled)
+            x = x + self.direct[modality](summary, use_running_stats)
         return nn.functional.normalize(x.float(), dim=-1)
 
     def match(self, a: str, b: str, left: EncoderOutput, right: EncoderOutput) -> MatchOutput:
         """EncoderOutputs of N paired samples of modalities a and b -> MatchOutput with logits (N,).
 
         The joint reading starts as the embedding reading, pool and projection included: cross-modal attention, which
-        begins at zero, has only to learn what looking at the other side adds.
+        starts at zero, has only to learn what looking at the other side adds.
         """
         return self.match_all([(a, b, left, right)])
 
     def match_all(self, pairs: list[tuple[str, str, EncoderOutput, EncoderOutput]]) -> MatchOutput:
         """`match` of several pairs of modalities, the experts called once for all: logits of all, one after another."""
-        readings = [{m: Stream(e.tokens, e.mask, e.marked) for m, e in ((a, x), (b, y))} for a, b, x, y in pairs]
+        readings = [{m: Stream(e.tokens, e.mask, e.term_mask) for m, e in ((a, x), (b, y))} for a, b, x, y in pairs]
         streams, losses, load = self.backbone.together(readings, fuse=True)
         logits = []
         for (a, b, left, right), read in zip(pairs, streams, strict=True):
-            x, y = (self.read(m, read[m], e.summary, settled=True) for m, e in ((a, left), (b, right)))
+            x, y = (self.read(m, read[m], e.summary, use_running_stats=True) for m, e in ((a, left), (b, right)))
             logits.append(self.match_head(x, y))
         return MatchOutput(torch.cat(logits), losses, load)
 
@@ -206,15 +206,15 @@ class Projection(nn.Module):
             drop = nn.Dropout(dropout)
             self.net = nn.Sequential(drop, nn.Linear(width, hidden), nn.GELU(), drop, nn.Linear(hidden, embedding))
 
-    def begin_at_nothing(self) -> None:
+    def zero_initialise(self) -> None:
         for layer in (self.linear, *([] if self.net is None else [self.net[-1]])):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, settled: bool = False) -> Tensor:
-        """`settled` centres by the running statistics, and leaves them: chosen hard pairs must not move them."""
+    def forward(self, x: Tensor, use_running_stats: bool = False) -> Tensor:
+        """`use_running_stats` centres by the running statistics, and leaves them: hard pairs must not move them."""
         center = self.center
-        if settled:
+        if use_running_stats:
             x = nn.functional.batch_norm(x, center.running_mean, center.running_var, eps=center.eps)
         else:
             x = center(x)
@@ -243,9 +243,9 @@ class MatchHead(nn.Module):
 
 def select(encoded: EncoderOutput, rows: Tensor) -> EncoderOutput:
     """The rows (N,) of an EncoderOutput; its losses, which belong to the whole batch, stay behind."""
-    marked = None if encoded.marked is None else encoded.marked[rows]
+    term_mask = None if encoded.term_mask is None else encoded.term_mask[rows]
     return EncoderOutput(
-        encoded.tokens[rows], encoded.codes[rows], encoded.mask[rows], encoded.summary[rows], marked=marked
+        encoded.tokens[rows], encoded.codes[rows], encoded.mask[rows], encoded.summary[rows], term_mask=term_mask
     )
 
 
@@ -255,5 +255,5 @@ def count_parameters(model: MultimodalModel) -> tuple[int, int]:
     idle = 0
     for block in model.backbone.blocks:
         routed = block.moe.w_in.numel() + block.moe.w_out.numel()
-        idle += routed - routed * block.moe.config.active // block.moe.config.experts
+        idle += routed - routed * block.moe.config.top_k // block.moe.config.num_experts
     return total, total - idle

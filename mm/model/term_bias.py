@@ -1,7 +1,7 @@
 """Terms of a domain as token sequences: which tokens of a caption belong to one.
 
 Attention is drawn to those tokens by a bias on its logits whose strength every head learns, see
-`Attention.learn_strength`; nothing else is hidden by it.
+`Attention.add_term_bias`; nothing else is hidden by it.
 """
 
 from collections.abc import Iterable

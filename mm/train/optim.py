@@ -22,7 +22,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's."""
     warmup: float = 0.05
-    """Share of the run over which the learning rate rises from nothing."""
+    """Share of the run over which the learning rate rises from zero."""
     final: float = 0.02
     """The learning rate ends at this share of its height."""
     clip: float = 1.0

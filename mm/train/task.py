@@ -34,10 +34,10 @@ class AlignTask(LightningModule):
         return min(1.0, self.global_step / max(1, self.config.train.steps))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        self.draw_anew()
+        self.seed_step()
         output = self.read(batch)
         terms, load = self.losses(output, batch)
-        self.guard(terms)
+        self.check_finite(terms)
         self.rebalance(load)
         self.report(terms, output, load)
         return terms.total
@@ -46,7 +46,7 @@ class AlignTask(LightningModule):
         """The model's forward of a training step."""
         return self.model(batch)
 
-    def draw_anew(self) -> None:
+    def seed_step(self) -> None:
         """Make what a step draws (dropout, hard negatives, sampled positions) a function of (seed, step, rank).
 
         No generator's state has to survive: a resumed run draws what the uninterrupted one did.
@@ -77,7 +77,7 @@ class AlignTask(LightningModule):
             terms.add(f"router/{name}", value, config.moe)
         return terms, torch.stack(loads).sum(0)
 
-    def guard(self, terms: LossTerms) -> None:
+    def check_finite(self, terms: LossTerms) -> None:
         """Stop at the first step whose loss is not a number, and say which term broke."""
         if torch.isfinite(terms.total):
             return
@@ -96,7 +96,7 @@ class AlignTask(LightningModule):
 
     def report(self, terms: LossTerms, output: ModelOutput, load: Tensor) -> None:
         """Log every named term, code use, and the experts' load."""
-        shown = ("global/image_text", "match/image_text")
+        shown = ("contrastive/image_text", "itm/image_text")
         for name, value in terms.terms.items():
             self.log(f"train/{name}", value.detach(), prog_bar=name in shown)
         self.log("train/total", terms.total.detach(), prog_bar=True)

@@ -30,7 +30,7 @@ class PretrainConfig:
     steps: int = 400
     """Optimizer steps of the whole run."""
     batch_size: int = 128
-    """Images, sounds or captions per step, over all processes."""
+    """Images, audio clips or captions per step, over all processes."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto is bf16 autocast where the processor has it."""
     checkpoint_every: int = 200

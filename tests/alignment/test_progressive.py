@@ -18,7 +18,7 @@ from alignment import (
 )
 from alignment.progressive import paired_rows
 
-CONFIG = LossConfig(fine_rows=4, match_rows=4, shared_codes=8)
+CONFIG = LossConfig(filip_rows=4, itm_rows=4, code_match_codes=8)
 
 
 def side(seed: int, rows: int = 6, present: Tensor | None = None) -> Aligned:
@@ -49,14 +49,14 @@ SIDES = {m: side(i) for i, m in enumerate(("image", "audio", "text"))}
 
 def test_every_pair_has_its_four_terms_once_everything_has_begun() -> None:
     terms = run(build("image", "audio", "text"), SIDES, JOINT).terms
-    assert set(terms) == {f"{kind}/{a}_{b}" for a, b in PAIRS for kind in ("global", "fine", "codes", "match")}
+    assert set(terms) == {f"{kind}/{a}_{b}" for a, b in PAIRS for kind in ("contrastive", "filip", "code_match", "itm")}
 
 
 def test_the_total_is_the_weighted_sum_of_what_is_named() -> None:
     loss = run(build("image", "audio", "text"), SIDES, loss_weights(ScheduleConfig(stage2=0, stage3=0, ramp=1), 0.3))
     w = 3 * 0.3**2 - 2 * 0.3**3
-    factors = {"global": 1.0, "fine": CONFIG.fine, "codes": CONFIG.codes, "match": CONFIG.match}
-    begun = {name: 1.0 if name == "global/image_text" else w for name in loss.terms}
+    factors = {"contrastive": 1.0, "filip": CONFIG.filip, "code_match": CONFIG.code_match, "itm": CONFIG.itm}
+    begun = {name: 1.0 if name == "contrastive/image_text" else w for name in loss.terms}
     expected = sum(value * factors[name.split("/")[0]] * begun[name] for name, value in loss.terms.items())
     torch.testing.assert_close(loss.total, expected)
 
@@ -66,17 +66,19 @@ def test_a_term_of_weight_zero_is_not_computed() -> None:
         raise AssertionError("the joint head ran")
 
     loss = run(build("image", "audio", "text"), SIDES, loss_weights(ScheduleConfig(), 0.0), forbidden)
-    assert set(loss.terms) == {"global/image_text"}
+    assert set(loss.terms) == {"contrastive/image_text"}
 
 
 def test_a_model_without_a_modality_has_no_terms_for_it() -> None:
     two = build("image", "text")
-    assert set(run(two, SIDES, JOINT).terms) == {f"{kind}/image_text" for kind in ("global", "fine", "codes", "match")}
+    assert set(run(two, SIDES, JOINT).terms) == {
+        f"{kind}/image_text" for kind in ("contrastive", "filip", "code_match", "itm")
+    }
     assert not any("audio" in name for name, _ in two.named_parameters())
 
 
 def test_samples_without_the_modality_change_nothing() -> None:
-    """Sound of the last two rows is absent: they get no gradient, and the loss is that of the first four."""
+    """Audio of the last two rows is absent: they get no gradient, and the loss is that of the first four."""
     present = torch.tensor([True] * 4 + [False] * 2)
     audio, text = side(1, present=present), side(2)
     loss = build("audio", "text")
@@ -104,7 +106,7 @@ def test_the_joint_head_sees_positives_first_and_then_wrong_pairs() -> None:
         return no_match(drawn)
 
     run(build("image", "audio", "text"), SIDES, JOINT, match)
-    few = CONFIG.match_rows
+    few = CONFIG.itm_rows
     assert len(seen) == 3
     for left, right in seen:
         assert len(left) == len(right) == 3 * few
@@ -123,7 +125,7 @@ def test_each_pair_of_modalities_is_judged_by_its_own_logits() -> None:
         return torch.cat(signs)
 
     terms = run(build("image", "audio", "text"), SIDES, JOINT, match).terms
-    right, *wrong = (float(terms[f"match/{a}_{b}"]) for a, b in PAIRS)
+    right, *wrong = (float(terms[f"itm/{a}_{b}"]) for a, b in PAIRS)
     assert right < 1e-6 and all(abs(value - 20) < 1e-3 for value in wrong)
 
 
@@ -143,7 +145,7 @@ def test_several_captions_of_an_image_are_pairs_of_their_own_and_never_its_negat
     both = loss({"image": twice, "text": text}, torch.arange(6).repeat(2), JOINT, match)
     torch.testing.assert_close(once, both.terms)
     left, right = seen[0]
-    few = CONFIG.match_rows
+    few = CONFIG.itm_rows
     assert left[:few].tolist() == right[:few].tolist() == [0, 1, 2, 3]
     assert not (left[few:] % 6 == right[few:] % 6).any()
 

@@ -13,15 +13,15 @@ progresses = st.floats(0, 1)
 
 
 def flat(weights: LossWeights) -> list[float]:
-    return [kind[pair] for kind in (weights.contrastive, weights.fine, weights.match) for pair in PAIRS]
+    return [kind[pair] for kind in (weights.contrastive, weights.fine, weights.itm) for pair in PAIRS]
 
 
 def test_terms_begin_with_their_stage() -> None:
     before, middle, end = (loss_weights(CONFIG, p) for p in (0.2, 0.45, 1.0))
     assert before.contrastive == {IMAGE_TEXT: 1, AUDIO_TEXT: 0, IMAGE_AUDIO: 0}
-    assert not any(before.fine.values()) and not any(before.match.values())
+    assert not any(before.fine.values()) and not any(before.itm.values())
     assert middle.contrastive == middle.fine == {IMAGE_TEXT: 1, AUDIO_TEXT: 1, IMAGE_AUDIO: 0}
-    assert not any(middle.match.values())
+    assert not any(middle.itm.values())
     assert flat(end) == [1] * 9
 
 
@@ -44,10 +44,10 @@ def test_the_same_progress_gives_the_same_weights_whatever_came_before(progress:
 @given(progresses)
 def test_the_counterfactuals_have_no_stages(progress: float) -> None:
     joint = loss_weights(ScheduleConfig(kind="joint"), progress)
-    alone = loss_weights(ScheduleConfig(kind="global_only"), progress)
+    alone = loss_weights(ScheduleConfig(kind="contrastive_only"), progress)
     assert flat(joint) == [1] * 9
     assert flat(alone) == [1] * 3 + [0] * 6
-    for kind in ("joint", "global_only"):
+    for kind in ("joint", "contrastive_only"):
         assert learning_rate_factor(ScheduleConfig(kind=kind), progress) == 1
         assert stage(ScheduleConfig(kind=kind), progress) == 3
 

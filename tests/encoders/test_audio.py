@@ -1,4 +1,4 @@
-"""The audio encoder: sounds in, log-mel out, and silence after the end is not sound."""
+"""The audio encoder: audio clips in, log-mel out, and silence after the end is not audio."""
 
 from dataclasses import replace
 
@@ -11,7 +11,11 @@ from encoders.quantizer import QuantizerConfig
 from encoders.vqvae import BottleneckConfig
 
 SMALL = AudioConfig(
-    seconds=0.32, mels=16, width=16, depth=1, bottleneck=BottleneckConfig(quantizer=QuantizerConfig(codes=16, width=8))
+    seconds=0.32,
+    mels=16,
+    width=16,
+    depth=1,
+    bottleneck=BottleneckConfig(quantizer=QuantizerConfig(num_codes=16, width=8)),
 )
 SAMPLES = int(SMALL.seconds * SMALL.sample_rate)
 PER_TOKEN = 8 * SMALL.hop

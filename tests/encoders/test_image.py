@@ -9,7 +9,7 @@ from encoders import ImageConfig, ImageEncoder
 from encoders.quantizer import QuantizerConfig
 from encoders.vqvae import BottleneckConfig
 
-BOTTLENECK = BottleneckConfig(quantizer=QuantizerConfig(codes=16, width=8))
+BOTTLENECK = BottleneckConfig(quantizer=QuantizerConfig(num_codes=16, width=8))
 SMALL = ImageConfig(size=32, width=16, depth=1, bottleneck=BOTTLENECK)
 
 

@@ -20,7 +20,7 @@ FOLLOWING = ["ema", "cosine", "residual"]
 def quantizer_of(kind: str, **changes: Any) -> Any:
     torch.manual_seed(0)
     depth = 3 if kind == "residual" else 1
-    defaults: dict[str, Any] = {"codes": 16, "width": 4, "quantizers": depth, "levels": (4, 5, 3)}
+    defaults: dict[str, Any] = {"num_codes": 16, "width": 4, "quantizers": depth, "levels": (4, 5, 3)}
     return build_quantizer(QuantizerConfig(kind=kind, **{**defaults, **changes}))  # type: ignore[arg-type]
 
 
@@ -166,7 +166,7 @@ def test_without_revival_a_dead_code_stays_dead() -> None:
 
 def test_the_codebook_moves_to_the_means_of_its_clusters() -> None:
     centres = torch.tensor([[0.0, 0], [9, 0], [0, 9], [9, 9]])
-    quantizer = quantizer_of("ema", codes=4, width=2, decay=0.0, revive_below=0.0)
+    quantizer = quantizer_of("ema", num_codes=4, width=2, decay=0.0, revive_below=0.0)
     quantizer.codebook.copy_(centres + 1)
     quantizer.updates += 1
     quantizer((centres.repeat(25, 1) + 0.1 * batch(100, 2))[None])
@@ -280,7 +280,7 @@ def test_two_ranks_give_the_codebook_of_one_process_with_the_joint_batch(
     [
         ({"kind": "ema", "quantizers": 2}, "residual"),
         ({"kind": "fsq", "levels": (8, 1)}, "at least 2"),
-        ({"codes": 0}, "codes=0"),
+        ({"num_codes": 0}, "num_codes=0"),
         ({"decay": 1.0}, "decay"),
         ({"revive_below": 2.0}, "revive_below"),
     ],

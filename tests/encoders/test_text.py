@@ -17,7 +17,7 @@ SMALL = TextConfig(
     heads=2,
     max_tokens=12,
     reconstruct_tokens=4,
-    bottleneck=BottleneckConfig(quantizer=QuantizerConfig(codes=16, width=8)),
+    bottleneck=BottleneckConfig(quantizer=QuantizerConfig(num_codes=16, width=8)),
 )
 CAPTIONS = ["a red circle", "two blue squares and a star", "stripes!"]
 

@@ -10,7 +10,7 @@ from encoders.vqvae import Bottleneck, BottleneckConfig, FeatureDecoder, feature
 
 def build(mode: str = "both", **quantizer: object) -> Bottleneck:
     torch.manual_seed(0)
-    config = BottleneckConfig(mode, QuantizerConfig(codes=8, width=4, **quantizer))  # type: ignore[arg-type]
+    config = BottleneckConfig(mode, QuantizerConfig(num_codes=8, width=4, **quantizer))  # type: ignore[arg-type]
     return Bottleneck(config, features=6, width=10, max_tokens=5)
 
 

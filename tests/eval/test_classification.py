@@ -1,4 +1,4 @@
-"""Zero-shot classification: a picture retrieves the name of its class."""
+"""Zero-shot classification: an image retrieves the name of its class."""
 
 import numpy as np
 import pytest
@@ -33,4 +33,4 @@ def test_the_stamp_says_how_many_classes_and_prompts_and_top_5_needs_more_than_f
 
     few, many = figures(4), figures(7)
     assert few.metrics == {"top-1 accuracy": 100} and many.metrics == {"top-1 accuracy": 100, "top-5 accuracy": 100}
-    assert "sounds among 4 classes, 3 prompts each" in str(few.protocol) and "zero-shot" in few.protocol.trained_on
+    assert "audio clips among 4 classes, 3 prompts each" in str(few.protocol) and "zero-shot" in few.protocol.trained_on

@@ -3,26 +3,26 @@
 import numpy as np
 import pytest
 
-from eval.diagnostics import code_use, expert_overlap, expert_use, use
+from eval.diagnostics import code_utilization, expert_overlap, expert_utilization, utilization
 
 
 def test_equal_use_has_as_many_effective_codes_as_there_are():
-    found = use(np.full(16, 3))
+    found = utilization(np.full(16, 3))
     assert found.perplexity == pytest.approx(16) and found.dead == 0 and found.peak == pytest.approx(1)
 
 
 def test_one_code_for_everything_is_one_effective_code_and_the_rest_dead():
-    found = use([0, 9, 0, 0])
+    found = utilization([0, 9, 0, 0])
     assert (found.perplexity, found.dead, found.used, found.peak) == (pytest.approx(1), 3, 25, 4)
 
 
 def test_nothing_used_is_all_dead():
-    assert use(np.zeros(5)).dead == 5
+    assert utilization(np.zeros(5)).dead == 5
 
 
 def test_every_quantizer_and_layer_is_reported():
-    assert [u.dead for u in code_use({"image": np.array([[1, 0], [1, 1]])})["image"]] == [1, 0]
-    found = expert_use({"image": np.array([[4, 0]]), "text": np.array([[0, 4]])})
+    assert [u.dead for u in code_utilization({"image": np.array([[1, 0], [1, 1]])})["image"]] == [1, 0]
+    found = expert_utilization({"image": np.array([[4, 0]]), "text": np.array([[0, 4]])})
     assert found["image"][0].dead == 1 and found["all"][0].dead == 0
 
 
@@ -33,4 +33,4 @@ def test_overlap_is_nothing_for_disjoint_experts_and_one_for_equal_use():
 
 def test_negative_counts_are_refused():
     with pytest.raises(ValueError, match="finite"):
-        use([1, -1])
+        utilization([1, -1])

@@ -1,10 +1,10 @@
-"""Embeddings from a file: what is judged, and what is refused by name."""
+"""Embeddings from a file: what is evaluated, and what is refused by name."""
 
 import numpy as np
 import pytest
 
 from eval.coco import GroundTruth, Matches
-from eval.embeddings import Embeddings, judge_embeddings, judge_matching
+from eval.embeddings import Embeddings, evaluate_embeddings, evaluate_matching
 
 
 def arrays(noise=1.0, images=40, seed=0):
@@ -23,21 +23,23 @@ def arrays(noise=1.0, images=40, seed=0):
 def test_length_of_vectors_does_not_matter():
     found = arrays()
     longer = found | {"image": found["image"] * np.random.default_rng(1).uniform(0.1, 9, (40, 1))}
-    a, b = (judge_embeddings(Embeddings.of(x), samples=10)["all"].metrics for x in (found, longer))
+    a, b = (evaluate_embeddings(Embeddings.of(x), samples=10)["all"].metrics for x in (found, longer))
     assert a == b
 
 
 def test_sounds_are_judged_on_the_items_that_have_one():
     found = arrays()
     found |= {"audio": found["image"][:10], "audio_image_ids": found["image_ids"][:10]}
-    figures = judge_embeddings(Embeddings.of(found), samples=10)
+    figures = evaluate_embeddings(Embeddings.of(found), samples=10)
     assert figures["image_audio"].metrics["image_to_audio/R@1"] == 100 and figures["image_audio"].protocol.images == 10
     assert figures["audio_text"].protocol.captions == 50
 
 
 def test_matching_takes_its_threshold_from_the_validation_file():
     test, validation, easy = (Embeddings.of(arrays(noise, seed=s)) for noise, s in ((1.0, 0), (1.0, 1), (0.1, 2)))
-    found = judge_matching(test, validation, retriever=easy, retriever_name="easy", validation_split="dev", samples=20)
+    found = evaluate_matching(
+        test, validation, retriever=easy, retriever_name="easy", validation_split="dev", samples=20
+    )
     random, hard = found["random/cosine"], found["hard/cosine"]
     assert random.metrics["accuracy"] > hard.metrics["accuracy"] > 50
     assert hard.metrics["threshold"] == random.metrics["threshold"]
@@ -50,7 +52,7 @@ def test_further_scores_are_judged_on_the_same_pairs():
     def knows(e):
         return lambda images, captions: (e.image_ids[images] == e.caption_image_ids[captions]).astype(float)
 
-    found = judge_matching(test, validation, joint={"oracle": (knows(test), knows(validation))}, samples=20)
+    found = evaluate_matching(test, validation, joint={"oracle": (knows(test), knows(validation))}, samples=20)
     assert set(found) == {"random/cosine", "random/oracle"}
     assert found["random/oracle"].metrics["accuracy"] == 100 > found["random/cosine"].metrics["accuracy"]
     assert "by oracle" in found["random/oracle"].protocol.task
@@ -67,14 +69,14 @@ def test_known_matches_are_not_used_as_negatives():
         seen.append(images)
         return items.cosine(images, captions)
 
-    judged = judge_matching(items, items, ground_truth=truth, joint={"watched": (watched, items.cosine)}, samples=10)
+    judged = evaluate_matching(items, items, ground_truth=truth, joint={"watched": (watched, items.cosine)}, samples=10)
     assert set(seen[1]) == {5} and judged["random/watched"].protocol.ground_truth == "original+eccv"
 
 
 def test_a_retriever_of_other_items_is_refused():
     other = arrays(images=41)
     with pytest.raises(ValueError, match="same images"):
-        judge_matching(Embeddings.of(arrays()), Embeddings.of(arrays()), retriever=Embeddings.of(other))
+        evaluate_matching(Embeddings.of(arrays()), Embeddings.of(arrays()), retriever=Embeddings.of(other))
 
 
 BROKEN = {

@@ -1,4 +1,4 @@
-"""SugarCrepe: seven forced choices, their mean, and what happens where pictures or files are missing."""
+"""SugarCrepe: seven forced choices, their mean, and what happens where images or files are missing."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_the_mean_weighs_splits_and_not_items(items):
 def test_a_split_without_pictures_is_no_number_and_leaves_no_mean(items):
     found = sugar_crepe(items | {"swap_att": []}, likes_right, skipped=2, samples=20)
     assert "swap_att" not in found.metrics and "mean" not in found.metrics and len(found.metrics) == 6
-    assert found.protocol.skipped == 2 and "2 left out" in str(found.protocol)
+    assert found.protocol.skipped == 2 and "2 skipped" in str(found.protocol)
     with pytest.raises(ValueError, match="val2017"):
         sugar_crepe({split: [] for split in SUGAR_CREPE}, likes_right)
 

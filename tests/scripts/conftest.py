@@ -55,14 +55,14 @@ def killed_at() -> Callable[[int, Callable[[], object]], None]:
 
     def run(step: int, start: Callable[[], object]) -> None:
         def child() -> None:
-            draw_anew = AlignTask.draw_anew
+            seed_step = AlignTask.seed_step
 
             def dying(task: AlignTask) -> None:
-                draw_anew(task)
+                seed_step(task)
                 if task.global_step == step:
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            AlignTask.draw_anew = dying  # type: ignore[method-assign]
+            AlignTask.seed_step = dying  # type: ignore[method-assign]
             start()
 
         process = multiprocessing.get_context("fork").Process(target=child)

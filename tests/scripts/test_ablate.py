@@ -19,7 +19,7 @@ settings: {train.steps: 3}
 seeds: [0, 1]
 variants:
   plain: {}
-  dense: {model.backbone.moe.experts: 1, model.modalities: [image, text]}
+  dense: {model.backbone.moe.num_experts: 1, model.modalities: [image, text]}
 """
 
 
@@ -60,7 +60,7 @@ def test_a_study_goes_on_where_it_broke_and_ends_in_one_table(
     assert commands[4][2:8] == [
         "--train.steps",
         "3",
-        "--model.backbone.moe.experts",
+        "--model.backbone.moe.num_experts",
         "1",
         "--model.modalities",
         '["image", "text"]',

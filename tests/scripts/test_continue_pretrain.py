@@ -58,7 +58,7 @@ def test_both_sets_are_trained_on_and_judged(
     }
     assert len(found["strengths"]) == 4 and any(any(heads) for heads in found["strengths"].values())
     row = next(csv.DictReader((folder / "metrics.csv").open()))
-    assert all(float(row[f"train/{name}"]) > 0 for name in ("domain", "general", "domain/match/image_text"))
+    assert all(float(row[f"train/{name}"]) > 0 for name in ("domain", "general", "domain/itm/image_text"))
     assert load_run(folder).model.terms is not None
     before, after = (load_file(f / "model.safetensors") for f in (run, folder))
     assert not torch.equal(before["backbone.blocks.0.moe.w_in"], after["backbone.blocks.0.moe.w_in"])

@@ -62,7 +62,7 @@ def run(tiny: AlignConfig, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def judge(script: Callable[..., None], tmp_path: Path) -> Callable[..., dict]:
-    """judge(*words) -> the result of eval_coco."""
+    """evaluate(*words) -> the result of eval_coco."""
 
     def judged(*words: object) -> dict:
         script("eval_coco.py", *words, "--samples", "20", "--json", tmp_path / "out" / "result.json")
@@ -73,7 +73,7 @@ def judge(script: Callable[..., None], tmp_path: Path) -> Callable[..., dict]:
 
 @pytest.fixture
 def crepe(tmp_path: Path) -> tuple[Path, Path]:
-    """(SugarCrepe's files, whose last item has no picture; the folder of val2017/), with names like the real ones."""
+    """(SugarCrepe's files, whose last item has no image; the folder of val2017/), with names like the real ones."""
     folder, pictures = tmp_path / "crepe", tmp_path / "coco" / "val2017"
     folder.mkdir()
     pictures.mkdir(parents=True)
@@ -221,7 +221,7 @@ def test_sugar_crepe_of_a_run_counts_what_is_missing(
         assert figures["metrics"]["mean"] == pytest.approx(np.mean([figures["metrics"][s] for s in SUGAR_CREPE]))
         assert (figures["protocol"]["images"], figures["protocol"]["skipped"]) == (4, 7)
         assert figures["protocol"]["trained_on"] == "trained on scenes/train"
-    assert "1 of 5 pictures are missing" in caplog.text and "7 items are left out" in caplog.text
+    assert "1 of 5 images are missing" in caplog.text and "7 items are skipped" in caplog.text
     assert (run / "eval-sugar_crepe-val2017.json").is_file()
 
 
@@ -290,7 +290,7 @@ def test_options_that_do_not_fit_are_one_line(
     assert "need a model" in refused(*mine, "--sugar_crepe", crepe[0])
     assert "need a model" in refused(*mine, "--classes", run)
     assert "--data.root" in refused(*its, "--sugar_crepe", crepe[0])
-    assert "none of SugarCrepe's 5 pictures" in refused(*its, "--sugar_crepe", crepe[0], "--data.root", run)
+    assert "none of SugarCrepe's 5 images" in refused(*its, "--sugar_crepe", crepe[0], "--data.root", run)
     assert "says itself" in refused(*its, "--trained_on", "zero-shot") and "for a run" in refused(*mine, "--rerank", 3)
     assert "--data.spilt" in refused(*mine, "--data.spilt", "x") and "samples" in refused(*mine, "--samples", "many")
     assert "at least one bootstrap sample" in refused(*mine, "--samples", 0)

@@ -59,7 +59,7 @@ def test_molecules_are_written_with_what_was_left_out_listed(
         "--held_out",
         0.3,
     )
-    assert "1 rows left out:\n  few.smi line 4: 'C1CC' is no SMILES" in capsys.readouterr().out
+    assert "1 rows skipped:\n  few.smi line 4: 'C1CC' is no SMILES" in capsys.readouterr().out
     train, val = (open_split(tmp_path / "out", split) for split in ("train", "val"))
     assert len(train) + len(val) == 4 and all(len(c) == 1 for c in val.captions)
 

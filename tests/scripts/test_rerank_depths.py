@@ -1,4 +1,4 @@
-"""Depths of re-ranking over a stand-in for the judge: what is asked of it, and what is not asked again."""
+"""Depths of re-ranking over a stand-in for the evaluate: what is asked of it, and what is not asked again."""
 
 import csv
 import runpy

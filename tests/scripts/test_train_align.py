@@ -20,14 +20,14 @@ from mm.data.scenes.folder import sample_at
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_align.py"
 SMALL = """
-image: {size: 32, width: 16, depth: 1, bottleneck: {quantizer: {codes: 16, width: 8}}}
-audio: {width: 16, depth: 1, bottleneck: {quantizer: {codes: 16, width: 8}}}
-text: {width: 16, depth: 1, heads: 2, reconstruct_tokens: 16, bottleneck: {quantizer: {codes: 16, width: 8}}}
+image: {size: 32, width: 16, depth: 1, bottleneck: {quantizer: {num_codes: 16, width: 8}}}
+audio: {width: 16, depth: 1, bottleneck: {quantizer: {num_codes: 16, width: 8}}}
+text: {width: 16, depth: 1, heads: 2, reconstruct_tokens: 16, bottleneck: {quantizer: {num_codes: 16, width: 8}}}
 model:
   embedding: 16
   token_embedding: 8
-  backbone: {width: 32, layers: 2, heads: 2, dropout: 0.1, moe: {experts: 8, active: 2, hidden: 8, shared: 16}}
-loss: {fine_rows: 4, match_rows: 4, shared_codes: 16}
+  backbone: {width: 32, layers: 2, heads: 2, dropout: 0.1, moe: {num_experts: 8, top_k: 2, hidden: 8, shared: 16}}
+loss: {filip_rows: 4, itm_rows: 4, code_match_codes: 16}
 schedule: {stage2: 0.1, stage3: 0.3, ramp: 0.1}
 train: {steps: 6, batch_size: 8, precision: fp32, accelerator: cpu, checkpoint_every: 2}
 eval: {rerank: 2}
@@ -167,18 +167,18 @@ def test_every_term_is_logged_from_the_stage_it_belongs_to(finished: Path) -> No
     terms = [{k.removeprefix("train/") for k, v in r.items() if k.startswith("train/") and v} for r in rows]
     first, second, third = terms
     assert [float(r["stage"]) for r in rows] == [1, 2, 3]
-    assert {f"reconstruction/{m}" for m in ("image", "audio", "text")} | {"global/image_text"} <= first
+    assert {f"reconstruction/{m}" for m in ("image", "audio", "text")} | {"contrastive/image_text"} <= first
     assert second - first == {
-        "codes/image_text",
-        "fine/image_text",
-        "global/audio_text",
-        "codes/audio_text",
-        "fine/audio_text",
+        "code_match/image_text",
+        "filip/image_text",
+        "contrastive/audio_text",
+        "code_match/audio_text",
+        "filip/audio_text",
     }
     assert third - second == {
-        "match/image_text",
-        "match/audio_text",
-        *(f"{t}/image_audio" for t in ("global", "codes", "fine", "match")),
+        "itm/image_text",
+        "itm/audio_text",
+        *(f"{t}/image_audio" for t in ("contrastive", "code_match", "filip", "itm")),
     }
     assert first < second < third
 
@@ -312,7 +312,7 @@ def test_a_picture_that_does_not_decode_is_named(refusal: Callable[..., str], tm
 
 def test_a_step_that_breaks_names_the_term(refusal: Callable[..., str]) -> None:
     line = refusal("--optim.learning_rate", "1e30", "--optim.clip", "0")
-    assert line.startswith("train_align: step ") and "global/image_text" in line and "not finite" in line
+    assert line.startswith("train_align: step ") and "contrastive/image_text" in line and "not finite" in line
 
 
 def test_a_resume_without_a_checkpoint_is_refused(refusal: Callable[..., str]) -> None:

@@ -91,7 +91,7 @@ def test_a_run_that_is_resumed_ends_where_an_uninterrupted_one_does(tmp_path: Pa
 
 def test_an_aligned_model_starts_from_the_run(tmp_path: Path, scenes: Path) -> None:
     weights = train(tmp_path, scenes, "image", "--train.steps", "2") / "model.safetensors"
-    bottleneck = BottleneckConfig(quantizer=QuantizerConfig(codes=16))
+    bottleneck = BottleneckConfig(quantizer=QuantizerConfig(num_codes=16))
     image = ImageConfig(size=32, width=16, depth=1, bottleneck=bottleneck, encoder_weights=str(weights))
     started = aligned(image).encoders["image"].state_dict()
     for name, value in load_file(weights).items():

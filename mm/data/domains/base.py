@@ -18,8 +18,8 @@ FIELDS = ("image", "audio", "text")
 class DomainAdapter(ABC):
     """The rows of a field's data. A subclass gives `__len__` and `__getitem__`, which returns any of
 
-    image: a picture, the path of one, or a function that draws it when it is asked for;
-    audio: (mono float32 waveform (S,) in [-1, 1], hertz), the path of a sound file, or a function that gives the pair;
+    image: an image, the path of one, or a function that draws it when it is asked for;
+    audio: (mono float32 waveform (S,) in [-1, 1], hertz), the path of an audio file, or a function that gives the pair;
     text: a caption or several.
 
         class Products(DomainAdapter):
@@ -28,7 +28,7 @@ class DomainAdapter(ABC):
             def __getitem__(self, index): return {"image": Path(self.rows[index].photo), "text": self.rows[index].title}
     """
 
-    left_out: Sequence[str] = ()
+    skipped_lines: Sequence[str] = ()
     """A line for each thing of the source that could not become a row."""
 
     @property
@@ -56,7 +56,7 @@ class DomainAdapter(ABC):
 
 
 class DomainDataset:
-    """Rows of a DomainAdapter as a CaptionDataset: position -> Sample; captions are read at once, pictures when asked.
+    """Rows of a DomainAdapter as a CaptionDataset: position -> Sample; captions are read at once, images when asked.
 
     Raises ValueError of one line that names the row, at opening for what a row holds, later for a file that does not
     decode.
@@ -74,7 +74,7 @@ class DomainDataset:
         self.caption_ids = [tuple(range(a, b)) for a, b in pairwise(starts)]
         self.has_audio = ["audio" in record for record in self._records]
         self.modalities = frozenset(m for m in FIELDS if any(record.get(m) for record in self._records))
-        self.skipped = {"unusable row": len(adapter.left_out)} if adapter.left_out else {}
+        self.skipped = {"unusable row": len(adapter.skipped_lines)} if adapter.skipped_lines else {}
 
     def row_name(self, row: int) -> str:
         return f"{self.name}, row {row}"
@@ -117,7 +117,7 @@ def _image(value: Image | str | Path | Callable[[], Image], where: str) -> Image
         return decode_image(Path(value).read_bytes(), f"{value} of {where}")
     image = value if isinstance(value, Image) else value()
     if not isinstance(image, Image):
-        raise ValueError(f"{where}: the function of its image gave {type(image).__name__}, not a picture")
+        raise ValueError(f"{where}: the function of its image gave {type(image).__name__}, not an image")
     return image.convert("RGB")
 
 

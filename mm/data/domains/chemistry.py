@@ -39,7 +39,7 @@ GROUPS = {
 class ChemistryLoader(DomainAdapter):
     """Molecules, one SMILES at the start of each line (a title may follow), drawn and described.
 
-    What does not parse is listed in `left_out`; a molecule that occurs twice is one row.
+    What does not parse is listed in `skipped_lines`; a molecule that occurs twice is one row.
 
     Args:
         smiles_path: the file; also .csv with the SMILES in the first column.
@@ -50,7 +50,7 @@ class ChemistryLoader(DomainAdapter):
     def __init__(self, smiles_path: str | Path, randomised: int = 2, size: int = 192) -> None:
         self.chemistry, self.path = require("rdkit.Chem"), Path(smiles_path)
         self.randomised, self.size = randomised, size
-        self.smiles, self.left_out = self._read()
+        self.smiles, self.skipped_lines = self._read()
 
     @property
     def name(self) -> str:
@@ -87,7 +87,7 @@ class ChemistryLoader(DomainAdapter):
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.path} is not a text file of SMILES: {error}") from error
         found: dict[str, None] = {}
-        left_out = []
+        skipped_lines = []
         with require("rdkit.rdBase").BlockLogs():
             for number, line in enumerate(lines, 1):
                 written = re.split(r"[\s,]+", line.strip())[0]
@@ -95,12 +95,12 @@ class ChemistryLoader(DomainAdapter):
                     continue
                 molecule = self.chemistry.MolFromSmiles(written)
                 if molecule is None or not molecule.GetNumAtoms():
-                    left_out.append(f"{self.path.name} line {number}: {written!r} is no SMILES")
+                    skipped_lines.append(f"{self.path.name} line {number}: {written!r} is no SMILES")
                 else:
                     found[self.chemistry.MolToSmiles(molecule)] = None
         if not found:
-            raise ValueError(f"{self.path} holds no molecule: {left_out[0] if left_out else 'it is empty'}")
-        return list(found), left_out
+            raise ValueError(f"{self.path} holds no molecule: {skipped_lines[0] if skipped_lines else 'it is empty'}")
+        return list(found), skipped_lines
 
     def _molecule(self, index: int) -> Any:
         return self.chemistry.MolFromSmiles(self.smiles[index])

@@ -1,4 +1,4 @@
-"""A CSV file with a column of picture files and columns of text: the commonest domain set there is."""
+"""A CSV file with a column of image files and columns of text: the commonest domain set there is."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ class TableLoader(DomainAdapter):
 
     Args:
         table_path: the file.
-        image: its column of picture files.
+        image: its column of image files.
         text: its columns of captions; an empty cell is no caption.
-        audio: its column of sound files, if it has one.
+        audio: its column of audio files, if it has one.
         folder: where the files lie; by default beside the table. What a cell names must lie inside it.
     """
 

@@ -1,4 +1,4 @@
-"""Pictures resized once into shards. What cannot be read is listed and left out; an interrupted run is resumed."""
+"""Images resized once into shards. What cannot be read is listed and skipped; an interrupted run is resumed."""
 
 import hashlib
 import json
@@ -25,14 +25,14 @@ from mm.data.shards import ShardFolder, SplitWriter
 
 @dataclass(frozen=True)
 class Preparation:
-    """How pictures go into shards."""
+    """How images go into shards."""
 
     size: int = 224
-    """Pixels that `side` is reduced to; smaller pictures are kept as they are."""
+    """Pixels that `side` is reduced to; smaller images are kept as they are."""
     side: Literal["short", "long"] = "short"
     """Which side `size` measures; the aspect is always kept."""
     quality: int = 90
-    """JPEG quality of resized pictures."""
+    """JPEG quality of resized images."""
     samples_per_shard: int = 1000
     """Images in one tar."""
 
@@ -43,12 +43,12 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What one split came to: samples written, shards kept from an earlier run, and a line per thing left out."""
+    """What one split came to: samples written, shards kept from an earlier run, and a line per thing skipped."""
 
     index: Path
     samples: int
     kept_shards: int
-    left_out: list[str]
+    skipped_lines: list[str]
 
 
 def prepare_split(
@@ -65,7 +65,7 @@ def prepare_split(
     if (whole := _already_whole(folder, split, settings)) is not None:
         advance(len(dataset))
         return whole
-    writer, kept, left_out, samples = SplitWriter(folder, split, settings), 0, list[str](), 0
+    writer, kept, skipped_lines, samples = SplitWriter(folder, split, settings), 0, list[str](), 0
     with ThreadPoolExecutor(workers) as pool:
         for number, first in enumerate(range(0, len(dataset), preparation.samples_per_shard)):
             positions = range(first, min(first + preparation.samples_per_shard, len(dataset)))
@@ -75,9 +75,9 @@ def prepare_split(
                 record = _write(writer, number, dataset, positions, preparation, pool, advance)
             else:
                 advance(len(positions))
-            left_out += record["left_out"]
+            skipped_lines += record["left_out"]
             samples += len(record["samples"])
-    return Prepared(writer.close(), samples, kept, left_out)
+    return Prepared(writer.close(), samples, kept, skipped_lines)
 
 
 def shrunk(image: Image, size: int, side: Literal["short", "long"]) -> Image:
@@ -98,17 +98,17 @@ def _write(
     pool: ThreadPoolExecutor,
     advance: Callable[[int], None],
 ) -> dict[str, Any]:
-    samples, left_out = [], []
+    samples, skipped_lines = [], []
     for sample, troubles in pool.map(lambda position: _prepared(dataset, position, preparation), positions):
-        left_out += troubles
+        skipped_lines += troubles
         if sample is not None:
             samples.append(sample)
         advance(1)
-    return writer.write(number, samples, left_out)
+    return writer.write(number, samples, skipped_lines)
 
 
 def _prepared(dataset: CocoFolder, position: int, preparation: Preparation) -> tuple[EncodedSample | None, list[str]]:
-    """One sample with its picture reduced and its sound checked, and what had to be left out of it."""
+    """One sample with its image reduced and its audio checked, and what had to be skipped of it."""
     try:
         sample = dataset.encoded(position)
         extension, data = next((e, d) for e, d in sample.members.items() if e not in AUDIO_EXTENSIONS)
@@ -139,7 +139,7 @@ def _already_whole(folder: str | Path, split: str, settings: dict[str, Any]) -> 
 
 
 def _fingerprint(dataset: CocoFolder) -> str:
-    """Changes with any image, caption or sound of the split, so that shards of other data are not kept."""
+    """Changes with any image, caption or audio of the split, so that shards of other data are not kept."""
     files = [(path.name, path.stat().st_size if path.exists() else None) for path in dataset.files]
     content = [files, dataset.image_ids, dataset.captions, dataset.caption_ids, dataset.has_audio]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

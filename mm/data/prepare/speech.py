@@ -36,8 +36,8 @@ class Synthesizer(Protocol):
 
 @dataclass(frozen=True)
 class CommandSynthesizer:
-    """Any program that writes a sound file. In its arguments {voice} and {output} are replaced, and {text}, or else the
-    text is its standard input. No shell is involved."""
+    """Any program that writes an audio file. In its arguments {voice} and {output} are replaced, and {text}, or else
+    the text is its standard input. No shell is involved."""
 
     name: str
     command: tuple[str, ...]
@@ -82,7 +82,7 @@ def build_synthesizer(name: str, command: str | None = None) -> Synthesizer:
     """A synthesizer by name, or any program by a command line such as "flite -o {output} -t {text}"."""
     if command is not None:
         if "{output}" not in command:
-            raise ValueError(f"the command {command!r} must say {{output}} where it writes its sound file")
+            raise ValueError(f"the command {command!r} must say {{output}} where it writes its audio file")
         return CommandSynthesizer(shlex.split(command)[0], tuple(shlex.split(command)))
     if name not in SYNTHESIZERS:
         raise ValueError(f"synthesizer {name!r} is not one of {', '.join(SYNTHESIZERS)}; or use --command")
@@ -91,7 +91,7 @@ def build_synthesizer(name: str, command: str | None = None) -> Synthesizer:
 
 @dataclass(frozen=True)
 class Spoken:
-    """What a split came to: sounds rendered now, kept from an earlier run, and a line per caption that failed."""
+    """What a split came to: audio clips rendered now, kept from an earlier run, and a line per caption that failed."""
 
     rendered: int
     kept: int
@@ -115,7 +115,7 @@ def speak_split(
 ) -> Spoken:
     """Write `<folder>/audio/<picture's stem>.flac`, one caption (`caption` modulo how many there are) per image.
 
-    Sounds that are already there are kept; sounds of other settings are a ValueError, never mixed.
+    Audio clips that are already there are kept; audio clips of other settings are a ValueError, never mixed.
     """
     audio = Path(folder) / "audio"
     audio.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def speak_split(
         try:
             waveform, rate = synthesizer(text, voice_of(dataset.image_ids[index], synthesizer.voices))
             if not len(waveform):
-                raise ValueError(f"{synthesizer.name} has no sound for {text!r}")
+                raise ValueError(f"{synthesizer.name} has no audio for {text!r}")
         except ValueError as error:
             return f"image {dataset.image_ids[index]}: {error}"
         path = audio / f"{dataset.files[index].stem}.flac"
@@ -160,7 +160,7 @@ def speak_split(
 
 
 def mirror_pictures(root: Path, folder: Path) -> None:
-    """Make `folder` a COCO layout of its own around its sounds: annotations copied, picture folders linked to."""
+    """Make `folder` a COCO layout of its own around its audio clips: annotations copied, image folders linked to."""
     if root.resolve() == folder.resolve():
         return
     for source in root.iterdir():

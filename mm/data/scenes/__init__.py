@@ -1,4 +1,4 @@
-"""`scenes`, the embedded data: generated pictures, captions and sounds that all carry the same facts."""
+"""`scenes`, the embedded data: generated images, captions and audio clips that all carry the same facts."""
 
 from mm.data.scenes.audio import render_audio
 from mm.data.scenes.folder import Layout, ensure_scenes, sample_at, write_scenes

@@ -1,4 +1,4 @@
-"""The sound of a scene: one slot per object from left to right over the background's noise, then the noise alone.
+"""The audio of a scene: one slot per object from left to right over the background's noise, then the noise alone.
 
 Colour is pitch, shape is timbre (which partials), texture is rhythm, size is loudness and a note an octave below,
 the row is a glide (top rises, bottom falls), the background is the spectrum of the noise. Every fact is audible.
@@ -38,7 +38,9 @@ NOISE_LEVEL = 0.012
 def render_audio(scene: Scene, sample_rate: int = 16_000) -> np.ndarray:
     """(S,) float32 in [-1, 1], S = (0.4 · objects + 0.2) · sample_rate. Raises ValueError below 16 kHz."""
     if sample_rate < 16_000:
-        raise ValueError(f"{sample_rate} Hz cannot carry sounds of up to 8 kHz, as scenes have: take 16000 or more")
+        raise ValueError(
+            f"{sample_rate} Hz cannot carry audio clips of up to 8 kHz, as scenes have: take 16000 or more"
+        )
     notes = [_note(thing, sample_rate) for thing in scene.objects]
     tail = np.zeros(round(TAIL_SECONDS * sample_rate), np.float32)
     sound = np.concatenate([*notes, tail])

@@ -19,7 +19,7 @@ from mm.data.scenes.scene import SPLITS, capacity, scene_at
 from mm.data.shards import write_shards
 
 VERSION = 1
-"""Raise it when a scene, picture, caption or sound changes: what an older version wrote is then written anew."""
+"""Raise it when a scene, image, caption or audio changes: what an older version wrote is then written anew."""
 RECIPE = "scenes.json"
 SAMPLE_RATE = 16_000
 SIZES: Mapping[str, int] = {"train": 4000, "val": 1000, "seen": 1000}
@@ -27,7 +27,7 @@ Layout = Literal["shards", "coco"]
 
 
 def sample_at(seed: int, split: str, index: int, image_size: int = 64) -> Sample:
-    """Scene number `index` of a split with its picture, five captions and sound. Ids are unique over all splits."""
+    """Scene number `index` of a split with its image, five captions and audio. Ids are unique over all splits."""
     scene = scene_at(seed, split, index)
     image_id = SPLITS[split] * 1_000_000 + index
     texts = captions(scene)

@@ -1,4 +1,4 @@
-"""The picture of a scene. A shape is an inequality in the object's own coordinates, sampled 4 × 4 times per pixel."""
+"""The image of a scene. A shape is an inequality in the object's own coordinates, sampled 4 × 4 times per pixel."""
 
 from collections.abc import Callable
 
@@ -31,9 +31,9 @@ Inside = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def render_image(scene: Scene, size: int = 64) -> Image.Image:
-    """An RGB picture of `size` × `size` pixels."""
+    """An RGB image of `size` × `size` pixels."""
     if size < 16:
-        raise ValueError(f"a picture of {size} pixels is too small to show a scene: take 16 or more")
+        raise ValueError(f"an image of {size} pixels is too small to show a scene: take 16 or more")
     canvas = np.empty((size, size, 3), np.float32)
     canvas[:] = BACKGROUND_RGB[scene.background]
     for thing in scene.objects:
@@ -50,11 +50,11 @@ def _paint(canvas: np.ndarray, thing: SceneObject) -> None:
     x = (np.arange(left * SAMPLES, right * SAMPLES, dtype=np.float32)[None, :] + 0.5) / (SAMPLES * size) - thing.x
     inside = SHAPE_INSIDE[thing.look.shape](x / RADIUS[thing.size], -y / RADIUS[thing.size])
     whole = _coverage(inside)
-    marked = _coverage(inside & TEXTURE_MARKS[thing.look.texture](x, y))
+    term_mask = _coverage(inside & TEXTURE_MARKS[thing.look.texture](x, y))
     patch = canvas[top:bottom, left:right]
     patch *= 1 - whole
-    patch += (whole - marked) * np.array(COLOUR_RGB[thing.look.colour], np.float32)
-    patch += marked * np.array(MARK_RGB[thing.look.colour], np.float32)
+    patch += (whole - term_mask) * np.array(COLOUR_RGB[thing.look.colour], np.float32)
+    patch += term_mask * np.array(MARK_RGB[thing.look.colour], np.float32)
 
 
 def _coverage(inside: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a scene is: two to four objects on a background, as facts. Picture, captions and sound are functions of it.
+"""What a scene is: two to four objects on a background, as facts. Image, captions and audio are functions of it.
 
 A scene is a pure function of (seed, split, index). Only `numpy.random.SeedSequence` is used, whose output is fixed by
 NumPy for good (NEP 19), never a `Generator`, whose methods may change their streams between releases.
@@ -26,7 +26,7 @@ BACKGROUNDS = ("black", "white", "gray", "brown")
 COUNTS = (2, 3, 4)
 
 RADIUS = {"small": 0.11, "large": 0.155}
-"""Radius of an object, as a fraction of the picture's side."""
+"""Radius of an object, as a fraction of the image's side."""
 
 HELD_OUT_COLOUR_SHAPE = frozenset(
     {

@@ -1,4 +1,4 @@
-"""Adapters on linear layers and on fused experts: what they reach, that they begin at nothing, and come off again."""
+"""Adapters on linear layers and on fused experts: what they reach, that they start at zero, and come off again."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ peft = pytest.importorskip("peft")
 
 from eval.fingerprint import fingerprint  # noqa: E402 - after the skip
 from mm.adapt.adapter import load_adapter, save_adapter  # noqa: E402
-from mm.adapt.lora import LoraConfig, adapter_tensors, attach, bake, coverage, merge  # noqa: E402
+from mm.adapt.lora import LoraConfig, adapter_tensors, attach, coverage, merge, merge_and_unload  # noqa: E402
 from mm.artifacts.probe import probe  # noqa: E402
 from mm.batch import Batch  # noqa: E402
 from mm.train.task import AlignTask  # noqa: E402
@@ -95,7 +95,7 @@ def test_merging_unmerging_and_loading_keep_the_outputs(
     assert load_adapter(again, tmp_path) == config
     torch.testing.assert_close(outputs(again), adapted, atol=1e-5, rtol=0)
     names = again.model.state_dict().keys()
-    bake(again.model)
+    merge_and_unload(again.model)
     torch.testing.assert_close(outputs(again), adapted, atol=1e-5, rtol=0)
     assert again.model.state_dict().keys() == tiny_task().model.state_dict().keys() != names
     assert (adapted - plain).abs().max() > 1e-3

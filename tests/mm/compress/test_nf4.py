@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("bitsandbytes")
 pytest.importorskip("peft")
 
-from mm.adapt.lora import LoraConfig, adapter_tensors, attach, bake, merge
+from mm.adapt.lora import LoraConfig, adapter_tensors, attach, merge, merge_and_unload
 from mm.batch import Batch
 from mm.compress.nf4 import NF4, dequantize, is_quantized, ledger, quantize
 from mm.train.task import AlignTask
@@ -79,7 +79,7 @@ def test_adapters_train_on_packed_weights_and_bake_into_plain_ones(
     assert (adapted - before).abs().max() > 1e-3
     with pytest.raises(ValueError, match="packed in four bits"):
         merge(task.model)
-    bake(task.model)
+    merge_and_unload(task.model)
     dequantize(task.model)
     assert task.model.state_dict().keys() == names and not is_quantized(task.model)
     torch.testing.assert_close(embeddings(task, batch), adapted, atol=1e-5, rtol=0)

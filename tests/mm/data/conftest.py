@@ -1,4 +1,4 @@
-"""Small sets of pictures, captions and sounds, whose content says which sample they are."""
+"""Small sets of images, captions and audio clips, whose content says which sample they are."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ def _photograph(number: int, size: tuple[int, int] = (24, 16), audio: bool = Fal
     rng = np.random.default_rng(number)
     picture = rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)
     image = PIL.Image.fromarray(picture).resize(size, PIL.Image.Resampling.BICUBIC)
-    captions = tuple(f"picture {number}, caption {k}" for k in range(2 + number % 2))
+    captions = tuple(f"image {number}, caption {k}" for k in range(2 + number % 2))
     sound = 0.5 * np.sin(2 * np.pi * (200 + 10 * number) * np.arange(1600) / 16000).astype(np.float32)
     return Sample(
         f"photo_{number:03d}",

@@ -54,7 +54,7 @@ def test_what_was_written_is_read_back(root, photographs):
 def test_samples_that_the_layout_cannot_hold_are_refused(tmp_path, photographs):
     sample = photographs(1)[0]
     for samples in ([sample, sample], [replace(sample, image=None)]):
-        with pytest.raises(ValueError, match="'photo_000' of train has no picture, or its key occurs twice"):
+        with pytest.raises(ValueError, match="'photo_000' of train has no image, or its key occurs twice"):
             write_coco(samples, tmp_path, "train")
 
 
@@ -69,7 +69,7 @@ def test_skips_are_counted_and_reported_in_one_line(root, caplog):
         content["annotations"][0]["caption"] = "   "
         content["annotations"][2]["caption"] = None
         content["annotations"] += [
-            {"id": 800, "image_id": 900, "caption": "a picture that is not there"},
+            {"id": 800, "image_id": 900, "caption": "an image that is not there"},
             {"id": 801, "image_id": 77777, "caption": "an annotation of nothing"},
         ]
 
@@ -85,7 +85,7 @@ def test_skips_are_counted_and_reported_in_one_line(root, caplog):
         "zero-length audio": 1,
     }
     assert dataset.missing == ["gone.jpg"]
-    assert dataset.captions[0] == ("picture 0, caption 1",)
+    assert dataset.captions[0] == ("image 0, caption 1",)
     assert dataset.has_audio == [True, False, True, True] and dataset[1].audio is None
     assert len(caplog.records) == 1 and "missing image" in caplog.text
 

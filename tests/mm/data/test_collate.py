@@ -137,7 +137,7 @@ def test_short_sound_is_padded_and_long_sound_cut(dataset):
 
 
 def test_sound_of_another_rate_is_resampled_not_misread(dataset):
-    """A tone keeps its frequency: 200 Hz of picture 0, whether the model listens at 16 or at 8 kHz."""
+    """A tone keeps its frequency: 200 Hz of image 0, whether the model listens at 16 or at 8 kHz."""
     for rate in (16000, 8000):
         sound = EvalView(dataset, image_size=16, audio_seconds=0.1, sample_rate=rate)[0].audio.numpy()
         assert len(sound) == rate // 10
@@ -191,7 +191,7 @@ def test_crop_keeps_the_aspect_and_squash_keeps_the_borders():
 
 
 def test_crops_stay_inside_the_picture_and_cover_the_asked_area():
-    """On a picture whose value is its column, a crop's values are the columns it covers."""
+    """On an image whose value is its column, a crop's values are the columns it covers."""
     picture = np.repeat(np.tile(np.arange(200, dtype=np.uint8), (200, 1))[:, :, None], 3, axis=2)
     for chance in np.random.default_rng(0).random((50, 5)):
         crop = augmented(picture, 200, Augment(crop_scale=0.25, crop_ratio=1.0), chance)[0, :, 0].astype(float)

@@ -1,4 +1,4 @@
-"""A split through a model: one row per image, sound and caption, and a shortlist scored pair by pair."""
+"""A split through a model: one row per image, audio and caption, and a shortlist scored pair by pair."""
 
 from collections.abc import Callable
 
@@ -70,6 +70,6 @@ def test_joint_scores_are_match_plus_weighed_first_stage(embedded: Built) -> Non
         left.tokens, right.tokens = left.tokens.float(), right.tokens.float()
         match = task.model.match("image", "text", left, right).logits
         cosine = image.vectors[i] @ text.vectors[j]
-        contrastive, fine = task.loss.contrastive["image_text"].scale, task.loss.late["image_text"].scale
+        contrastive, fine = task.loss.contrastive["image_text"].scale, task.loss.filip["image_text"].scale
         expected = match + 0.5 * contrastive * cosine + 0.25 * fine * late[i, j]
         torch.testing.assert_close(scores[k : k + 1], expected, rtol=1e-3, atol=2e-2)  # tokens are kept in bf16

@@ -11,7 +11,7 @@ from eval.retrieval import retrieval_both
 from mm.config import AlignConfig
 from mm.data.module import AlignData
 from mm.evaluation.embed import Embedded, SplitEmbeddings
-from mm.evaluation.result import chance, protocol, use
+from mm.evaluation.result import chance, protocol, utilization
 from mm.evaluation.retrieval import Evaluation
 
 
@@ -40,7 +40,7 @@ def test_chance_is_matches_over_gallery(evaluation: Evaluation) -> None:
 
 
 def test_use_is_percent_used_and_perplexity_over_layers(evaluation: Evaluation) -> None:
-    found = use(evaluation)
+    found = utilization(evaluation)
     assert found["codes/image/used"] == 50 and found["codes/image/perplexity"] == pytest.approx(2)
     assert "codes/text/used" not in found  # a continuous bottleneck has no codes
     assert found["experts/text/used"] == pytest.approx((25 + 100) / 2)

@@ -10,14 +10,14 @@ from PIL import Image
 from eval.sugar_crepe import SUGAR_CREPE
 from mm.batch import CaptionDataset
 from mm.data.media import encode_audio
-from mm.evaluation.models import Judged
-from mm.evaluation.zero_shot import judge_classes, judge_sugar_crepe
+from mm.evaluation.models import EvaluatedSplit
+from mm.evaluation.zero_shot import evaluate_classes, evaluate_sugar_crepe
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "dark blue": (0, 0, 255)}
 
 
 class ColourModel:
-    """Sees the mean colour of a picture and reads the last colour of a caption: right whenever it is asked rightly."""
+    """Sees the mean colour of an image and reads the last colour of a caption: right whenever it is asked rightly."""
 
     trained_on = "zero-shot"
 
@@ -27,14 +27,14 @@ class ColourModel:
     def open(self, split: str) -> CaptionDataset:
         raise NotImplementedError
 
-    def embed(self, dataset: CaptionDataset, name: str) -> Judged:
+    def embed(self, dataset: CaptionDataset, name: str) -> EvaluatedSplit:
         assert all(dataset.captions)  # a caption for everybody: frozen text trunks look each up
         captions = [c for group in dataset.captions for c in group]
         pictures = [dataset[i].image for i in range(len(dataset))]
         seen = [np.asarray(p).mean((0, 1)) / 255 for p in pictures if p is not None]
         counts = [len(group) for group in dataset.captions]
         read = [np.array(next(v for k, v in COLOURS.items() if k in caption)) / 255 for caption in captions]
-        return Judged(
+        return EvaluatedSplit(
             {
                 "image": np.array(seen),
                 "text": np.array(read),
@@ -60,27 +60,27 @@ def colours(tmp_path: Path) -> Path:
 
 
 def test_classes_of_any_size_meet_their_own_prompts(colours: Path) -> None:
-    found = judge_classes(ColourModel(), colours, ["a {} thing.", "it is {}."], samples=10)["classes"]
+    found = evaluate_classes(ColourModel(), colours, ["a {} thing.", "it is {}."], samples=10)["classes"]
     assert found.metrics["top-1 accuracy"] == 100
     assert (found.protocol.dataset, found.protocol.images, found.protocol.captions) == ("colours", 6, 6)
     paint(colours / "red" / "0.png", "green")
-    mistaken = judge_classes(ColourModel(), colours, samples=10)["classes"]
+    mistaken = evaluate_classes(ColourModel(), colours, samples=10)["classes"]
     assert mistaken.metrics["top-1 accuracy"] == pytest.approx(500 / 6)
 
 
 def test_folders_that_are_no_classes_are_refused(colours: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no encoder of image"):
-        judge_classes(ColourModel("audio", "text"), colours)
+        evaluate_classes(ColourModel("audio", "text"), colours)
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        judge_classes(ColourModel(), tmp_path / "nowhere")
+        evaluate_classes(ColourModel(), tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"no \{\}"):
-        judge_classes(ColourModel(), colours, ["a thing"])
+        evaluate_classes(ColourModel(), colours, ["a thing"])
     (colours / "white").mkdir()
-    with pytest.raises(ValueError, match="'white' holds no picture"):
-        judge_classes(ColourModel(), colours)
+    with pytest.raises(ValueError, match="'white' holds no image"):
+        evaluate_classes(ColourModel(), colours)
     (colours / "white" / "hiss.wav").write_bytes(encode_audio(np.zeros(99, np.float32), 8000, "wav"))
-    with pytest.raises(ValueError, match="pictures and sounds"):
-        judge_classes(ColourModel(), colours)
+    with pytest.raises(ValueError, match="images and audio clips"):
+        evaluate_classes(ColourModel(), colours)
 
 
 def edits(folder: Path, name: str = "000000000001.jpg") -> Path:
@@ -93,10 +93,10 @@ def edits(folder: Path, name: str = "000000000001.jpg") -> Path:
 @pytest.mark.parametrize("place", ["", "val2017", "images"])
 def test_an_edit_is_told_from_the_truth_wherever_the_pictures_lie(tmp_path: Path, place: str) -> None:
     paint(tmp_path / "coco" / place / "000000000001.jpg", "red")
-    found = judge_sugar_crepe(ColourModel(), edits(tmp_path), tmp_path / "coco", samples=10)["cosine"]
+    found = evaluate_sugar_crepe(ColourModel(), edits(tmp_path), tmp_path / "coco", samples=10)["cosine"]
     assert found.metrics["mean"] == 100 and found.protocol.skipped == 0
 
 
 def test_a_file_name_is_not_a_path(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a path"):
-        judge_sugar_crepe(ColourModel(), edits(tmp_path, "../secret.jpg"), tmp_path)
+        evaluate_sugar_crepe(ColourModel(), edits(tmp_path, "../secret.jpg"), tmp_path)

@@ -80,33 +80,33 @@ def test_heads_learn_how_strongly_they_attend_to_marked_tokens() -> None:
     """Nothing at first; then the formula with a bias on the marked keys, its gradient too, beside rows of padding."""
     attention, x, y = build(), context(tokens=4), context(seed=1)
     mask = torch.arange(5) < torch.tensor([[5], [3], [0]])
-    marked = torch.tensor([[0, 1, 0, 0, 1], [0, 0, 0, 1, 0], [1, 0, 0, 0, 0]]).bool()
+    term_mask = torch.tensor([[0, 1, 0, 0, 1], [0, 0, 0, 1, 0], [1, 0, 0, 0, 0]]).bool()
     plain = attention(x, y, mask)
-    attention.learn_strength()
-    torch.testing.assert_close(attention(x, y, mask, marked), plain)
-    assert attention.term_strength is not None
-    attention.term_strength.data = torch.tensor([1.0, -0.5, 90.0])
-    found = attention(x, y, mask, marked)
+    attention.add_term_bias()
+    torch.testing.assert_close(attention(x, y, mask, term_mask), plain)
+    assert attention.term_bias is not None
+    attention.term_bias.data = torch.tensor([1.0, -0.5, 90.0])
+    found = attention(x, y, mask, term_mask)
 
     def heads(projected: torch.Tensor) -> torch.Tensor:
         return projected.unflatten(2, (3, 4)).transpose(1, 2)
 
     q, k = (rms_norm(heads(f(z)), (4,)) for f, z in ((attention.q_proj, x), (attention.k_proj, y)))
-    bias = (4 * torch.tanh(attention.term_strength / 4))[:, None, None] * marked[:, None, None]
+    bias = (4 * torch.tanh(attention.term_bias / 4))[:, None, None] * term_mask[:, None, None]
     logits = (q @ k.transpose(2, 3) / math.sqrt(4) + bias).masked_fill(~mask[:, None, None], float("-inf"))
     weights = logits[:2].softmax(-1)
     expected = attention.out_proj((weights @ heads(attention.v_proj(y))[:2]).transpose(1, 2).flatten(2))
     torch.testing.assert_close(found[:2], expected)
     assert (found[2] == 0).all()
-    gradients = [torch.autograd.grad(v.square().sum(), attention.term_strength)[0] for v in (found, expected)]
+    gradients = [torch.autograd.grad(v.square().sum(), attention.term_bias)[0] for v in (found, expected)]
     torch.testing.assert_close(*gradients)
 
 
 def test_no_strength_hides_what_is_not_marked() -> None:
     """A head that wants nothing but terms still gives the others a share of e^-4 for each."""
     attention = build(width=1, heads=1)
-    attention.learn_strength()
-    attention.term_strength.data.fill_(1e9)  # type: ignore[union-attr]
+    attention.add_term_bias()
+    attention.term_bias.data.fill_(1e9)  # type: ignore[union-attr]
     for layer, weight in ((attention.q_proj, 0.0), (attention.v_proj, 1.0), (attention.out_proj, 1.0)):
         torch.nn.init.constant_(layer.weight, weight)
         torch.nn.init.zeros_(layer.bias)

@@ -8,12 +8,12 @@ import torch
 from mm.model.backbone import Backbone, BackboneConfig, Stream
 from mm.model.moe import MoEConfig
 
-CONFIG = BackboneConfig(width=16, layers=2, heads=2, moe=MoEConfig(experts=6, active=2, hidden=4, shared=8))
+CONFIG = BackboneConfig(width=16, layers=2, heads=2, moe=MoEConfig(num_experts=6, top_k=2, hidden=4, shared=8))
 LENGTHS = {"image": 4, "audio": 3, "text": 5}
 
 
 def build(config: BackboneConfig = CONFIG) -> Backbone:
-    """One whose cross-modal attention has learned something: it begins at zero."""
+    """One whose cross-modal attention has learned something: it starts at zero."""
     torch.manual_seed(0)
     backbone = Backbone(config)
     for block in backbone.blocks:

@@ -9,7 +9,7 @@ from torch.nn.functional import silu
 
 from mm.model.moe import MoE, MoEConfig, Router, modality_entropy
 
-CONFIG = MoEConfig(experts=8, active=2, hidden=6, shared=0, z=0.0)
+CONFIG = MoEConfig(num_experts=8, top_k=2, hidden=6, shared=0, z=0.0)
 
 
 def build(config: MoEConfig = CONFIG, width: int = 10) -> MoE:
@@ -118,5 +118,5 @@ def test_every_chosen_expert_learns_and_no_other() -> None:
 
 
 def test_more_active_than_experts_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"moe\.active=9 of moe\.experts=8"):
-        MoEConfig(experts=8, active=9)
+    with pytest.raises(ValueError, match=r"moe\.top_k=9 of moe\.num_experts=8"):
+        MoEConfig(num_experts=8, top_k=9)

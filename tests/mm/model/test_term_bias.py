@@ -42,8 +42,8 @@ def test_terms_are_found_in_captions_with_and_without_neighbours() -> None:
     sequences, seen, skipped = token_sequences(["benzene ring", "molecular weight", ""], tokenizer, None)
     assert seen == ["benzene ring", "molecular weight"] and not skipped
     ids, mask = tokenizer(["a Benzene ring", "benzene", "molecular weight, and a benzene ring!"])
-    marked = [tokenizer.decode(row[marks].tolist()) for row, marks in zip(ids, Terms(sequences)(ids), strict=True)]
-    assert marked == ["benzene ring", "", "molecular weight benzene ring"]
+    term_mask = [tokenizer.decode(row[marks].tolist()) for row, marks in zip(ids, Terms(sequences)(ids), strict=True)]
+    assert term_mask == ["benzene ring", "", "molecular weight benzene ring"]
     assert not (Terms(sequences)(ids) & ~mask).any()
 
 
@@ -65,10 +65,10 @@ def test_a_model_that_heeds_terms_is_the_same_model_at_first_and_travels(
     task, batch = tiny_task().eval(), tiny_batch()
     before = task.model(batch).embeddings["text"]
     sequences, _, _ = token_sequences(["circle"], Tokenizer("scratch", 12), None)
-    task.model.heed(sequences)
+    task.model.add_term_bias(sequences)
     torch.testing.assert_close(task.model(batch).embeddings["text"], before)
     for block in task.model.backbone.blocks:
-        block.self_attention.term_strength.data.fill_(3.0)
+        block.self_attention.term_bias.data.fill_(3.0)
     after = task.model(batch).embeddings["text"]
     changed = (after - before).abs().amax(1) > 1e-4
     assert changed.tolist() == [

@@ -24,11 +24,11 @@ class AtStep(AlignTask):
 @pytest.fixture
 def task(tiny: AlignConfig, vocabulary: torch.Tensor) -> AtStep:
     torch.manual_seed(0)
-    return AtStep(replace(tiny, loss=replace(tiny.loss, fine_rows=3, match_rows=3, shared_codes=8)), vocabulary)
+    return AtStep(replace(tiny, loss=replace(tiny.loss, filip_rows=3, itm_rows=3, code_match_codes=8)), vocabulary)
 
 
 def losses(task: AlignTask, batch: Batch):  # type: ignore[no-untyped-def]
-    task.draw_anew()
+    task.seed_step()
     return task.losses(task.model(batch), batch)
 
 
@@ -39,7 +39,7 @@ def test_terms_come_with_the_stages_of_the_step(task: AtStep, tiny_batch: Callab
     for task.step in (0, 3, 9):
         terms, _ = losses(task, tiny_batch())
         pairs = terms.terms.keys() - always
-        assert always < terms.terms.keys() and "global/image_text" in pairs
+        assert always < terms.terms.keys() and "contrastive/image_text" in pairs
         counts.append(len(pairs))
     assert counts == [1, 6, 12]  # of 10 steps, stage 2 from 1.5 and stage 3 from 4
 
@@ -62,7 +62,7 @@ def test_load_counts_the_joint_forwards_too(task: AtStep, tiny_batch: Callable[.
 def test_what_a_step_draws_depends_on_seed_and_step_alone(task: AtStep) -> None:
     def draw(step: int, seed: int = 0) -> list[float]:
         task.step, task.config = step, replace(task.config, seed=seed)
-        task.draw_anew()
+        task.seed_step()
         return torch.rand(3).tolist()
 
     first = draw(4)
@@ -73,11 +73,11 @@ def test_what_a_step_draws_depends_on_seed_and_step_alone(task: AtStep) -> None:
 
 def test_the_guard_names_the_term_that_broke(task: AtStep, tiny_batch: Callable[..., Batch]) -> None:
     terms, _ = losses(task, tiny_batch())
-    task.guard(terms)
+    task.check_finite(terms)
     task.step = 7
-    terms.add("match/image_text", torch.tensor(float("nan")), 1.0)
-    with pytest.raises(FloatingPointError, match=r"step 7: match/image_text is not finite.*--resume true") as stopped:
-        task.guard(terms)
+    terms.add("itm/image_text", torch.tensor(float("nan")), 1.0)
+    with pytest.raises(FloatingPointError, match=r"step 7: itm/image_text is not finite.*--resume true") as stopped:
+        task.check_finite(terms)
     assert "\n" not in str(stopped.value)
 
 

@@ -84,7 +84,7 @@ def test_a_wrong_row_is_one_line_that_names_it(row: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"image": lambda: "no picture"}, "row 0: the function of its image gave str"),
+        ({"image": lambda: "no image"}, "row 0: the function of its image gave str"),
         ({"audio": lambda: 3}, "row 0: audio is a pair"),
         ({"audio": (np.full(4, np.nan), 16000)}, "row 0: the waveform must be one row"),
     ],

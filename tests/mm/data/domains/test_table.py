@@ -1,4 +1,4 @@
-"""A CSV file and its folder of pictures as a domain set."""
+"""A CSV file and its folder of images as a domain set."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Behaviour: pictures shrink into shards, what cannot be read is listed, a killed run goes on where it stopped."""
+"""Behaviour: images shrink into shards, what cannot be read is listed, a killed run goes on where it stopped."""
 
 import io
 import multiprocessing
@@ -24,7 +24,7 @@ def source(tmp_path, photographs):
 def test_shards_hold_the_same_samples_smaller(source, tmp_path):
     done = prepare_split(source, tmp_path / "shards", "train", Preparation(size=20, samples_per_shard=3))
     dataset = open_split(tmp_path / "shards", "train")
-    assert done.samples == len(dataset) == 8 and done.left_out == []
+    assert done.samples == len(dataset) == 8 and done.skipped_lines == []
     assert dataset.image_ids == source.image_ids and dataset.captions == source.captions
     assert dataset.caption_ids == source.caption_ids and all(dataset.has_audio)
     assert dataset[5].image.size == (30, 20)
@@ -56,8 +56,8 @@ def test_what_cannot_be_read_is_listed_and_the_rest_goes_on(source, tmp_path):
     (tmp_path / "coco" / "audio" / "photo_006.flac").write_bytes(bytes(10000))
     done = prepare_split(source, tmp_path / "shards", "train", Preparation(samples_per_shard=3))
     dataset = open_split(tmp_path / "shards", "train")
-    assert len(done.left_out) == 3
-    for line, name in zip(done.left_out, ["photo_002.jpg", "photo_004.jpg", "photo_006.flac"], strict=True):
+    assert len(done.skipped_lines) == 3
+    for line, name in zip(done.skipped_lines, ["photo_002.jpg", "photo_004.jpg", "photo_006.flac"], strict=True):
         assert name in line and "\n" not in line
     assert dataset.image_ids == [100, 101, 103, 105, 106, 107] and dataset.skipped == {"unreadable file": 3}
     assert [dataset.has_audio[i] for i in (3, 4, 5)] == [True, False, True]
@@ -79,12 +79,12 @@ def test_pictures_of_every_mode_and_format_come_out_as_rgb(tmp_path, photographs
         buffer = io.BytesIO()
         PIL.Image.open(path).convert("L").convert(mode).save(buffer, file_format)
         path.write_bytes(buffer.getvalue())
-    assert prepare_split(source, tmp_path / "shards", "train", Preparation()).left_out == []
+    assert prepare_split(source, tmp_path / "shards", "train", Preparation()).skipped_lines == []
     assert {open_split(tmp_path / "shards", "train")[i].image.mode for i in range(4)} == {"RGB"}
 
 
 def _prepare_and_die(source, folder, after):
-    """Runs in a process of its own that is killed, without warning, once `after` pictures are dealt with."""
+    """Runs in a process of its own that is killed, without warning, once `after` images are dealt with."""
     count = 0
 
     def advance(more):
@@ -125,7 +125,7 @@ def test_a_finished_split_is_left_alone_until_something_changes(source, tmp_path
 
     assert prepare().kept_shards == 0
     again = prepare()
-    assert again.kept_shards == 3 and again.samples == 7 and len(again.left_out) == 1
+    assert again.kept_shards == 3 and again.samples == 7 and len(again.skipped_lines) == 1
     assert prepare(size=10).kept_shards == 0
     source.captions[0] = ("another caption", *source.captions[0][1:])
     assert prepare(size=10).kept_shards == 0 and open_split(tmp_path, "train").captions[0][0] == "another caption"

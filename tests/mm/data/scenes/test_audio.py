@@ -1,4 +1,4 @@
-"""Sounds: a function of the facts, every fact audible, objects heard from left to right."""
+"""Audio clips: a function of the facts, every fact audible, objects heard from left to right."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Pictures: the right colours and patterns at the right places, at any size."""
+"""Images: the right colours and patterns at the right places, at any size."""
 
 from dataclasses import replace
 
