@@ -2,34 +2,27 @@
 
 L(t) = Σ_m λ_vq·L_vq(m) + Σ_p [ w_global(p,t)·L_global(p) + w_fine(p,t)·L_fine(p) + w_match(p,t)·L_match(p) ] +
 λ_moe·L_moe
+
+Of a pair p: L_global is the term `contrastive`; L_fine are `code_match` and `filip`; L_match is `itm`.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
 
 from alignment.contrastive import Contrastive
 from alignment.fine_grained import CodeAgreement, LateInteraction
 from alignment.matching import hard_negatives, matching_loss
-from alignment.schedule import PAIRS, LossWeights
+from alignment.schedule import LossWeights, Pair
 
-
-@dataclass(frozen=True)
-class DrawnPairs:
-    """Rows (N,) of modalities a and b that are to be matched: the first `positives` are pairs, the others are not."""
-
-    a: str
-    b: str
-    rows_a: Tensor
-    rows_b: Tensor
-    positives: int
-
-
-MatchLogits = Callable[[list[DrawnPairs]], Tensor]
-"""Drawn pairs of several pairs of modalities -> match logits of all of them, one after another."""
+PairRows = dict[Pair, tuple[Tensor, Tensor]]
+"""Of a pair of modalities the rows (P,) of each that belong together."""
+SHARED_CODES = 256
+"""Entries of the codebook that the modalities share in the term `code_match`."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +30,7 @@ class LossConfig:
     """Weights and sizes of the loss terms."""
 
     contrastive: Literal["softmax", "sigmoid"] = "softmax"
+    """InfoNCE, or the pairwise sigmoid loss."""
     temperature: float = 0.1
     """Initial temperature of the contrastive terms; learned from there."""
     vq: float = 0.25
@@ -51,25 +45,29 @@ class LossConfig:
     """Samples per step and process on which late interaction is computed: it costs rows² token similarities."""
     itm_rows: int = 8
     """Samples per step on which matching is computed: it costs three joint forwards each."""
-    moe: float = 1.0
-    """Weight of the router's own losses, which carry their coefficients with them."""
-    code_match_codes: int = 256
-    """Entries of the codebook that the modalities share in the code agreement term."""
 
 
 @dataclass
 class Aligned:
-    """One side of a pair: embedding (N, E) and tokens (N, T, P) are unit vectors, mask (N, T) bool, present
-    (N,) bool.
-
-    A side may hold several rows of each of B samples, as several captions of an image: N is a multiple of B, and row r
-    belongs to sample r mod B.
-    """
+    """One side of a pair: embedding (N, E) and tokens (N, T, P) are unit vectors, mask (N, T) bool; present (N,) bool;
+    sample_index (N,) int64, the sample each row belongs to. Several rows may belong to one, as captions of an image."""
 
     embedding: Tensor
     tokens: Tensor
     mask: Tensor
     present: Tensor
+    sample_index: Tensor
+
+
+@dataclass
+class DrawnPairs:
+    """Rows (N,) of modalities a and b that are to be matched: the first `positives` are pairs, the others are not."""
+
+    a: str
+    b: str
+    rows_a: Tensor
+    rows_b: Tensor
+    positives: int
 
 
 @dataclass
@@ -84,89 +82,123 @@ class LossTerms:
         self.total = self.total + weight * value
 
 
-class ProgressiveAlignment(nn.Module):
-    """All pair terms of the loss. One temperature per pair, one shared codebook for all."""
+for result in (Aligned, DrawnPairs, LossTerms):
+    register_dataclass(result)
 
-    def __init__(self, config: LossConfig, token_width: int, modalities: tuple[str, ...]) -> None:
+
+class ProgressiveAlignment(nn.Module):
+    """All pair terms of the loss. One temperature per pair, one shared codebook for all.
+
+    Args:
+        token_width: P, of the token embeddings.
+        pairs: of modalities, in the order in which terms are summed.
+    """
+
+    def __init__(self, config: LossConfig, token_width: int, pairs: Iterable[Pair]) -> None:
         super().__init__()
         self.config = config
-        self.pairs = [(a, b) for a, b in PAIRS if a in modalities and b in modalities]
+        self.pairs = tuple(pairs)
+        names = [f"{a}_{b}" for a, b in self.pairs]
         self.contrastive: Any = nn.ModuleDict(
-            {f"{a}_{b}": Contrastive(config.contrastive, config.temperature) for a, b in self.pairs}
+            {name: Contrastive(config.contrastive, config.temperature) for name in names}
         )
-        self.filip: Any = nn.ModuleDict({f"{a}_{b}": LateInteraction(config.temperature) for a, b in self.pairs})
-        self.code_match = CodeAgreement(config.code_match_codes, token_width)
+        self.filip: Any = nn.ModuleDict({name: LateInteraction(config.temperature) for name in names})
+        self.code_match = CodeAgreement(SHARED_CODES, token_width)
 
-    def forward(self, sides: dict[str, Aligned], ids: Tensor, weights: LossWeights, match: MatchLogits) -> LossTerms:
-        """The sides by modality, image ids (B,), the schedule's weights now, and the joint head -> LossTerms."""
-        loss = LossTerms(ids.new_zeros((), dtype=torch.float32))
-        drawn = []
+    def rows(self, sides: Mapping[str, Aligned]) -> PairRows:
+        """Sides by modality -> of every pair the rows (P,) of both that have a partner, where at least two have one."""
+        found: PairRows = {}
         for a, b in self.pairs:
-            if a not in sides or b not in sides:
-                continue
-            rows_a, rows_b = paired_rows(sides[a].present, sides[b].present)
-            if len(rows_a) < 2:
-                continue
-            of_rows = ids[rows_a % len(ids)]
-            self.pair(loss, (a, b), sides, (rows_a, rows_b), of_rows, weights)
-            if weights.itm[a, b] > 0 and self.config.itm > 0:
-                drawn.append(self.draw((a, b), sides, (rows_a, rows_b), of_rows))
-        # All pairs of modalities pass the joint head in one call: small calls cost more than what they compute.
-        logits = match(drawn).split([len(d.rows_a) for d in drawn]) if drawn else ()
-        for d, found in zip(drawn, logits, strict=True):
-            value = matching_loss(found[: d.positives], found[d.positives :])
-            loss.add(f"itm/{d.a}_{d.b}", value, weights.itm[d.a, d.b] * self.config.itm)
+            if a in sides and b in sides:
+                rows = paired_rows(sides[a], sides[b])
+                if len(rows[0]) >= 2:
+                    found[a, b] = rows
+        return found
+
+    def draw(self, sides: Mapping[str, Aligned], rows: PairRows, ids: Tensor, weights: LossWeights) -> list[DrawnPairs]:
+        """Sides by modality, their `rows`, image ids (B,), the schedule's weights now -> what is to be matched.
+
+        One positive and two hard negatives for each of the first `itm_rows` samples. The negatives come from the whole
+        batch: the larger it is, the harder they are.
+        """
+        if self.config.itm <= 0:
+            return []
+        return [self.draw_pair(pair, sides, rows[pair], ids) for pair in rows if weights.itm[pair] > 0]
+
+    def draw_pair(
+        self, pair: Pair, sides: Mapping[str, Aligned], rows: tuple[Tensor, Tensor], ids: Tensor
+    ) -> DrawnPairs:
+        a, b = pair
+        i, j = rows
+        count = self.config.itm_rows
+        of_rows = ids[sides[a].sample_index[i]]
+        with torch.no_grad():
+            similarity = sides[a].embedding[i] @ sides[b].embedding[j].T
+            wrong_b, wrong_a = hard_negatives(similarity, of_rows, self.contrastive[f"{a}_{b}"].scale)
+        few_a = i[:count]
+        few_b = j[:count]
+        rows_a = torch.cat([few_a, few_a, i[wrong_a[:count]]])
+        rows_b = torch.cat([few_b, j[wrong_b[:count]], few_b])
+        return DrawnPairs(a, b, rows_a, rows_b, len(few_a))
+
+    def forward(self, sides: Mapping[str, Aligned], rows: PairRows, ids: Tensor, weights: LossWeights) -> LossTerms:
+        """Sides by modality, their `rows`, image ids (B,), the schedule's weights now -> LossTerms without matching. A
+        term of weight zero is not computed."""
+        loss = LossTerms(ids.new_zeros((), dtype=torch.float32))
+        for pair, pair_rows in rows.items():
+            self.add_pair(loss, pair, sides, pair_rows, ids, weights)
         return loss
 
-    def pair(
+    def add_pair(
         self,
         loss: LossTerms,
-        pair: tuple[str, str],
-        sides: dict[str, Aligned],
+        pair: Pair,
+        sides: Mapping[str, Aligned],
         rows: tuple[Tensor, Tensor],
         ids: Tensor,
         weights: LossWeights,
     ) -> None:
-        """Add one pair's terms but matching, over its `rows` (P,) of each side, ids (P,). A term of weight zero is not
-        computed.
-        """
-        (a, b), config = pair, self.config
-        x, y = sides[a], sides[b]
+        """Add one pair's terms but matching, over its `rows` (P,) of each side."""
+        config = self.config
+        name = f"{pair[0]}_{pair[1]}"
+        x = sides[pair[0]]
+        y = sides[pair[1]]
         i, j = rows
+        of_rows = ids[x.sample_index[i]]
         if weights.contrastive[pair] > 0:
-            value = self.contrastive[f"{a}_{b}"](x.embedding[i], y.embedding[j], ids)
-            loss.add(f"contrastive/{a}_{b}", value, weights.contrastive[pair])
+            value = self.contrastive[name](x.embedding[i], y.embedding[j], of_rows)
+            loss.add(f"contrastive/{name}", value, weights.contrastive[pair])
         if weights.fine[pair] > 0 and config.code_match > 0:
-            value = self.code_match(x.tokens[i], x.mask[i], y.tokens[j], y.mask[j], ids)
-            loss.add(f"code_match/{a}_{b}", value, weights.fine[pair] * config.code_match)
-        # Batches come in random order, so the first rows are a random sample.
-        i, j, few = i[: config.filip_rows], j[: config.filip_rows], ids[: config.filip_rows]
+            value = self.code_match(x.tokens[i], x.mask[i], y.tokens[j], y.mask[j], of_rows)
+            loss.add(f"code_match/{name}", value, weights.fine[pair] * config.code_match)
         if weights.fine[pair] > 0 and config.filip > 0:
-            value = self.filip[f"{a}_{b}"](x.tokens[i], x.mask[i], y.tokens[j], y.mask[j], few)
-            loss.add(f"filip/{a}_{b}", value, weights.fine[pair] * config.filip)
+            # Batches come in random order, so the first rows are a random sample.
+            i = i[: config.filip_rows]
+            j = j[: config.filip_rows]
+            of_rows = of_rows[: config.filip_rows]
+            value = self.filip[name](x.tokens[i], x.mask[i], y.tokens[j], y.mask[j], of_rows)
+            loss.add(f"filip/{name}", value, weights.fine[pair] * config.filip)
 
-    def draw(
-        self, pair: tuple[str, str], sides: dict[str, Aligned], rows: tuple[Tensor, Tensor], ids: Tensor
-    ) -> DrawnPairs:
-        """One positive and two hard negatives for each of the first pairs.
-
-        The negatives come from the whole batch: the larger it is, the harder they are.
-        """
-        (a, b), (i, j), count = pair, rows, self.config.itm_rows
-        with torch.no_grad():
-            similarity = sides[a].embedding[i] @ sides[b].embedding[j].T
-            wrong_b, wrong_a = hard_negatives(similarity, ids, self.contrastive[f"{a}_{b}"].scale)
-        few_a, few_b, wrong_b, wrong_a = i[:count], j[:count], j[wrong_b[:count]], i[wrong_a[:count]]
-        rows_a, rows_b = torch.cat([few_a, few_a, wrong_a]), torch.cat([few_b, wrong_b, few_b])
-        return DrawnPairs(a, b, rows_a, rows_b, len(few_a))
+    def add_matching(
+        self, loss: LossTerms, drawn: Sequence[DrawnPairs], logits: Sequence[Tensor], weights: LossWeights
+    ) -> None:
+        """Add the matching terms of what `draw` gave; logits (N,) of each."""
+        for d, of_pair in zip(drawn, logits, strict=True):
+            value = matching_loss(of_pair[: d.positives], of_pair[d.positives :])
+            loss.add(f"itm/{d.a}_{d.b}", value, weights.itm[d.a, d.b] * self.config.itm)
 
 
-def paired_rows(present_a: Tensor, present_b: Tensor) -> tuple[Tensor, Tensor]:
-    """present of two sides (N,), (M,) bool -> rows of each (P,), (P,) that belong to one sample, both present.
+def paired_rows(a: Aligned, b: Aligned) -> tuple[Tensor, Tensor]:
+    """Rows of each side (P,), (P,) that belong to one sample, both present; one of the sides has a row for each sample.
 
     All samples once before any sample twice: the first pairs are of different samples.
     """
-    row = torch.arange(max(len(present_a), len(present_b)), device=present_a.device)
-    i, j = row % len(present_a), row % len(present_b)
-    kept = present_a[i] & present_b[j]
-    return i[kept], j[kept]
+    longer, shorter = (b, a) if len(b.sample_index) >= len(a.sample_index) else (a, b)
+    row_of = torch.empty_like(shorter.sample_index)
+    row_of[shorter.sample_index] = torch.arange(len(shorter.sample_index), device=row_of.device)
+    j = torch.arange(len(longer.sample_index), device=row_of.device)
+    i = row_of[longer.sample_index]
+    kept = shorter.present[i] & longer.present[j]
+    if longer is b:
+        return i[kept], j[kept]
+    return j[kept], i[kept]

@@ -4,10 +4,14 @@ Stage 1: tokenizers and image-text global. Stage 2 adds the fine-grained terms a
 and image-audio. There is no counter to lose: a resumed run reads the same weights from the same step.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-PAIRS: tuple[tuple[str, str], ...] = (("image", "text"), ("audio", "text"), ("image", "audio"))
+Pair = tuple[str, str]
+"""Two modalities that are aligned."""
+RAMP = 0.05
+"""Progress that a new term takes from zero to its full weight."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,6 @@ class ScheduleConfig:
     """Progress at which the fine-grained terms and audio begin."""
     stage3: float = 0.85
     """Progress at which matching and image-audio begin."""
-    ramp: float = 0.05
-    """Progress a new term takes from zero to its full weight."""
     learning_rate_factor: float = 0.8
     """The learning rate is multiplied by this at each new stage."""
 
@@ -37,9 +39,9 @@ class ScheduleConfig:
 class LossWeights:
     """Weights of the pair terms at one moment, each a dict from pair to weight in [0, 1]."""
 
-    contrastive: dict[tuple[str, str], float]
-    fine: dict[tuple[str, str], float]
-    itm: dict[tuple[str, str], float]
+    contrastive: dict[Pair, float]
+    fine: dict[Pair, float]
+    itm: dict[Pair, float]
 
 
 def ramp(progress: float, start: float, length: float) -> float:
@@ -57,19 +59,18 @@ def stage(config: ScheduleConfig, progress: float) -> int:
     return 1 + (progress >= config.stage2) + (progress >= config.stage3)
 
 
-def loss_weights(config: ScheduleConfig, progress: float) -> LossWeights:
-    """Weights of every pair's terms at `progress` in [0, 1]."""
+def loss_weights(config: ScheduleConfig, progress: float, stages: Mapping[Pair, int]) -> LossWeights:
+    """Weights of every pair's terms at `progress` in [0, 1]; stages: the pairs, and the stage each comes in."""
+    begun = {1: 1.0, 2: 1.0, 3: 1.0}
     if config.kind == "progressive":
-        second = ramp(progress, config.stage2, config.ramp)
-        third = ramp(progress, config.stage3, config.ramp)
-    else:
-        second = third = 1.0
+        begun[2] = ramp(progress, config.stage2, RAMP)
+        begun[3] = ramp(progress, config.stage3, RAMP)
     detail = 0.0 if config.kind == "contrastive_only" else 1.0
-    begins = {("image", "text"): 1.0, ("audio", "text"): second, ("image", "audio"): third}
+    contrastive = {pair: begun[stage] for pair, stage in stages.items()}
     return LossWeights(
-        contrastive=begins,
-        fine={pair: detail * min(second, weight) for pair, weight in begins.items()},
-        itm={pair: detail * min(third, weight) for pair, weight in begins.items()},
+        contrastive,
+        fine={pair: detail * min(begun[2], weight) for pair, weight in contrastive.items()},
+        itm={pair: detail * min(begun[3], weight) for pair, weight in contrastive.items()},
     )
 
 

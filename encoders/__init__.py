@@ -1,16 +1,15 @@
-"""VQ-VAE encoders of image, audio and text. A new modality is a class here and a line in ENCODERS."""
+"""VQ-VAE encoders of image, audio and text."""
 
 from encoders.audio import AudioConfig, AudioEncoder
-from encoders.base import Encoder, EncoderOutput, Features
+from encoders.base import EncoderOutput, Features
 from encoders.image import ImageConfig, ImageEncoder
 from encoders.text import TextConfig, TextEncoder
-
-ENCODERS: dict[str, type[Encoder]] = {"image": ImageEncoder, "audio": AudioEncoder, "text": TextEncoder}
+from encoders.vqvae import BottleneckConfig, Encoder
 
 __all__ = [
-    "ENCODERS",
     "AudioConfig",
     "AudioEncoder",
+    "BottleneckConfig",
     "Encoder",
     "EncoderOutput",
     "Features",

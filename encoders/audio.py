@@ -1,14 +1,18 @@
 """Audio VQ-VAE: waveform -> log-mel -> trunk -> codes -> log-mel."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-import torchaudio
 from torch import Tensor, nn
 
-from encoders.base import Encoder, EncoderOutput, Features, Trunk
+from encoders.base import Features, Trunk
 from encoders.trunks import TimmTrunk
-from encoders.vqvae import Bottleneck, BottleneckConfig, FeatureDecoder, feature_reconstruction
+from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder, FeatureDecoder, feature_reconstruction
+
+MELS = 64
+"""Bands of the log-mel image."""
+WINDOW_SECONDS = 0.025
+HOP_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -19,36 +23,33 @@ class AudioConfig:
     """scratch | timm/<name>, an image model that reads the log-mel image."""
     weights: str | None = None
     """Local file for the trunk (safetensors)."""
-    encoder_weights: str | None = None
-    """model.safetensors of a `train_vqvae` run with the same settings, to start from."""
     frozen: bool = False
     """A frozen trunk is not trained and its features are cached on disk."""
-    learning_rate_factor: float = 1.0
-    """Multiplies the learning rate of the trunk."""
     sample_rate: int = 16000
     """Hertz. Audio clips recorded at another rate are resampled."""
     seconds: float = 1.76
     """Clips are cut or padded to this length."""
-    mels: int = 64
-    """Bands of the log-mel image."""
-    window: int = 400
-    """Samples per analysis window."""
-    hop: int = 160
-    """Samples between frames."""
     width: int = 128
     """Width of the scratch trunk."""
     depth: int = 1
     """Blocks of the scratch trunk."""
-    reconstruct_sounds: int = 32
-    """Audio clips per step that are decoded in training: a sample of the batch estimates the same loss."""
-    bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
 
     def __post_init__(self) -> None:
-        if self.seconds * self.sample_rate < self.window or self.hop < 1:
+        if self.hop < 1 or self.seconds * self.sample_rate < self.window:
             raise ValueError(
                 f"audio.seconds={self.seconds} at audio.sample_rate={self.sample_rate} must hold at least one window of"
-                f" audio.window={self.window} samples, and audio.hop={self.hop} be positive"
+                f" {WINDOW_SECONDS} seconds"
             )
+
+    @property
+    def window(self) -> int:
+        """Samples per analysis window."""
+        return round(WINDOW_SECONDS * self.sample_rate)
+
+    @property
+    def hop(self) -> int:
+        """Samples between frames."""
+        return round(HOP_SECONDS * self.sample_rate)
 
 
 class LogMel(nn.Module):
@@ -56,12 +57,13 @@ class LogMel(nn.Module):
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
+        import torchaudio
+
         self.hop = config.hop
+        self.seconds_per_frame = config.hop / config.sample_rate
         with torch.device("cpu"):  # constants, which torchaudio checks by value: they cannot be made on the meta device
             self.spectrogram = torchaudio.transforms.Spectrogram(config.window, hop_length=config.hop, power=None)
-            self.mel_scale = torchaudio.transforms.MelScale(
-                config.mels, config.sample_rate, n_stft=config.window // 2 + 1
-            )
+            self.mel_scale = torchaudio.transforms.MelScale(MELS, config.sample_rate, n_stft=config.window // 2 + 1)
 
     @torch.no_grad()
     def forward(self, waveform: Tensor) -> Tensor:
@@ -114,31 +116,31 @@ class MelBlock(nn.Module):
 class AudioEncoder(Encoder):
     """waveform (B, S) float32 in [-1, 1] -> EncoderOutput with tokens (B, T, D)."""
 
-    def __init__(self, config: AudioConfig, width: int) -> None:
+    def __init__(self, config: AudioConfig, bottleneck: BottleneckConfig, width: int) -> None:
         super().__init__()
         if config.trunk != "scratch" and not config.trunk.startswith("timm/"):
             raise ValueError(f"audio.trunk={config.trunk!r}: use scratch or timm/<name>")
-        self.frozen_trunk, self.reconstruct_sounds = config.frozen, config.reconstruct_sounds
+        self.frozen_trunk = config.frozen
+        self.decoded_rows = bottleneck.reconstruct
         self.log_mel = LogMel(config)
         frames = int(config.seconds * config.sample_rate) // config.hop
         if config.trunk == "scratch":
             frames -= frames % MelTrunk.stride
-            self.trunk: Trunk = MelTrunk(config.mels, config.width, config.depth)
+            self.trunk: Trunk = MelTrunk(MELS, config.width, config.depth)
             tokens = frames // MelTrunk.stride
         else:
-            self.trunk = TimmTrunk(
-                config.trunk.removeprefix("timm/"), (config.mels, frames), config.weights, channels=1
-            )
+            name = config.trunk.removeprefix("timm/")
+            self.trunk = TimmTrunk(name, (MELS, frames), config.weights, channels=1)
             tokens = self.trunk.tokens
         self.frames = frames
-        self.bottleneck = Bottleneck(config.bottleneck, self.trunk.width, width, tokens, self.trunk.prefix)
+        self.bottleneck = Bottleneck(bottleneck, self.trunk.width, width, tokens, self.trunk.prefix)
         self.decoder: nn.Module | None = None
-        if config.bottleneck.mode != "continuous":
-            code_width = config.bottleneck.quantizer.width
-            scratch = isinstance(self.trunk, MelTrunk)
-            self.decoder = (
-                MelDecoder(code_width, config.mels) if scratch else FeatureDecoder(code_width, self.trunk.width)
-            )
+        if bottleneck.mode != "continuous":
+            code_width = bottleneck.quantizer.width
+            if isinstance(self.trunk, MelTrunk):
+                self.decoder = MelDecoder(code_width)
+            else:
+                self.decoder = FeatureDecoder(code_width, self.trunk.width)
         self.freeze_trunk_if_asked()
 
     def features(self, inputs: Tensor, mask: Tensor | None = None) -> Features:
@@ -158,36 +160,34 @@ class AudioEncoder(Encoder):
         real = mask.sum(1).add(samples_per_token - 1).div(samples_per_token, rounding_mode="floor")
         return torch.arange(tokens.shape[1], device=tokens.device) < real[:, None]
 
-    def forward(
-        self, features: Features, target: Tensor | None = None, target_mask: Tensor | None = None
-    ) -> EncoderOutput:
-        output, vectors = self.bottleneck(features)
+    def reconstruction(
+        self, vectors: Tensor, features: Features, target: Tensor | None, mask: Tensor | None
+    ) -> Tensor | None:
         if isinstance(self.decoder, FeatureDecoder):
-            output.losses["reconstruction"] = feature_reconstruction(self.decoder(vectors), features)
-        elif self.decoder is not None and target is not None:
-            rows = slice(self.reconstruct_sounds if self.training else None)
-            mel = self.log_mel(target[rows])[..., : self.frames]
-            error = (self.decoder(vectors[rows]).float() - mel).square().mean(1)
-            real = features.mask[rows].repeat_interleave(MelTrunk.stride, 1)
-            output.losses["reconstruction"] = (error * real).sum() / real.sum().clamp(min=1)
-        return output
+            return feature_reconstruction(self.decoder(vectors), features)
+        if self.decoder is None or target is None:
+            return None
+        rows = slice(self.decoded_rows if self.training else None)
+        mel = self.log_mel(target[rows])[..., : self.frames]
+        error = (self.decoder(vectors[rows]).float() - mel).square().mean(1)
+        real = features.mask[rows].repeat_interleave(MelTrunk.stride, 1)
+        return (error * real).sum() / real.sum().clamp(min=1)
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         """codes (B, T, Q) -> log-mel (B, mels, 8T), or trunk features (B, T, F) when the trunk is pretrained."""
         if self.decoder is None:
-            raise ValueError("a continuous bottleneck has no decoder: audio.bottleneck.mode=both or vq has one")
+            raise ValueError("a continuous bottleneck has no decoder: bottleneck.mode=both or vq has one")
         return self.decoder(self.bottleneck.lookup(codes))
 
 
 class MelDecoder(nn.Module):
     """Code vectors (B, T, C) -> log-mel (B, mels, 8T)."""
 
-    def __init__(self, code_width: int, mels: int, width: int = 256) -> None:
+    def __init__(self, code_width: int, width: int = 256) -> None:
         super().__init__()
-        self.mels = mels
         self.mix = nn.Conv1d(code_width, width, 3, padding=1)
-        self.frames = nn.Linear(width, MelTrunk.stride * mels)
+        self.frames = nn.Linear(width, MelTrunk.stride * MELS)
 
     def forward(self, vectors: Tensor) -> Tensor:
         x = nn.functional.gelu(self.mix(vectors.transpose(1, 2))).transpose(1, 2)
-        return self.frames(x).unflatten(2, (MelTrunk.stride, self.mels)).flatten(1, 2).transpose(1, 2)
+        return self.frames(x).unflatten(2, (MelTrunk.stride, MELS)).flatten(1, 2).transpose(1, 2)

@@ -1,12 +1,9 @@
-"""What every encoder returns, and what every encoder is: trunk → bottleneck → decoder."""
+"""What every encoder takes and returns. A leaf: it imports no other file of this package."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from encoders.vqvae import Bottleneck
+from torch.utils._pytree import register_dataclass
 
 
 @dataclass
@@ -23,7 +20,7 @@ class EncoderOutput:
 
     tokens (B, T, D) enter the backbone; codes (B, T, Q) int64 are their discrete names, -1 at padding;
     mask (B, T) bool; summary (B, S) is what the trunk itself says of the whole: its prefix tokens, and the mean of the
-    others; losses and metrics are named scalars; marked (B, T) bool are the tokens to which attention is drawn, if any.
+    others; losses and metrics are named scalars; term_mask (B, T) bool are the tokens of terms, if any.
     """
 
     tokens: Tensor
@@ -35,6 +32,10 @@ class EncoderOutput:
     term_mask: Tensor | None = None
 
 
+for result in (Features, EncoderOutput):
+    register_dataclass(result)
+
+
 class Trunk(nn.Module):
     """What reads the raw input: at most `tokens` tokens of `width` features, the first `prefix` of which (CLS) stand
     for the whole."""
@@ -42,40 +43,3 @@ class Trunk(nn.Module):
     width: int
     tokens: int
     prefix: int = 0
-
-
-class Encoder(nn.Module):
-    """A VQ-VAE of one modality. Subclasses own `trunk`, `bottleneck` and `decoder`."""
-
-    trunk: Trunk
-    bottleneck: "Bottleneck"
-    frozen_trunk: bool
-
-    def features(self, inputs: Tensor, mask: Tensor | None = None) -> Features:
-        """Raw inputs of the modality -> Features of the trunk (B, T, F). The part that is cached when it is frozen."""
-        raise NotImplementedError
-
-    def forward(
-        self, features: Features, target: Tensor | None = None, target_mask: Tensor | None = None
-    ) -> EncoderOutput:
-        """Features (B, T, F) -> EncoderOutput with tokens (B, T, D).
-
-        With a `target` the reconstruction loss is added.
-        """
-        raise NotImplementedError
-
-    def reconstruct(self, codes: Tensor) -> Tensor:
-        """codes (B, T, Q) -> the modality's decoded form (pixels, log-mel frames, token logits or trunk features)."""
-        raise NotImplementedError
-
-    def train(self, mode: bool = True) -> "Encoder":
-        """A frozen trunk stays in evaluation mode: dropout and batch statistics must not move under a cache."""
-        super().train(mode)
-        if self.frozen_trunk:
-            self.trunk.eval()
-        return self
-
-    def freeze_trunk_if_asked(self) -> None:
-        if self.frozen_trunk:
-            self.trunk.requires_grad_(False)
-            self.trunk.eval()

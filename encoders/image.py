@@ -1,14 +1,15 @@
 """Image VQ-VAE: pixels -> trunk -> codes -> pixels, or trunk features when the trunk is pretrained."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from encoders.base import Encoder, EncoderOutput, Features
+from encoders.base import Features
 from encoders.joined_trunk import JoinedTrunk, build_joined_trunk
 from encoders.trunks import ConvTrunk, OpenClipImageTrunk, TimmTrunk
-from encoders.vqvae import Bottleneck, BottleneckConfig, FeatureDecoder, feature_reconstruction
+from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder, FeatureDecoder, feature_reconstruction
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,12 @@ class ImageConfig:
     weights: str | None = None
     """Local file for the trunk (safetensors), of joined trunks one each, joined by +; without it, a pretrained trunk is
     fetched by its library."""
-    encoder_weights: str | None = None
-    """model.safetensors of a `train_vqvae` run with the same settings, to start from."""
     frozen: bool = False
     """A frozen trunk is not trained and its features are cached on disk."""
-    learning_rate_factor: float = 1.0
-    """Multiplies the learning rate of the trunk."""
     size: int = 64
     """Pixels per side."""
+    fit: Literal["crop", "squash"] = "squash"
+    """How an image becomes a square: cut the centre out, or change the aspect and keep everything."""
     pool: int = 1
     """Average pooling of a timm trunk's patch grid, or of joined trunks' common one, per side."""
     width: int = 96
@@ -36,9 +35,10 @@ class ImageConfig:
     """Pixels per token and side of the scratch trunk: 8, 16 or 32."""
     depth: int = 1
     """Blocks of the scratch trunk's late stage."""
-    reconstruct_images: int = 32
-    """Images per step whose pixels are decoded in training: a sample of the batch estimates the same loss."""
-    bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.pool < 1:
+            raise ValueError(f"image.size={self.size} and image.pool={self.pool}: both must be at least 1")
 
 
 ImageTrunk = ConvTrunk | TimmTrunk | OpenClipImageTrunk | JoinedTrunk
@@ -51,21 +51,22 @@ class ImageEncoder(Encoder):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: ImageConfig, width: int) -> None:
+    def __init__(self, config: ImageConfig, bottleneck: BottleneckConfig, width: int) -> None:
         super().__init__()
-        self.size, self.frozen_trunk, self.reconstruct_images = config.size, config.frozen, config.reconstruct_images
+        self.size = config.size
+        self.frozen_trunk = config.frozen
+        self.decoded_rows = bottleneck.reconstruct
         self.trunk = build_image_trunk(config)
         self.register_buffer("mean", torch.tensor(self.trunk.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.trunk.std).view(3, 1, 1), persistent=False)
-        self.bottleneck = Bottleneck(config.bottleneck, self.trunk.width, width, self.trunk.tokens, self.trunk.prefix)
+        self.bottleneck = Bottleneck(bottleneck, self.trunk.width, width, self.trunk.tokens, self.trunk.prefix)
         self.decoder: nn.Module | None = None
-        if config.bottleneck.mode != "continuous":
-            code_width = config.bottleneck.quantizer.width
-            self.decoder = (
-                PixelDecoder(code_width, self.trunk.grid, config.stride)
-                if isinstance(self.trunk, ConvTrunk)
-                else FeatureDecoder(code_width, self.trunk.width)
-            )
+        if bottleneck.mode != "continuous":
+            code_width = bottleneck.quantizer.width
+            if isinstance(self.trunk, ConvTrunk):
+                self.decoder = PixelDecoder(code_width, self.trunk.grid, config.stride)
+            else:
+                self.decoder = FeatureDecoder(code_width, self.trunk.width)
         self.freeze_trunk_if_asked()
 
     def normalise(self, image: Tensor) -> Tensor:
@@ -78,25 +79,25 @@ class ImageEncoder(Encoder):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_trunk):
             return self.trunk(self.normalise(inputs))
 
-    def forward(
-        self, features: Features, target: Tensor | None = None, target_mask: Tensor | None = None
-    ) -> EncoderOutput:
-        output, vectors = self.bottleneck(features)
+    def reconstruction(
+        self, vectors: Tensor, features: Features, target: Tensor | None, mask: Tensor | None
+    ) -> Tensor | None:
         if isinstance(self.decoder, FeatureDecoder):
-            output.losses["reconstruction"] = feature_reconstruction(self.decoder(vectors), features)
-        elif self.decoder is not None and target is not None:
-            rows = slice(self.reconstruct_images if self.training else None)
-            output.losses["reconstruction"] = nn.functional.mse_loss(
-                self.decoder(vectors[rows]).float(), self.normalise(target[rows])
-            )
-        return output
+            return feature_reconstruction(self.decoder(vectors), features)
+        if self.decoder is None or target is None:
+            return None
+        rows = slice(self.decoded_rows if self.training else None)
+        decoded = self.decoder(vectors[rows]).float()
+        return nn.functional.mse_loss(decoded, self.normalise(target[rows]))
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         """codes (B, T, Q) -> pixels (B, 3, H, W) in 0..1, or trunk features (B, T, F) when the trunk is pretrained."""
         if self.decoder is None:
-            raise ValueError("a continuous bottleneck has no decoder: image.bottleneck.mode=both or vq has one")
+            raise ValueError("a continuous bottleneck has no decoder: bottleneck.mode=both or vq has one")
         decoded = self.decoder(self.bottleneck.lookup(codes))
-        return decoded if isinstance(self.decoder, FeatureDecoder) else (decoded * self.std + self.mean).clamp(0, 1)
+        if isinstance(self.decoder, FeatureDecoder):
+            return decoded
+        return (decoded * self.std + self.mean).clamp(0, 1)
 
 
 class PixelDecoder(nn.Module):

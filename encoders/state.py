@@ -5,7 +5,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from encoders.base import Encoder
+from encoders.vqvae import Encoder
 from encoders.trunks import first_difference, read_weights
 
 BACKBONE_SIDE = ("bottleneck.up.", "bottleneck.bypass.", "bottleneck.gate", "bottleneck.position")

@@ -4,17 +4,20 @@ The tokenizer is the trunk's own: open_clip's BPE, or transformers'.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import open_clip
 import torch
 from torch import Tensor, nn
 
-from encoders.base import Encoder, EncoderOutput, Features, Trunk
+from encoders.base import Features, Trunk
 from encoders.trunks import HuggingFaceTextTrunk, OpenClipTextTrunk, fetching, hugging_face_folder, require_transformers
-from encoders.vqvae import Bottleneck, BottleneckConfig
+from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder
 from kernels.attention import attention
+
+DECODED_TOKENS = 8
+"""Token logits decoded per step for each of `bottleneck.reconstruct`: a vocabulary is wide, a sample of it estimates
+the same loss."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,8 @@ class TextConfig:
     """scratch | open_clip/<name>[:tag] | hf/<hub name, folder, or package:NAME/FOLDER>."""
     weights: str | None = None
     """Local file for an open_clip trunk."""
-    encoder_weights: str | None = None
-    """model.safetensors of a `train_vqvae` run with the same settings, to start from."""
     frozen: bool = False
     """A frozen trunk is not trained and its features are cached on disk."""
-    learning_rate_factor: float = 1.0
-    """Multiplies the learning rate of the trunk."""
     max_tokens: int = 40
     """Captions are cut here, start and end tokens included."""
     width: int = 128
@@ -39,10 +38,6 @@ class TextConfig:
     """Layers of the scratch trunk."""
     heads: int = 4
     """Attention heads of the scratch trunk."""
-    reconstruct_tokens: int = 256
-    """Positions per step at which token logits are decoded: a vocabulary is wide,
-    and a sample of it estimates the same loss."""
-    bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -62,6 +57,8 @@ class Tokenizer:
             with fetching(trunk):
                 self.hugging_face = require_transformers(name).AutoTokenizer.from_pretrained(hugging_face_folder(name))
         elif library in ("scratch", "open_clip"):
+            import open_clip
+
             self.bpe = open_clip.SimpleTokenizer(context_length=max_tokens)
         else:
             raise ValueError(f"text.trunk={trunk!r}: use scratch, open_clip/<name> or hf/<name or folder>")
@@ -182,21 +179,25 @@ class TextEncoder(Encoder):
     """
 
     trunk: TextTrunk
+    reads_vocabulary = True
 
-    def __init__(self, config: TextConfig, width: int, vocabulary: Tensor | None = None) -> None:
+    def __init__(
+        self, config: TextConfig, bottleneck: BottleneckConfig, width: int, vocabulary: Tensor | None = None
+    ) -> None:
         super().__init__()
-        self.frozen_trunk, self.reconstruct_tokens = config.frozen, config.reconstruct_tokens
+        self.frozen_trunk = config.frozen
+        self.decoded_tokens = DECODED_TOKENS * bottleneck.reconstruct
         self.trunk = build_text_trunk(config, vocabulary)
         if config.max_tokens > self.trunk.tokens:
             raise ValueError(
                 f"text.max_tokens={config.max_tokens}, but {config.trunk} reads at most {self.trunk.tokens}"
             )
-        self.bottleneck = Bottleneck(config.bottleneck, self.trunk.width, width, config.max_tokens)
+        self.bottleneck = Bottleneck(bottleneck, self.trunk.width, width, config.max_tokens)
         self.decoder: nn.Module | None = None
-        if config.bottleneck.mode != "continuous":
+        if bottleneck.mode != "continuous":
             embedding_width = self.trunk.embedding().shape[1]
             self.decoder = nn.Sequential(
-                nn.Linear(config.bottleneck.quantizer.width, embedding_width),
+                nn.Linear(bottleneck.quantizer.width, embedding_width),
                 nn.GELU(),
                 nn.Linear(embedding_width, embedding_width),
             )
@@ -207,21 +208,18 @@ class TextEncoder(Encoder):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_trunk):
             return self.trunk(inputs, mask)
 
-    def forward(
-        self, features: Features, target: Tensor | None = None, target_mask: Tensor | None = None
-    ) -> EncoderOutput:
-        """`target` (B, L) token ids and `target_mask` (B, L) add the cross-entropy of the decoded tokens."""
-        output, vectors = self.bottleneck(features)
-        if vectors is not None and target is not None:
-            real = features.mask if target_mask is None else target_mask
-            chosen = real.flatten().nonzero().squeeze(1)
-            if self.training and len(chosen) > self.reconstruct_tokens:
-                chosen = chosen[torch.randperm(len(chosen), device=chosen.device)[: self.reconstruct_tokens]]
-            logits = self.logits(vectors.flatten(0, 1)[chosen])
-            output.losses["reconstruction"] = nn.functional.cross_entropy(
-                logits.float(), self.rows(target).flatten()[chosen]
-            )
-        return output
+    def reconstruction(
+        self, vectors: Tensor, features: Features, target: Tensor | None, mask: Tensor | None
+    ) -> Tensor | None:
+        """The cross-entropy of the decoded tokens at real positions, against token ids `target` (B, L)."""
+        if target is None:
+            return None
+        real = features.mask if mask is None else mask
+        chosen = real.flatten().nonzero().squeeze(1)
+        if self.training and len(chosen) > self.decoded_tokens:
+            chosen = chosen[torch.randperm(len(chosen), device=chosen.device)[: self.decoded_tokens]]
+        logits = self.logits(vectors.flatten(0, 1)[chosen])
+        return nn.functional.cross_entropy(logits.float(), self.rows(target).flatten()[chosen])
 
     def logits(self, vectors: Tensor) -> Tensor:
         """Code vectors (..., C) -> token logits (..., V), the output matrix tied to the trunk's embedding
@@ -235,7 +233,7 @@ class TextEncoder(Encoder):
     def reconstruct(self, codes: Tensor) -> Tensor:
         """codes (B, L, Q) -> token logits (B, L, V); V counts the trunk's vocabulary (`token_ids` maps back)."""
         if self.decoder is None:
-            raise ValueError("a continuous bottleneck has no decoder: text.bottleneck.mode=both or vq has one")
+            raise ValueError("a continuous bottleneck has no decoder: bottleneck.mode=both or vq has one")
         return self.logits(self.bottleneck.lookup(codes))
 
     def token_ids(self, logits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The bottleneck between trunk and backbone: a quantizer with a gated continuous bypass.
+"""A VQ-VAE of one modality: trunk → bottleneck → decoder, and the bottleneck, a quantizer with a gated bypass.
 
 The VQ-VAE is van den Oord et al. 2017. The bypass is ours: what discretisation costs is then an ablation
 (`mode`: both | vq | continuous) and not a tax hidden in every number.
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from encoders.base import EncoderOutput, Features
+from encoders.base import EncoderOutput, Features, Trunk
 from encoders.quantizer import Quantizer, QuantizerConfig, build_quantizer
 
 
@@ -21,8 +21,17 @@ class BottleneckConfig:
     mode: Literal["both", "vq", "continuous"] = "both"
     """both: codes plus a gated bypass; vq: codes alone; continuous: no codes at all."""
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
-    gate: float = 2.0
-    """The bypass's gate at the start, as a logit: 2 lets 88 % of it through, 0 half."""
+    reconstruct: int = 32
+    """Samples per step whose raw input is decoded in training: a sample of the batch estimates the same loss. Of
+    captions eight times as many tokens."""
+
+    def __post_init__(self) -> None:
+        if self.reconstruct < 1:
+            raise ValueError(f"bottleneck.reconstruct={self.reconstruct}: it must be at least 1")
+
+
+GATE = 2.0
+"""The bypass's gate at the start, as a logit: 88 % of it passes."""
 
 
 class Bottleneck(nn.Module):
@@ -48,7 +57,7 @@ class Bottleneck(nn.Module):
             self.up = nn.Linear(code_width, width)
         if config.mode != "vq":
             self.bypass = nn.Linear(features, width)
-            self.gate = nn.Parameter(torch.full((width,), config.gate))
+            self.gate = nn.Parameter(torch.full((width,), GATE))
 
     def forward(self, features: Features) -> tuple[EncoderOutput, Tensor | None]:
         """-> (EncoderOutput with tokens (B, T, D), code vectors (B, T, C) or None when the path is continuous)."""
@@ -86,6 +95,73 @@ class Bottleneck(nn.Module):
                 "this bottleneck is continuous: it has no codes to look up (bottleneck.mode=both or vq has)"
             )
         return self.quantizer.lookup(codes)
+
+
+class Encoder(nn.Module):
+    """A VQ-VAE of one modality. Subclasses own `trunk`, `bottleneck` and `decoder`, and say how features and the
+    reconstruction loss are made."""
+
+    trunk: Trunk
+    bottleneck: Bottleneck
+    decoder: nn.Module | None
+    frozen_trunk: bool
+    reads_vocabulary = False
+    """Whether the constructor takes the vocabulary (V,) of the training captions after the backbone's width."""
+
+    def forward(
+        self,
+        inputs: Tensor | None,
+        mask: Tensor | None = None,
+        features: Features | None = None,
+        reconstruct: bool = True,
+    ) -> EncoderOutput:
+        """Raw inputs (B, …) and mask (B, …) -> EncoderOutput with tokens (B, T, D).
+
+        Cached `features` stand in for the trunk, which then does not run. With `reconstruct` the loss of decoding the
+        inputs is added where they are given.
+        """
+        if features is None:
+            if inputs is None:
+                raise ValueError("an encoder needs raw inputs or the cached features of its trunk")
+            features = self.features(inputs, mask)
+        output, vectors = self.bottleneck(features)
+        if vectors is not None:
+            target = inputs if reconstruct else None
+            loss = self.reconstruction(vectors, features, target, mask)
+            if loss is not None:
+                output.losses["reconstruction"] = loss
+        return output
+
+    def features(self, inputs: Tensor, mask: Tensor | None = None) -> Features:
+        """Raw inputs of the modality -> Features of the trunk (B, T, F): the part that is cached when it is frozen."""
+        raise NotImplementedError
+
+    def reconstruction(
+        self, vectors: Tensor, features: Features, target: Tensor | None, mask: Tensor | None
+    ) -> Tensor | None:
+        """Code vectors (B, T, C), their features, raw inputs and mask -> loss (), None without a target."""
+        raise NotImplementedError
+
+    def reconstruct(self, codes: Tensor) -> Tensor:
+        """codes (B, T, Q) -> the modality's decoded form (pixels, log-mel frames, token logits or trunk features)."""
+        raise NotImplementedError
+
+    @property
+    def decodes_features(self) -> bool:
+        """Whether a pretrained trunk's features are what is reconstructed, and not pixels, log-mel frames or tokens."""
+        return isinstance(self.decoder, FeatureDecoder)
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """A frozen trunk stays in evaluation mode: dropout and batch statistics must not move under a cache."""
+        super().train(mode)
+        if self.frozen_trunk:
+            self.trunk.eval()
+        return self
+
+    def freeze_trunk_if_asked(self) -> None:
+        if self.frozen_trunk:
+            self.trunk.requires_grad_(False)
+            self.trunk.eval()
 
 
 class FeatureDecoder(nn.Module):

@@ -1,17 +1,21 @@
-"""What a dataset yields and what a model is fed: one image with everything that belongs to it, and a batch of them."""
+"""The currency between data and model: one sample as a dataset yields it, and a batch as a model is fed it."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL.Image import Image
+import torch
 from torch import Tensor
+from torch.utils._pytree import register_dataclass
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with all its captions and, where there is one, its audio. Any modality may be absent.
+    """One image with all its captions and, where there is one, its audio clip. Any modality may be absent.
 
     `audio` is mono float32 in [-1, 1] at `sample_rate` hertz. `caption_ids` run parallel to `captions`.
     """
@@ -20,36 +24,20 @@ class Sample:
     image_id: int
     captions: tuple[str, ...] = ()
     caption_ids: tuple[int, ...] = ()
-    image: Image | None = None
-    audio: np.ndarray | None = None
+    image: "Image | None" = None
+    audio: "np.ndarray | None" = None
     sample_rate: int = 0
-
-
-class CaptionDataset(Protocol):
-    """A split on disk: random access by position, captions readable without decoding an image or an audio clip."""
-
-    name: str
-    image_ids: list[int]
-    captions: list[tuple[str, ...]]
-    caption_ids: list[tuple[int, ...]]
-    modalities: frozenset[str]
-    has_audio: list[bool]
-    skipped: dict[str, int]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample: ...
 
 
 @dataclass
 class Batch:
-    """What the model is fed. Shapes, for B samples:
+    """What the model is fed. Shapes, for B samples, and N rows of a modality (N = B, or K·B with K captions each):
 
-    inputs["image"] (B, 3, H, W) uint8 · inputs["text"] (B, L) int64 · inputs["audio"] (B, S) float32 waveform;
-    masks["text"] (B, L) bool and masks["audio"] (B, S) bool, True where the input is real.
-    features[m] (B, T, F) stand in for inputs[m] when a frozen trunk's output was cached; masks[m] is then (B, T).
-    present[m] (B,) bool: whether the sample has that modality. ids (B,) int64: equal ids are the same image.
-    With K captions of each image, the tensors of text have K·B rows: row r belongs to sample r mod B.
+    ids (B,) int64: equal ids are the same image. sample_index[m] (N,) int64: the sample, a position in ids, that each
+    row of modality m belongs to. present[m] (N,) bool: whether the row is there at all.
+    inputs["image"] (N, 3, H, W) uint8 · inputs["text"] (N, L) int64 · inputs["audio"] (N, S) float32 waveform;
+    masks["text"] (N, L) bool and masks["audio"] (N, S) bool, True where the input is real.
+    features[m] (N, T, F) stand in for inputs[m] when a frozen trunk's output was cached; masks[m] is then (N, T).
     """
 
     ids: Tensor
@@ -57,26 +45,46 @@ class Batch:
     features: dict[str, Tensor] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
     present: dict[str, Tensor] = field(default_factory=dict)
+    sample_index: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        return tuple(m for m in ("image", "audio", "text") if m in self.inputs or m in self.features)
+        """Those that the batch carries, as raw inputs or as cached features."""
+        return tuple(dict.fromkeys([*self.inputs, *self.features]))
 
-    def to(self, device: object, non_blocking: bool = False) -> "Batch":
-        def move(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {k: v.to(device, non_blocking=non_blocking) for k, v in tensors.items()}  # type: ignore[call-overload]
+    def put(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> None:
+        """Add a modality with a row for each sample, all of them there."""
+        self.inputs[modality] = inputs
+        if mask is not None:
+            self.masks[modality] = mask
+        rows = len(inputs)
+        self.present[modality] = torch.ones(rows, dtype=torch.bool)
+        self.sample_index[modality] = torch.arange(rows)
 
-        return replace(
-            self,
-            ids=self.ids.to(device, non_blocking=non_blocking),  # type: ignore[call-overload]
-            inputs=move(self.inputs),
-            features=move(self.features),
-            masks=move(self.masks),
-            present=move(self.present),
-        )
+    def select(self, modalities: Collection[str]) -> "Batch":
+        """The same samples with some of their modalities."""
+
+        def kept(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {m: tensor for m, tensor in tensors.items() if m in modalities}
+
+        return Batch(self.ids, *(kept(part) for part in self._parts))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """All tensors on a device."""
+
+        def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {m: tensor.to(device, non_blocking=non_blocking) for m, tensor in tensors.items()}
+
+        ids = self.ids.to(device, non_blocking=non_blocking)
+        return Batch(ids, *(moved(part) for part in self._parts))
+
+    @property
+    def _parts(self) -> tuple[dict[str, Tensor], ...]:
+        """Every field by modality, in the order of the constructor."""
+        return self.inputs, self.features, self.masks, self.present, self.sample_index
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.modalities)
+
+register_dataclass(Batch)

@@ -1,6 +1,7 @@
 """How a script starts: its options from the types of its arguments; what a user got wrong is one line, exit code 2."""
 
 import logging
+import re
 import sys
 import warnings
 from argparse import ArgumentError
@@ -8,7 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import auto_cli, set_parsing_settings
+
+from mm.artifacts.upgrade import renamed_flag, upgrade_config
 
 
 def run_command(
@@ -16,40 +20,62 @@ def run_command(
     then: Callable[[Any], Any] | None = None,
     arguments: Sequence[str] | None = None,
     positional: bool = False,
+    log: bool = False,
 ) -> None:
     """Call the function `component`, or build the dataclass `component` and pass it to `then`, from the command line.
 
         run_command(eval_coco)
         run_command(AlignConfig, train_align)
 
-    `arguments` stand in for the command line's; with `positional`, what has no default needs no --name. Errors that a
-    user can cause (ValueError, OSError such as a missing file, FloatingPointError of a diverged run, an option nobody
-    knows) end the process with code 2 and one line on stderr that starts with the script's name; any other exception is
-    a bug and keeps its traceback.
+    `arguments` stand in for the command line's; with `positional`, what has no default needs no --name; `log` shows
+    what training logs. Errors that a user can cause (ValueError, OSError such as a missing file, FloatingPointError of
+    a diverged run, an option nobody knows) end the process with code 2 and one line on stderr that starts with the
+    script's name; any other exception is a bug and keeps its traceback.
     """
+    if log:
+        log_training()
     script = Path(sys.argv[0])
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # what stands below a field is its --help
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        found = auto_cli(
-            component,
-            args=None if arguments is None else list(arguments),
-            as_positional=positional,
-            allow_abbrev=False,
-            exit_on_error=False,
-        )
+        words = with_upgraded_config(words)
+        found = auto_cli(component, args=words, as_positional=positional, allow_abbrev=False, exit_on_error=False)
         if then is not None:
             then(found)
     except ArgumentError as error:
-        _stop(f"{script.stem}: {_line(error)}; `python {script} --help` lists the options")
+        _stop(f"{script.stem}: {_renamed(words) or _line(error)}; `python {script} --help` lists the options")
     except (ValueError, OSError, FloatingPointError) as error:
         _stop(f"{script.stem}: {_line(error)}")
 
 
 def log_training() -> None:
-    """What a training script logs: our lines as they are, of Lightning only what went wrong."""
+    """What a training script logs: our lines as they are, of Lightning no warnings."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
+
+
+def with_upgraded_config(words: list[str]) -> list[str]:
+    """A command line whose --config files of an older version are read by their new names."""
+    upgraded = list(words)
+    for position, word in enumerate(words[:-1]):
+        if word == "--config":
+            path = Path(words[position + 1])
+            content = yaml.safe_load(path.read_text()) if path.is_file() else None
+            if isinstance(content, dict):
+                renamed = upgrade_config(content, str(path))
+                if renamed != content:
+                    upgraded[position + 1] = yaml.safe_dump(renamed)
+    return upgraded
+
+
+def _renamed(words: Sequence[str]) -> str | None:
+    """What to say of the first option that has another name by now."""
+    for word in words:
+        if word.startswith("--"):
+            said = renamed_flag(re.split("[= ]", word)[0])
+            if said is not None:
+                return said
+    return None
 
 
 def _line(error: Exception) -> str:

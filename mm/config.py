@@ -1,13 +1,38 @@
 """One run's settings. The defaults are the embedded run; a YAML in configs/ lists only what differs."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from alignment import PAIRS, LossConfig, ScheduleConfig
-from encoders import AudioConfig, ImageConfig, TextConfig
-from mm.data.module import DataConfig
+from alignment import LossConfig, ScheduleConfig
+from encoders import AudioConfig, BottleneckConfig, ImageConfig, TextConfig
+from mm.data.config import BatchPlan, DataConfig
 from mm.model.multimodal import ModelConfig
-from mm.train.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, and the course of its learning rate."""
+
+    learning_rate: float = 7e-4
+    """At its height, after the warm-up."""
+    weight_decay: float = 0.05
+    """AdamW's, of matrices only."""
+    warmup: float = 0.05
+    """Share of the run over which the learning rate rises from zero."""
+    final: float = 0.02
+    """The learning rate ends at this share of its height."""
+    clip: float = 1.0
+    """Largest gradient norm; 0 switches clipping off."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Factors on the learning rate by name pattern, such as {"encoders.text.trunk.*": 0.1}; of several that fit a
+    parameter, the last counts."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or self.weight_decay < 0 or self.clip < 0:
+            raise ValueError(
+                f"optim.learning_rate={self.learning_rate} must be positive, optim.weight_decay={self.weight_decay} and"
+                f" optim.clip={self.clip} not negative"
+            )
 
 
 @dataclass(frozen=True)
@@ -29,9 +54,16 @@ class TrainConfig:
     freeze: tuple[str, ...] = ()
     """Name patterns of parameters that do not train, such as encoders.text.trunk.*embeddings*."""
     accelerator: str = "auto"
+    """Lightning's: auto, cpu, gpu, …"""
     devices: int | Literal["auto"] = "auto"
+    """How many of them."""
     strategy: str = "auto"
     """Any Lightning strategy: auto, ddp, fsdp, deepspeed_stage_3, …"""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)}: it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -39,19 +71,15 @@ class EvalConfig:
     """How a split is evaluated."""
 
     batch_size: int = 256
+    """Samples, or captions, embedded at a time."""
     rerank: int = 2
-    """How many candidates of each query are scored again through cross-modal attention; 0 for none."""
-    rerank_pairs: tuple[str, ...] = ("image_text",)
-    """Which pairs are re-ranked: image_text, audio_text, image_audio. Each costs a joint forward per candidate."""
-    rerank_contrastive: float = 1.0
-    """Weight of the embeddings' logit, which is added to the match logit when re-ranking."""
-    rerank_filip: float = 1.0
-    """Weight of the late interaction's logit, which is added to the match logit when re-ranking."""
+    """How many candidates of each image and caption are scored again through cross-modal attention; 0 for none."""
+    rerank_weights: tuple[float, float] = (1.0, 1.0)
+    """Weights of the contrastive and of the filip logit, which are added to the match logit when re-ranking."""
 
     def __post_init__(self) -> None:
-        known = [f"{a}_{b}" for a, b in PAIRS]
-        if unknown := [pair for pair in self.rerank_pairs if pair not in known]:
-            raise ValueError(f"eval.rerank_pairs names {unknown[0]!r}: choose from {', '.join(known)}")
+        if self.batch_size < 1:
+            raise ValueError(f"eval.batch_size={self.batch_size}: it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -61,16 +89,31 @@ class AlignConfig:
     name: str = "default"
     """The run is written to <runs>/<name>."""
     runs: str = "runs"
+    """Folder of all runs."""
     seed: int = 0
+    """Of the initial weights, the order of the samples, and everything that a step draws."""
     resume: bool = False
     """Go on from the newest checkpoint of the run of this name."""
+    encoder_weights: dict[str, str] = field(default_factory=dict)
+    """By modality, model.safetensors of a `train_vqvae` run with the same settings, to start from."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)
     text: TextConfig = field(default_factory=TextConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
+    bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
+
+
+def encoders_of(config: AlignConfig) -> dict[str, Any]:
+    """The settings of each modality's encoder that the model has, by its name."""
+    return {modality: getattr(config, modality) for modality in config.model.modalities}
+
+
+def plan_of(config: AlignConfig) -> BatchPlan:
+    """Which samples each training step holds."""
+    return BatchPlan(config.train.batch_size, config.train.steps, config.seed)

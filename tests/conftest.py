@@ -18,9 +18,10 @@ from encoders import AudioConfig, ImageConfig, TextConfig
 from encoders.quantizer import QuantizerConfig
 from encoders.text import Tokenizer, observed_vocabulary
 from encoders.vqvae import BottleneckConfig
+from mm.artifacts.run import Run, build_run
 from mm.batch import Batch
 from mm.config import AlignConfig, EvalConfig, TrainConfig
-from mm.data.module import DataConfig
+from mm.data.config import DataConfig
 from mm.model.backbone import BackboneConfig
 from mm.model.moe import MoEConfig
 from mm.model.multimodal import ModelConfig
@@ -34,14 +35,15 @@ CAPTIONS = ("red circle", "two blue squares left of a star", "one small green he
 @pytest.fixture
 def tiny() -> AlignConfig:
     """All three modalities from scratch: width 32, 2 layers, 8 experts of which 2 are active."""
-    bottleneck = BottleneckConfig(quantizer=QuantizerConfig(num_codes=16, width=8))
+    bottleneck = BottleneckConfig(quantizer=QuantizerConfig(num_codes=16, width=8), reconstruct=2)
     backbone = BackboneConfig(width=32, layers=2, heads=2, moe=MoEConfig(num_experts=8, top_k=2, hidden=8, shared=16))
     return AlignConfig(
         data=DataConfig(),
         model=ModelConfig(embedding=16, token_embedding=8, backbone=backbone),
-        image=ImageConfig(size=32, width=16, depth=1, bottleneck=bottleneck),
-        audio=AudioConfig(seconds=0.32, mels=16, width=16, depth=1, bottleneck=bottleneck),
-        text=TextConfig(width=16, depth=1, heads=2, max_tokens=12, reconstruct_tokens=16, bottleneck=bottleneck),
+        image=ImageConfig(size=32, width=16, depth=1),
+        audio=AudioConfig(seconds=0.32, width=16, depth=1),
+        text=TextConfig(width=16, depth=1, heads=2, max_tokens=12),
+        bottleneck=bottleneck,
         train=TrainConfig(steps=10, batch_size=8, precision="fp32", accelerator="cpu"),
         eval=EvalConfig(batch_size=8, rerank=2),
     )
@@ -53,14 +55,20 @@ def vocabulary() -> torch.Tensor:
 
 
 @pytest.fixture
-def tiny_task(tiny: AlignConfig, vocabulary: torch.Tensor) -> Callable[..., AlignTask]:
-    """tiny_task(**changes of the config) -> AlignTask, the same weights every time."""
+def tiny_run(tiny: AlignConfig, vocabulary: torch.Tensor) -> Callable[..., Run]:
+    """tiny_run(**changes of the config) -> Run, the same weights every time."""
 
-    def build(**changes: object) -> AlignTask:
+    def build(**changes: object) -> Run:
         torch.manual_seed(0)
-        return AlignTask(replace(tiny, **changes), vocabulary)  # type: ignore[arg-type]
+        return build_run(replace(tiny, **changes), vocabulary)  # type: ignore[arg-type]
 
     return build
+
+
+@pytest.fixture
+def tiny_task(tiny_run: Callable[..., Run]) -> Callable[..., AlignTask]:
+    """tiny_task(**changes of the config) -> AlignTask of `tiny_run`."""
+    return lambda **changes: AlignTask(tiny_run(**changes))
 
 
 @pytest.fixture
@@ -73,15 +81,10 @@ def tiny_batch(tiny: AlignConfig) -> Callable[..., Batch]:
         ids, mask = Tokenizer("scratch", tiny.text.max_tokens)([CAPTIONS[i % len(CAPTIONS)] for i in range(rows)])
         lengths = torch.linspace(samples // 2, samples, rows).long()
         real = torch.arange(samples) < lengths[:, None]
-        return Batch(
-            torch.arange(rows),
-            inputs={
-                "image": torch.randint(0, 256, (rows, 3, 32, 32), dtype=torch.uint8, generator=random),
-                "audio": torch.randn(rows, samples, generator=random).mul(0.1) * real,
-                "text": ids,
-            },
-            masks={"audio": real, "text": mask},
-            present={m: torch.ones(rows, dtype=torch.bool) for m in ("image", "audio", "text")},
-        )
+        batch = Batch(torch.arange(rows))
+        batch.put("image", torch.randint(0, 256, (rows, 3, 32, 32), dtype=torch.uint8, generator=random))
+        batch.put("audio", torch.randn(rows, samples, generator=random).mul(0.1) * real, real)
+        batch.put("text", ids, mask)
+        return batch
 
     return make

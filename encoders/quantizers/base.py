@@ -5,6 +5,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
+
+COMMITMENT = 0.25
+"""Weight of the commitment loss, van den Oord et al. 2017; `loss.vq` scales it with the other losses of a VQ-VAE."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,6 @@ class QuantizerConfig:
     """Depth of the residual quantizer; 1 for every other kind."""
     decay: float = 0.9
     """Per-step decay of the moving averages (ema, cosine, residual); 0.99 is usual for runs of many thousand steps."""
-    commitment: float = 0.25
-    """Weight of the commitment loss."""
-    revive_below: float = 0.1
-    """A code whose average use is below this fraction of the mean code's is dead and replaced; 0 never replaces."""
     levels: tuple[int, ...] = (8, 8, 8)
     """fsq: values per channel."""
 
@@ -36,8 +36,6 @@ class QuantizerConfig:
             raise ValueError(f"quantizers={self.quantizers} needs kind='residual', not {self.kind!r}")
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay={self.decay}: must lie in [0, 1)")
-        if not 0 <= self.revive_below < 1:
-            raise ValueError(f"revive_below={self.revive_below}: a fraction of the mean code's use, in [0, 1)")
         if self.kind == "fsq" and (not self.levels or min(self.levels) < 2):
             raise ValueError(f"levels={self.levels}: fsq needs one or more channels of at least 2 values each")
 
@@ -54,6 +52,9 @@ class Quantized:
     codes: Tensor
     losses: dict[str, Tensor]
     metrics: dict[str, Tensor]
+
+
+register_dataclass(Quantized)
 
 
 class Quantizer(nn.Module):

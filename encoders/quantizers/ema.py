@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch import distributed as dist
 
-from encoders.quantizers.base import Quantized, Quantizer, QuantizerConfig, mean_square, straight_through, usage
+from encoders.quantizers.base import (
+    COMMITMENT,
+    Quantized,
+    Quantizer,
+    QuantizerConfig,
+    mean_square,
+    straight_through,
+    usage,
+)
 from kernels.nearest_code import assign, nearest_code
 
 KMEANS_STEPS = 10
@@ -26,6 +34,8 @@ class EMAQuantizer(Quantizer):
     """
 
     metric: Literal["euclidean", "cosine"] = "euclidean"
+    revive_below = 0.1
+    """A code whose average use is below this fraction of the mean code's is dead and replaced; 0 never replaces."""
     codebook: Tensor
     counts: Tensor
     sums: Tensor
@@ -54,7 +64,7 @@ class EMAQuantizer(Quantizer):
             codes, counts, sums = assign(z.detach(), self.codebook, self.metric)
             vectors, counts = self.codebook[codes], sum_over_ranks(counts)
             revived = self._follow(z.detach(), counts, sum_over_ranks(sums))
-        losses = {"commitment": self.config.commitment * mean_square(z, vectors)}
+        losses = {"commitment": COMMITMENT * mean_square(z, vectors)}
         return Quantized(straight_through(z, vectors), codes[:, None], losses, {**usage(counts), "revived": revived})
 
     def vectors_of(self, codes: Tensor) -> Tensor:
@@ -79,7 +89,7 @@ class EMAQuantizer(Quantizer):
         self.counts.lerp_(counts, 1 - self.config.decay)
         self.sums.lerp_(sums, 1 - self.config.decay)
         self._move_codes()
-        dead = (self.counts < self.config.revive_below * self.counts.mean()) & (self.updates > 0)
+        dead = (self.counts < self.revive_below * self.counts.mean()) & (self.updates > 0)
         revived = dead.sum()
         if revived > 0:
             self.codebook[dead] = self._pick(gather_over_ranks(z), int(revived))

@@ -3,7 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from encoders.quantizers.base import Quantized, Quantizer, QuantizerConfig, mean_square, straight_through, usage
+from encoders.quantizers.base import (
+    COMMITMENT,
+    Quantized,
+    Quantizer,
+    QuantizerConfig,
+    mean_square,
+    straight_through,
+    usage,
+)
 from kernels.nearest_code import nearest_code
 
 
@@ -27,7 +35,7 @@ class SimQuantizer(Quantizer):
         vectors = codebook[codes]
         losses = {
             "codebook": mean_square(z.detach(), vectors),
-            "commitment": self.config.commitment * mean_square(z, vectors.detach()),
+            "commitment": COMMITMENT * mean_square(z, vectors.detach()),
         }
         metrics = {**usage(torch.bincount(codes, minlength=self.size)), "revived": codes.new_zeros(())}
         return Quantized(straight_through(z, vectors), codes[:, None], losses, metrics)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from mm.batch import CaptionDataset
 from mm.data.coco import CocoFolder
+from mm.data.dataset import CaptionDataset
 from mm.data.domains.base import DomainAdapter
 from mm.data.shard_index import has_shards
 from mm.data.shards import ShardFolder

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from mm.batch import CaptionDataset
 from mm.data import open_split
+from mm.data.dataset import CaptionDataset
 from mm.data.module import DataConfig
 
 

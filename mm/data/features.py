@@ -17,15 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.progress import track
-from timm.models import reparameterize_model
 from torch import Tensor
 
-from encoders.base import Encoder, Features
+from encoders import Encoder, Features
 from kernels.dispatch import bf16_autocast
 from mm.files import write_json
 
-ROWS_AT_ONCE = {"image": 8, "audio": 8, "text": 256}
-"""Of captions many: they are cheap, and read by length, see encoders.trunks.by_length."""
 FOLDING = ("fuse", "reparameterize", "switch_to_deploy")
 """What timm's `reparameterize_model` looks for in modules."""
 
@@ -40,14 +37,19 @@ class Extractor:
     """
 
     def __init__(self, encoder: Encoder, at_once: int) -> None:
-        self.original, self.at_once = encoder, at_once
+        self.original = encoder
+        self.at_once = at_once
         self.device = next(encoder.parameters()).device
 
     @cached_property
     def encoder(self) -> Encoder:
         """Made on first use: a store that is there needs none. Without anything to fold it is the original."""
-        foldable = any(hasattr(m, name) for m in self.original.modules() for name in FOLDING)
-        return reparameterize_model(self.original) if foldable else self.original  # type: ignore[return-value]
+        for module in self.original.modules():
+            if any(hasattr(module, name) for name in FOLDING):
+                from timm.models import reparameterize_model
+
+                return reparameterize_model(self.original)  # type: ignore[return-value]
+        return self.original
 
     def __call__(self, inputs: Tensor, mask: Tensor | None) -> Features:
         if self.device.type != "cpu":

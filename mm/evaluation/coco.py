@@ -98,7 +98,7 @@ def evaluate_model(
     references, dataset, trained_on = _References.of(data), model.open(data.split), model.trained_on
     described: dict = {}
     if isinstance(model, FinishedRun):
-        described, judged = model.judge(dataset, data.split, samples=samples, seed=seed)
+        described, judged = model.evaluate(dataset, data.split, samples=samples, seed=seed)
         trained_on = Protocol.of_dict(described["protocol"][data.split]).trained_on
     else:
         judged = model.embed(dataset, data.split)

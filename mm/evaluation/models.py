@@ -16,9 +16,10 @@ from torch import Tensor
 from encoders.trunks import open_clip_model
 from eval.embeddings import Scorer
 from mm.artifacts.run import load_run
-from mm.batch import CaptionDataset
+from mm.config import encoders_of, plan_of
 from mm.data import open_split
 from mm.data.collection import same_collection
+from mm.data.dataset import CaptionDataset
 from mm.data.module import AlignData
 from mm.evaluation.embed import SplitEmbeddings, embed_split, joint_scores
 from mm.evaluation.result import describe
@@ -66,58 +67,61 @@ class FinishedRun:
         audio_root: str | None = None,
         rerank: int | None = None,
     ) -> None:
-        self.task = load_run(folder)
-        config, trained = self.task.config, self.task.config.data
-        read = trained if root is None else replace(trained, root=root, karpathy=karpathy, audio_root=audio_root)
-        depth = config.eval.rerank if rerank is None else rerank
-        self.task.config = replace(config, data=replace(read, in_memory=False), eval=replace(config.eval, rerank=depth))
-        self.data = AlignData(self.task.config)
-        self.trained = trained
-        self.training_set = f"{trained.folder.resolve().name}/{trained.train}"
+        self.run = load_run(folder)
+        config = self.run.config
+        self.trained = config.data
+        self.read = self.trained
+        if root is not None:
+            self.read = replace(self.trained, root=root, karpathy=karpathy, audio_root=audio_root)
+        self.eval = config.eval if rerank is None else replace(config.eval, rerank=rerank)
+        self.data = AlignData(self.read, encoders_of(config), plan_of(config))
+        self.training_set = f"{self.trained.folder.resolve().name}/{self.trained.train}"
         self.trained_on = f"trained on {self.training_set}"
-        self.modalities = self.task.model.modalities
+        self.modalities = self.run.model.modalities
 
     def open(self, split: str) -> CaptionDataset:
         return self.data.open(split)
 
-    def judge(
+    def evaluate(
         self, dataset: CaptionDataset, split: str, *, samples: int = 1000, seed: int = 0
     ) -> tuple[dict, EvaluatedSplit]:
-        """Retrieval on a split, with and without re-ranking -> (result.json content, Evaluated).
+        """Retrieval on a split, with and without re-ranking -> (result.json content, EvaluatedSplit).
 
         samples, seed: of the bootstrap behind the intervals.
         """
-        started, config = time.perf_counter(), self.task.config
-        self.task.config = replace(config, data=replace(config.data, val=split))
-        self.data.cache_features(self.task.model, {split: dataset})
-        evaluation = evaluate_split(self.task.model, self.task.loss, self.data, dataset, split, config.eval)
+        started = time.perf_counter()
+        self.data.cache_features(self.run.model.encoders, {split: dataset})
+        evaluation = evaluate_split(self.run, self.data, dataset, split, self.eval)
+        read = replace(self.read, val=split)
         result = describe(
-            self.task,
+            replace(self.run, config=replace(self.run.config, data=read, eval=self.eval)),
             {split: evaluation},
             {split: dataset},
             self.training_set,
             samples=samples,
             seed=seed,
-            zero_shot=not same_collection(dataset, split, config.data, self.trained),
+            zero_shot=not same_collection(dataset, split, read, self.trained),
         )
         result["seconds"] = round(time.perf_counter() - started, 1)
-        return result, self._judged(evaluation.embeddings)
+        return result, self._evaluated(evaluation.embeddings)
 
     def embed(self, dataset: CaptionDataset, name: str) -> EvaluatedSplit:
         """Any dataset; `name` is what its progress bar and its cached features are called."""
-        self.data.cache_features(self.task.model, {name: dataset})
-        view, size = self.data.eval_view(dataset), self.task.config.eval.batch_size
-        return self._judged(embed_split(self.task.model, self.data, view, name, size))
+        self.data.cache_features(self.run.model.encoders, {name: dataset})
+        return self._evaluated(embed_split(self.run, self.data, self.data.eval_view(dataset), name))
 
-    def _judged(self, found: SplitEmbeddings) -> EvaluatedSplit:
+    def _evaluated(self, found: SplitEmbeddings) -> EvaluatedSplit:
         parts = found.parts
 
         def match_head(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
-            rows, columns = torch.from_numpy(images), torch.from_numpy(captions)
-            model, loss, image, text = self.task.model, self.task.loss, parts["image"], parts["text"]
-            return joint_scores(model, loss, "image", "text", image, text, rows, columns, weights=(0.0, 0.0)).numpy()
+            rows = (torch.from_numpy(images), torch.from_numpy(captions))
+            pair = ("image", "text")
+            return joint_scores(self.run, pair, parts["image"], parts["text"], rows, weights=(0.0, 0.0)).numpy()
 
-        return EvaluatedSplit(found.arrays(), {"match head": match_head} if {"image", "text"} <= parts.keys() else {})
+        joint: dict[str, Scorer] = {}
+        if "image" in parts and "text" in parts:
+            joint["match head"] = match_head
+        return EvaluatedSplit(found.arrays(), joint)
 
 
 class OpenClipPeer:

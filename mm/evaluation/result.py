@@ -15,18 +15,18 @@ from eval.diagnostics import code_utilization, expert_utilization
 from eval.intervals import mean_intervals
 from eval.report import write_report
 from eval.retrieval import RetrievalResult
-from mm.artifacts.run import commit, hardware
-from mm.batch import CaptionDataset
+from mm.artifacts.environment import commit, hardware
+from mm.artifacts.run import Run
+from mm.data.dataset import CaptionDataset
 from mm.data.module import AlignData
 from mm.evaluation.embed import SplitEmbeddings
 from mm.evaluation.retrieval import Evaluation, evaluate_split
 from mm.files import write_json
-from mm.model.backbone import MODALITIES
+from mm.modalities import MODALITIES
 from mm.model.multimodal import count_parameters
-from mm.train.task import AlignTask
 
 
-def judge(task: AlignTask, data: AlignData, splits: dict[str, CaptionDataset], folder: Path, started: float) -> dict:
+def evaluate_run(task: Run, data: AlignData, splits: dict[str, CaptionDataset], folder: Path, started: float) -> dict:
     """Evaluate the splits and write everything but the weights into `folder`; -> result.json.
 
     The first split is the one that counts: it alone is re-ranked. `started`: the run's first `time.perf_counter()`.
@@ -34,20 +34,20 @@ def judge(task: AlignTask, data: AlignData, splits: dict[str, CaptionDataset], f
     trained = time.perf_counter()
     first = next(iter(splits))
     settings = {s: task.config.eval if s == first else replace(task.config.eval, rerank=0) for s in splits}
-    evaluations = {s: evaluate_split(task.model, task.loss, data, d, s, settings[s]) for s, d in splits.items()}
+    evaluations = {s: evaluate_split(task, data, d, s, settings[s]) for s, d in splits.items()}
     result = describe(task, evaluations, splits, data.train.name)
     result["seconds"] = round(time.perf_counter() - started, 1)
     result["seconds_evaluation"] = round(time.perf_counter() - trained, 1)
     # A later run finds the features of frozen trunks on disk: what they took the first time belongs to the cost all
     # the same.
-    result["seconds_features"] = round(sum(store.seconds for store in data.stores.values()), 1)
+    result["seconds_features"] = round(data.features.seconds, 1)
     embeddings = evaluations[first].embeddings
     arrays: dict[str, Any] = {**embeddings.arrays()}
     np.savez(folder / "embeddings.npz", **arrays)
     load = embeddings.load
     assert load is not None
     diagnostics: dict[str, Any] = {f"code_counts/{m}": c for m, c in embeddings.code_counts.items() if c.size}
-    diagnostics |= {f"expert_load/{m}": load[:, MODALITIES.index(m)] for m in embeddings.parts}
+    diagnostics |= {f"expert_load/{m}": load[:, list(MODALITIES).index(m)] for m in embeddings.parts}
     np.savez(folder / "diagnostics.npz", **diagnostics)
     write_json(folder / "result.json", result)
     report(result, embeddings, splits[first], folder)
@@ -80,7 +80,7 @@ def report(result: dict, embeddings: SplitEmbeddings, dataset: CaptionDataset, f
 
 
 def describe(
-    task: AlignTask,
+    task: Run,
     evaluations: dict[str, Evaluation],
     splits: dict[str, CaptionDataset],
     trained_on: str,
@@ -161,7 +161,7 @@ def utilization(evaluation: Evaluation) -> dict[str, float]:
     found, load = {}, evaluation.embeddings.load
     assert load is not None
     codes = {m: c for m, c in evaluation.embeddings.code_counts.items() if c.size}
-    experts = {m: load[:, MODALITIES.index(m)] for m in evaluation.embeddings.parts}
+    experts = {m: load[:, list(MODALITIES).index(m)] for m in evaluation.embeddings.parts}
     for kind, uses in (("codes", code_utilization(codes)), ("experts", expert_utilization(experts))):
         for m, layers in uses.items():
             found[f"{kind}/{m}/used"] = round(float(np.mean([u.used for u in layers])), 2)

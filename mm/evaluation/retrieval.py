@@ -1,20 +1,21 @@
 """A split's retrieval in every direction, first by embeddings alone, then re-ranked through cross-modal attention."""
 
-import logging
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from alignment import PAIRS, ProgressiveAlignment
+from alignment import Pair
 from eval.retrieval import RetrievalResult, reranked, retrieval_both, rsum, top_k
-from mm.batch import CaptionDataset
+from mm.artifacts.run import Run
 from mm.config import EvalConfig
+from mm.data.dataset import CaptionDataset
 from mm.data.module import AlignData
 from mm.evaluation.embed import Embedded, SplitEmbeddings, embed_split, joint_scores
-from mm.model.multimodal import MultimodalModel, select
+from mm.modalities import pairs_of
 
-logger = logging.getLogger(__name__)
+RERANKED: Pair = ("image", "text")
+"""The pair that is scored again jointly."""
 
 
 @dataclass
@@ -38,28 +39,26 @@ class Evaluation:
         return found
 
 
-def evaluate_split(
-    model: MultimodalModel,
-    loss: ProgressiveAlignment,
-    data: AlignData,
-    dataset: CaptionDataset,
-    split: str,
-    config: EvalConfig,
-) -> Evaluation:
+def evaluate_split(run: Run, data: AlignData, dataset: CaptionDataset, split: str, config: EvalConfig) -> Evaluation:
     """Embed a split and evaluate every pair of modalities that it carries, both ways."""
-    evaluation = Evaluation(embed_split(model, data, data.eval_view(dataset), split, config.batch_size))
+    evaluation = Evaluation(embed_split(run, data, data.eval_view(dataset), split))
     parts = evaluation.embeddings.parts
-    for a, b in PAIRS:
-        if a not in parts or b not in parts:
-            continue
-        # Only what has a partner can be asked for: an image without an audio clip is no query for audio clips.
-        x, y = with_partner(parts[a], parts[b]), with_partner(parts[b], parts[a])
+    for a, b in pairs_of(parts):
+        # Only what has a partner can be asked for: an image without audio is no query for audio.
+        x = with_partner(parts[a], parts[b])
+        y = with_partner(parts[b], parts[a])
         forward, backward = retrieval_both(x.vectors, y.vectors, x.ids, y.ids)
         evaluation.results |= {f"{a}_to_{b}": forward, f"{b}_to_{a}": backward}
-        if config.rerank and f"{a}_{b}" in config.rerank_pairs:
-            evaluation.reranked[f"{a}_to_{b}"] = rerank(model, loss, (a, b), x, y, config, swap=False)
-            evaluation.reranked[f"{b}_to_{a}"] = rerank(model, loss, (a, b), x, y, config, swap=True)
+        if config.rerank and (a, b) == RERANKED:
+            evaluation.reranked[f"{a}_to_{b}"] = rerank(run, (a, b), x, y, config, swap=False)
+            evaluation.reranked[f"{b}_to_{a}"] = rerank(run, (a, b), x, y, config, swap=True)
     return evaluation
+
+
+def first_stage_metrics(run: Run, data: AlignData, dataset: CaptionDataset, split: str) -> dict[str, float]:
+    """Recalls and RSUM of embeddings alone: what is watched as training goes."""
+    found = evaluate_split(run, data, dataset, split, EvalConfig(rerank=0)).metrics()
+    return {name: value for name, value in found.items() if "R@" in name or name == "RSUM"}
 
 
 def with_partner(part: Embedded, other: Embedded) -> Embedded:
@@ -67,28 +66,16 @@ def with_partner(part: Embedded, other: Embedded) -> Embedded:
     keep = torch.isin(part.ids, other.ids)
     if bool(keep.all()):
         return part
-    rows = keep.nonzero().squeeze(1)
-    return Embedded(part.vectors[rows], part.tokens[rows], part.ids[rows], select(part.encoded, rows))
+    return part.rows(keep.nonzero().squeeze(1))
 
 
-def rerank(
-    model: MultimodalModel,
-    loss: ProgressiveAlignment,
-    pair: tuple[str, str],
-    x: Embedded,
-    y: Embedded,
-    config: EvalConfig,
-    swap: bool,
-) -> RetrievalResult:
+def rerank(run: Run, pair: Pair, x: Embedded, y: Embedded, config: EvalConfig, swap: bool) -> RetrievalResult:
     """Score each query's `config.rerank` best again, jointly; with `swap` the second modality asks for the first."""
     queries, gallery = (y, x) if swap else (x, y)
     depth = min(config.rerank, len(gallery.ids))
     shortlist = top_k(queries.vectors, gallery.vectors, depth)[1]
     asking = torch.arange(len(shortlist)).repeat_interleave(depth)
     found: Tensor = shortlist.flatten()
-    rows, columns = (found, asking) if swap else (asking, found)
-    weights = (config.rerank_contrastive, config.rerank_filip)
-    scores = joint_scores(model, loss, *pair, x, y, rows, columns, weights)
-    return reranked(
-        queries.vectors, gallery.vectors, queries.ids, gallery.ids, shortlist, scores.view(len(shortlist), depth)
-    )
+    rows = (found, asking) if swap else (asking, found)
+    scores = joint_scores(run, pair, x, y, rows, config.rerank_weights).view(len(shortlist), depth)
+    return reranked(queries.vectors, gallery.vectors, queries.ids, gallery.ids, shortlist, scores)

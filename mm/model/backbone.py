@@ -1,16 +1,16 @@
 """The backbone: self-attention → cross-modal attention → mixture of experts, one weight set for all modalities."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
 from torch.utils.checkpoint import checkpoint
 
 from mm.model.attention import Attention
 from mm.model.moe import MoE, MoEConfig
-
-MODALITIES: tuple[str, ...] = ("image", "audio", "text")
 
 
 @dataclass(frozen=True)
@@ -32,121 +32,146 @@ class BackboneConfig:
 
 @dataclass
 class Stream:
-    """One modality inside the backbone: x (B, T, D), mask (B, T) bool, True where real; marked (B, T) bool, the tokens
-    to which attention is drawn, or None."""
+    """One modality inside the backbone: x (B, T, D), mask (B, T) bool, True where real; term_mask (B, T) bool, the
+    tokens that belong to a term, or None."""
 
     x: Tensor
     mask: Tensor
     term_mask: Tensor | None = None
 
 
+Reading = dict[str, Stream]
+"""Streams by modality, of samples that are read together; readings do not see each other."""
+
+
 @dataclass
 class BackboneOutput:
-    """streams by modality; losses by name, summed over layers;
-    load (layers, M, E) assignments per expert and modality."""
+    """readings: as they came, read; losses: the router's, by name; load (layers, M, E), of a block (M, E): assignments
+    per expert and modality."""
 
-    streams: dict[str, Stream]
+    readings: list[Reading]
     losses: dict[str, Tensor]
     load: Tensor
 
 
-class Block(nn.Module):
-    """Pre-norm block. Streams in, streams out; without `fuse`, or with one modality,
-    there is no cross-modal attention."""
+for result in (Stream, BackboneOutput):
+    register_dataclass(result)
 
-    def __init__(self, config: BackboneConfig) -> None:
+
+class Block(nn.Module):
+    """Pre-norm block: readings of streams (B, T, D) -> BackboneOutput. Without `fuse`, or with one modality, there is
+    no cross-modal attention."""
+
+    def __init__(self, config: BackboneConfig, modalities: Sequence[str]) -> None:
         super().__init__()
         width = config.width
-        self.self_norm, self.self_attention = nn.RMSNorm(width), Attention(width, config.heads)
-        self.cross_norm, self.cross_attention = nn.RMSNorm(width), Attention(width, config.heads)
-        # From scratch, its output would be noise in the middle of a backbone that already embeds. It starts at zero.
+        self.modalities = tuple(modalities)
+        self.self_norm = nn.RMSNorm(width)
+        self.self_attention = Attention(width, config.heads)
+        self.cross_norm = nn.RMSNorm(width)
+        self.cross_attention = Attention(width, config.heads)
+        # From scratch, its output would be noise in the middle of a backbone that already embeds.
         nn.init.zeros_(self.cross_attention.out_proj.weight)
         nn.init.zeros_(self.cross_attention.out_proj.bias)
-        self.moe_norm, self.moe = nn.RMSNorm(width), MoE(config.moe, width, len(MODALITIES))
+        self.moe_norm = nn.RMSNorm(width)
+        self.moe = MoE(config.moe, width, len(self.modalities))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, readings: list[dict[str, Stream]], fuse: bool
-    ) -> tuple[list[dict[str, Stream]], dict[str, Tensor], Tensor]:
-        """Readings that do not see each other -> (the same, MoE losses, load (M, E))."""
-        return self.mix_experts([self.attend(streams, fuse) for streams in readings])
+    def forward(self, readings: list[Reading], fuse: bool) -> BackboneOutput:
+        attended = [self.attend(reading, fuse) for reading in readings]
+        return self.mix_experts(attended)
 
-    def attend(self, streams: dict[str, Stream], fuse: bool) -> dict[str, Stream]:
-        streams = {m: self.attend_self(s) for m, s in streams.items()}
-        if not fuse or len(streams) < 2:
-            return streams
-        # Both sides look at the other as it was before either looked: the result does not depend on an order of
-        # modalities.
-        return {m: self.attend_others(s, [o for n, o in streams.items() if n != m]) for m, s in streams.items()}
+    def attend(self, reading: Reading, fuse: bool) -> Reading:
+        reading = {m: self.attend_self(stream) for m, stream in reading.items()}
+        if not fuse or len(reading) < 2:
+            return reading
+        # Each side looks at the others as they were before any looked: the order of modalities changes nothing.
+        fused = {}
+        for m, stream in reading.items():
+            others = [other for name, other in reading.items() if name != m]
+            fused[m] = self.attend_others(stream, others)
+        return fused
 
-    def attend_self(self, s: Stream) -> Stream:
-        x = self.self_norm(s.x)
-        return replace(s, x=s.x + self.dropout(self.self_attention(x, x, s.mask, s.term_mask)))
+    def attend_self(self, stream: Stream) -> Stream:
+        x = self.self_norm(stream.x)
+        y = self.self_attention(x, x, stream.mask, stream.term_mask)
+        return replace(stream, x=stream.x + self.dropout(y))
 
-    def attend_others(self, s: Stream, others: list[Stream]) -> Stream:
-        context = torch.cat([self.cross_norm(o.x) for o in others], 1)
-        mask = torch.cat([o.mask for o in others], 1)
-        term_mask = None
-        if any(o.term_mask is not None for o in others):
-            term_mask = torch.cat([torch.zeros_like(o.mask) if o.term_mask is None else o.term_mask for o in others], 1)
-        return replace(s, x=s.x + self.dropout(self.cross_attention(self.cross_norm(s.x), context, mask, term_mask)))
+    def attend_others(self, stream: Stream, others: list[Stream]) -> Stream:
+        context = torch.cat([self.cross_norm(other.x) for other in others], 1)
+        mask = torch.cat([other.mask for other in others], 1)
+        y = self.cross_attention(self.cross_norm(stream.x), context, mask, joined_term_mask(others))
+        return replace(stream, x=stream.x + self.dropout(y))
 
-    def mix_experts(
-        self, readings: list[dict[str, Stream]]
-    ) -> tuple[list[dict[str, Stream]], dict[str, Tensor], Tensor]:
+    def mix_experts(self, readings: list[Reading]) -> BackboneOutput:
         """All real tokens of all streams of all readings pass the experts in one call; padding never reaches them."""
-        streams = [(m, s) for reading in readings for m, s in reading.items()]
-        real = [s.mask.flatten().nonzero().squeeze(1) for _, s in streams]
-        flat = [s.x.flatten(0, 1) for _, s in streams]
-        tokens = torch.cat([x[rows] for x, rows in zip(flat, real, strict=True)])
-        modality = torch.cat([torch.full_like(r, MODALITIES.index(m)) for (m, _), r in zip(streams, real, strict=True)])
-        out = self.moe(self.moe_norm(tokens), modality)
-        parts = iter(zip(flat, real, self.dropout(out.x).split([len(rows) for rows in real]), strict=True))
-        mixed = [{m: add_experts(s, *next(parts)) for m, s in reading.items()} for reading in readings]
-        return mixed, out.losses, out.load
+        flat, rows, modality = [], [], []
+        for reading in readings:
+            for m, stream in reading.items():
+                real = stream.mask.flatten().nonzero().squeeze(1)
+                flat.append(stream.x.flatten(0, 1))
+                rows.append(real)
+                modality.append(torch.full_like(real, self.modalities.index(m)))
+        tokens = torch.cat([x[real] for x, real in zip(flat, rows, strict=True)])
+        out = self.moe(self.moe_norm(tokens), torch.cat(modality))
+        lengths = [len(real) for real in rows]
+        parts = iter(zip(flat, rows, self.dropout(out.x).split(lengths), strict=True))
+        mixed = []
+        for reading in readings:
+            mixed.append({m: add_rows(stream, *next(parts)) for m, stream in reading.items()})
+        return BackboneOutput(mixed, out.losses, out.load)
 
 
-def add_experts(s: Stream, flat: Tensor, rows: Tensor, part: Tensor) -> Stream:
-    """A stream, what the experts made of its real tokens (N, D) added at their rows (N,) of `flat` (B·T, D)."""
-    return replace(s, x=flat.index_add(0, rows, part.to(flat.dtype)).view_as(s.x))
+def joined_term_mask(streams: list[Stream]) -> Tensor | None:
+    """The term masks (B, T) of streams beside each other (B, ΣT); None where no stream has one."""
+    if all(stream.term_mask is None for stream in streams):
+        return None
+    masks = [torch.zeros_like(s.mask) if s.term_mask is None else s.term_mask for s in streams]
+    return torch.cat(masks, 1)
+
+
+def add_rows(stream: Stream, flat: Tensor, rows: Tensor, part: Tensor) -> Stream:
+    """A stream with `part` (N, D) added at the rows (N,) of its tokens `flat` (B·T, D)."""
+    x = flat.index_add(0, rows, part.to(flat.dtype))
+    return replace(stream, x=x.view_as(stream.x))
 
 
 class Backbone(nn.Module):
-    """Streams by modality (B, T, D) -> BackboneOutput.
+    """Readings of streams by modality (B, T, D) -> BackboneOutput.
 
-    `fuse` turns cross-modal attention on: one reading embeds, the other matches.
+    `fuse` turns cross-modal attention on: one reading embeds, the other matches. All readings pass the experts in one
+    call each layer. modalities: names of all that there are, in the order of the experts' load.
     """
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: BackboneConfig, modalities: Sequence[str]) -> None:
         super().__init__()
-        self.checkpoint, self.bias_rate = config.checkpoint, config.moe.bias_rate
-        self.modality = nn.ParameterDict({m: nn.Parameter(torch.randn(config.width) * 0.02) for m in MODALITIES})
-        self.blocks: Any = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.checkpoint = config.checkpoint
+        self.bias_rate = config.moe.bias_rate
+        self.modality = nn.ParameterDict({m: nn.Parameter(torch.randn(config.width) * 0.02) for m in modalities})
+        self.blocks: Any = nn.ModuleList(Block(config, modalities) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width)
 
-    def forward(self, streams: dict[str, Stream], fuse: bool) -> BackboneOutput:
-        (streams,), losses, load = self.together([streams], fuse)
-        return BackboneOutput(streams, losses, load)
-
-    def together(
-        self, readings: list[dict[str, Stream]], fuse: bool
-    ) -> tuple[list[dict[str, Stream]], dict[str, Tensor], Tensor]:
-        """Several readings, which do not see each other, through the experts in one call each layer: their streams;
-        losses and load of all, as in BackboneOutput.
-        """
-        readings = [{m: replace(s, x=s.x + self.modality[m]) for m, s in streams.items()} for streams in readings]
+    def forward(self, readings: list[Reading], fuse: bool) -> BackboneOutput:
+        readings = [self.tagged(reading) for reading in readings]
         losses: dict[str, Tensor] = {}
         loads = []
         for block in self.blocks:
             if self.checkpoint and torch.is_grad_enabled():
-                readings, block_losses, load = checkpoint(block, readings, fuse, use_reentrant=False)
+                out = checkpoint(block, readings, fuse, use_reentrant=False)
             else:
-                readings, block_losses, load = block(readings, fuse)
-            loads.append(load)
-            for name, value in block_losses.items():
+                out = block(readings, fuse)
+            readings = out.readings
+            loads.append(out.load)
+            for name, value in out.losses.items():
                 losses[name] = losses[name] + value if name in losses else value
-        read = [{m: replace(s, x=self.norm(s.x)) for m, s in streams.items()} for streams in readings]
-        return read, losses, torch.stack(loads)
+        return BackboneOutput([self.normed(reading) for reading in readings], losses, torch.stack(loads))
+
+    def tagged(self, reading: Reading) -> Reading:
+        """Every token with the embedding of its modality added."""
+        return {m: replace(stream, x=stream.x + self.modality[m]) for m, stream in reading.items()}
+
+    def normed(self, reading: Reading) -> Reading:
+        return {m: replace(stream, x=self.norm(stream.x)) for m, stream in reading.items()}
 
     def rebalance(self, load: Tensor) -> None:
         """Move every layer's routing bias against the step's load (layers, M, E), summed over ranks by the caller."""

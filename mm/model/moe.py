@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
 
 from kernels.grouped_mlp import grouped_mlp
 
@@ -51,6 +52,9 @@ class MoEOutput:
     load: Tensor | None = None
 
 
+register_dataclass(MoEOutput)
+
+
 class Router(nn.Module):
     """Tokens (N, D) -> (chosen experts (N, K) int64, weights (N, K) fp32, affinity logits (N, E) fp32)."""
 
@@ -87,7 +91,8 @@ class MoE(nn.Module):
 
     def __init__(self, config: MoEConfig, width: int, modalities: int) -> None:
         super().__init__()
-        self.config, self.modalities = config, modalities
+        self.config = config
+        self.modalities = modalities
         self.router = Router(config, width)
         self.w_in = nn.Parameter(torch.randn(config.num_experts, 2 * config.hidden, width) * width**-0.5)
         self.w_out = nn.Parameter(torch.randn(config.num_experts, width, config.hidden) * config.hidden**-0.5)
@@ -105,11 +110,13 @@ class MoE(nn.Module):
         """chosen (N, K), modality (N,) -> assignments (M, E) float32."""
         experts = self.config.num_experts
         cell = (modality[:, None] * experts + chosen).flatten()
-        return torch.bincount(cell, minlength=self.modalities * experts).view(self.modalities, experts).float()
+        counts = torch.bincount(cell, minlength=self.modalities * experts)
+        return counts.view(self.modalities, experts).float()
 
     def losses(self, logits: Tensor, chosen: Tensor, modality: Tensor) -> dict[str, Tensor]:
         """Router logits (N, E) fp32 -> the losses whose weight is not zero, weighted."""
-        config, losses = self.config, {}
+        config = self.config
+        losses = {}
         if config.z:
             losses["z"] = config.z * logits.logsumexp(1).square().mean()
         if config.balance:
@@ -125,7 +132,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up, self.down = nn.Linear(width, 2 * hidden, bias=False), nn.Linear(hidden, width, bias=False)
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, -1)
@@ -139,5 +147,8 @@ def modality_entropy(probabilities: Tensor, modality: Tensor) -> Tensor:
     def entropy(p: Tensor) -> Tensor:
         return -(p * (p + 1e-9).log()).sum(-1)
 
-    terms = [entropy(p).mean() - entropy(p.mean(0)) for p in (probabilities[modality == m] for m in modality.unique())]
+    terms = []
+    for m in modality.unique():
+        own = probabilities[modality == m]
+        terms.append(entropy(own).mean() - entropy(own.mean(0)))
     return torch.stack(terms).mean()

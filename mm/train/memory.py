@@ -1,13 +1,19 @@
-"""The process's own memory: keep what is freed, instead of asking the kernel for zeroed pages at every step."""
+"""The process's own memory: how much is in use, and what is freed kept for the next step."""
 
 import ctypes
 import logging
+import os
 import sys
+from pathlib import Path
+
+import torch
 
 logger = logging.getLogger(__name__)
 
 # glibc's mallopt parameters, malloc.h.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+M_TRIM_THRESHOLD = -1
+M_TOP_PAD = -2
+M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> bool:
@@ -31,3 +37,14 @@ def keep_freed_memory() -> bool:
         "kept for the next step" if done else "given back to the system (mallopt refused)",
     )
     return done
+
+
+def memory_in_use() -> int:
+    """Bytes: the accelerator's at their height so far, else what this process holds in memory now."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    pages = Path("/proc/self/statm")
+    if not pages.is_file():
+        raise ValueError("this system does not say how much memory a process holds (no /proc/self/statm)")
+    resident = int(pages.read_text().split()[1])
+    return resident * os.sysconf("SC_PAGE_SIZE")

@@ -1,24 +1,27 @@
-"""The Trainer that every script trains with: progress, metrics.csv, and checkpoints to resume from."""
+"""The one builder of a Trainer: progress, metrics.csv, and checkpoints to resume from."""
 
-import csv
-from dataclasses import asdict
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import yaml
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from kernels.dispatch import has_bf16
 from mm.config import TrainConfig
-from mm.data.module import trainer_precision
+from mm.train.callbacks import KeepHistory
 from mm.train.checkpoint import SyncedCheckpointIO, regular_checkpoints
+from mm.train.resume import newest_checkpoint
 
 
-def build_trainer(train: TrainConfig, folder: Path, callbacks: list[Callback], resume: bool) -> Trainer:
+def build_trainer(train: TrainConfig, folder: Path, callbacks: Sequence[Callback], resume: bool) -> Trainer:
     """Raises ValueError on an accelerator or strategy that this machine does not have."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its import sets another
     history = [KeepHistory(folder / "metrics.csv")] if resume else []
+    checkpoints = regular_checkpoints(folder, train.checkpoint_every)
     every = min(10, train.steps)
     try:
         return Trainer(
@@ -31,7 +34,7 @@ def build_trainer(train: TrainConfig, folder: Path, callbacks: list[Callback], r
             use_distributed_sampler=False,
             logger=CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=every),
             log_every_n_steps=every,
-            callbacks=[RichProgressBar(), regular_checkpoints(folder, train.checkpoint_every), *callbacks, *history],
+            callbacks=[RichProgressBar(), checkpoints, *callbacks, *history],
             plugins=[SyncedCheckpointIO()],
             num_sanity_val_steps=0,
             sync_batchnorm=True,
@@ -41,44 +44,14 @@ def build_trainer(train: TrainConfig, folder: Path, callbacks: list[Callback], r
         raise ValueError(f"train.accelerator, train.devices or train.strategy: {error}") from error
 
 
-class KeepHistory(Callback):
-    """Of a resumed run's metrics, what was logged before the checkpoint: the logger alone would start the file anew."""
-
-    def __init__(self, path: Path) -> None:
-        self.rows = list(csv.DictReader(path.open())) if path.is_file() else []
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rows, self.rows = self.rows, []
-        for row in rows if trainer.logger else ():
-            step = int(row.pop("step"))
-            if step < trainer.global_step:
-                trainer.logger.log_metrics({k: float(v) for k, v in row.items() if v}, step)  # type: ignore[union-attr]
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that was killed in its evaluation has no step left, and training does not start."""
-        self.on_train_start(trainer, pl_module)
+def fit(trainer: Trainer, task: LightningModule, data: LightningDataModule, folder: Path, resume: bool) -> None:
+    """Train, from the newest checkpoint in `folder` with `resume`. Raises ValueError where it holds none."""
+    checkpoint = newest_checkpoint(folder) if resume else None
+    trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
 
 
-def require_same_settings(config: Any, folder: Path) -> None:
-    """Raises ValueError, naming the first setting that differs, unless folder/config.yaml is of these settings."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise ValueError(f"--resume true, but {folder} holds no run: leave --resume out to start it")
-    stored, own = (dict(_flat(values)) for values in (yaml.safe_load(path.read_text()), asdict(config)))
-    for name in sorted(own.keys() | stored.keys()):
-        if name != "resume" and own.get(name) != stored.get(name):
-            raise ValueError(
-                f"--resume true, but {folder} was begun with {name}={stored.get(name)}, not"
-                f" {own.get(name)}: give the same settings, or another --name and no --resume"
-            )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested settings by their dotted names; tuples are lists, as YAML has them."""
-    found: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            found += _flat(value, f"{prefix}{name}.")
-        else:
-            found.append((prefix + name, list(value) if isinstance(value, tuple) else value))
-    return found
+def trainer_precision(precision: Literal["auto", "fp32", "bf16"]) -> Literal["bf16-mixed", "32-true"]:
+    """`train.precision` in Lightning's words."""
+    if precision == "bf16" or (precision == "auto" and has_bf16("cpu")):
+        return "bf16-mixed"
+    return "32-true"

@@ -1,12 +1,13 @@
 """The sum of named terms: which are there, how they weigh, and that only what belongs together is compared."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from alignment import (
-    PAIRS,
     Aligned,
     DrawnPairs,
     LossConfig,
@@ -17,33 +18,52 @@ from alignment import (
     loss_weights,
 )
 from alignment.progressive import paired_rows
+from alignment.schedule import RAMP
 
-CONFIG = LossConfig(filip_rows=4, itm_rows=4, code_match_codes=8)
+CONFIG = LossConfig(filip_rows=4, itm_rows=4)
+STAGES = {("image", "text"): 1, ("audio", "text"): 2, ("image", "audio"): 3}
+PAIRS = tuple(STAGES)
+Match = Callable[[list[DrawnPairs]], list[Tensor]]
 
 
-def side(seed: int, rows: int = 6, present: Tensor | None = None) -> Aligned:
+def side(seed: int, rows: int = 6, present: Tensor | None = None, samples: int = 6) -> Aligned:
     random = torch.Generator().manual_seed(seed)
-    embedding, tokens = torch.randn(rows, 8, generator=random), torch.randn(rows, 3, 4, generator=random)
+    embedding = torch.randn(rows, 8, generator=random)
+    tokens = torch.randn(rows, 3, 4, generator=random)
     mask = torch.arange(3) < 1 + torch.arange(rows)[:, None] % 3
     there = torch.ones(rows, dtype=torch.bool) if present is None else present
-    return Aligned(normalize(embedding, dim=-1).requires_grad_(), normalize(tokens, dim=-1), mask, there)
+    index = torch.arange(rows) % samples
+    return Aligned(normalize(embedding, dim=-1).requires_grad_(), normalize(tokens, dim=-1), mask, there, index)
 
 
-def no_match(drawn: list[DrawnPairs]) -> Tensor:
-    return torch.zeros(sum(len(d.rows_a) for d in drawn))
+def no_match(drawn: list[DrawnPairs]) -> list[Tensor]:
+    return [torch.zeros(len(d.rows_a)) for d in drawn]
 
 
 def build(*modalities: str, config: LossConfig = CONFIG) -> ProgressiveAlignment:
     torch.manual_seed(0)
-    return ProgressiveAlignment(config, 4, modalities)
+    return ProgressiveAlignment(config, 4, [pair for pair in PAIRS if set(pair) <= set(modalities)])
 
 
-def run(loss: ProgressiveAlignment, sides: dict[str, Aligned], weights: LossWeights, match=no_match) -> LossTerms:  # type: ignore[no-untyped-def]
+def run(
+    loss: ProgressiveAlignment,
+    sides: dict[str, Aligned],
+    weights: LossWeights,
+    match: Match = no_match,
+    ids: Tensor | None = None,
+) -> LossTerms:
+    """The loss as a training step computes it."""
     torch.manual_seed(1)
-    return loss(sides, torch.arange(len(next(iter(sides.values())).present)), weights, match)
+    if ids is None:
+        ids = torch.arange(len(next(iter(sides.values())).present))
+    rows = loss.rows(sides)
+    terms = loss(sides, rows, ids, weights)
+    drawn = loss.draw(sides, rows, ids, weights)
+    loss.add_matching(terms, drawn, match(drawn), weights)
+    return terms
 
 
-JOINT = loss_weights(ScheduleConfig(kind="joint"), 0.0)
+JOINT = loss_weights(ScheduleConfig(kind="joint"), 0.0, STAGES)
 SIDES = {m: side(i) for i, m in enumerate(("image", "audio", "text"))}
 
 
@@ -53,7 +73,9 @@ def test_every_pair_has_its_four_terms_once_everything_has_begun() -> None:
 
 
 def test_the_total_is_the_weighted_sum_of_what_is_named() -> None:
-    loss = run(build("image", "audio", "text"), SIDES, loss_weights(ScheduleConfig(stage2=0, stage3=0, ramp=1), 0.3))
+    loss = run(
+        build("image", "audio", "text"), SIDES, loss_weights(ScheduleConfig(stage2=0, stage3=0), 0.3 * RAMP, STAGES)
+    )
     w = 3 * 0.3**2 - 2 * 0.3**3
     factors = {"contrastive": 1.0, "filip": CONFIG.filip, "code_match": CONFIG.code_match, "itm": CONFIG.itm}
     begun = {name: 1.0 if name == "contrastive/image_text" else w for name in loss.terms}
@@ -62,11 +84,15 @@ def test_the_total_is_the_weighted_sum_of_what_is_named() -> None:
 
 
 def test_a_term_of_weight_zero_is_not_computed() -> None:
-    def forbidden(a: str, b: str, left: Tensor, right: Tensor) -> Tensor:
-        raise AssertionError("the joint head ran")
+    seen: list[DrawnPairs] = []
 
-    loss = run(build("image", "audio", "text"), SIDES, loss_weights(ScheduleConfig(), 0.0), forbidden)
-    assert set(loss.terms) == {"contrastive/image_text"}
+    def match(drawn: list[DrawnPairs]) -> list[Tensor]:
+        seen.extend(drawn)
+        return no_match(drawn)
+
+    weights = loss_weights(ScheduleConfig(), 0.0, STAGES)
+    loss = run(build("image", "audio", "text"), SIDES, weights, match)
+    assert set(loss.terms) == {"contrastive/image_text"} and not seen
 
 
 def test_a_model_without_a_modality_has_no_terms_for_it() -> None:
@@ -88,7 +114,7 @@ def test_samples_without_the_modality_change_nothing() -> None:
     assert audio.embedding.grad is not None and not audio.embedding.grad[4:].any() and audio.embedding.grad[:4].any()
 
     def cut(x: Aligned) -> Aligned:
-        return Aligned(x.embedding[:4], x.tokens[:4], x.mask[:4], x.present[:4])
+        return Aligned(x.embedding[:4], x.tokens[:4], x.mask[:4], x.present[:4], x.sample_index[:4])
 
     torch.testing.assert_close(run(loss, {"audio": cut(audio), "text": cut(text)}, JOINT).terms, whole.terms)
 
@@ -101,7 +127,7 @@ def test_one_pair_alone_has_no_terms() -> None:
 def test_the_joint_head_sees_positives_first_and_then_wrong_pairs() -> None:
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def match(drawn: list[DrawnPairs]) -> Tensor:
+    def match(drawn: list[DrawnPairs]) -> list[Tensor]:
         seen.extend((d.rows_a, d.rows_b) for d in drawn)
         return no_match(drawn)
 
@@ -113,16 +139,16 @@ def test_the_joint_head_sees_positives_first_and_then_wrong_pairs() -> None:
         assert torch.equal(left[:few], right[:few]) and not (left[few:] == right[few:]).any()
 
 
-def test_each_pair_of_modalities_is_judged_by_its_own_logits() -> None:
+def test_each_pair_of_modalities_has_its_own_logits() -> None:
     """All go through the joint head in one call; here it is right about the first pair of modalities and wrong about
     the others."""
 
-    def match(drawn: list[DrawnPairs]) -> Tensor:
-        signs = [
-            (20.0 if turn == 0 else -20.0) * (torch.arange(len(d.rows_a)) < d.positives).float().mul(2).sub(1)
-            for turn, d in enumerate(drawn)
-        ]
-        return torch.cat(signs)
+    def match(drawn: list[DrawnPairs]) -> list[Tensor]:
+        logits = []
+        for turn, d in enumerate(drawn):
+            sign = (torch.arange(len(d.rows_a)) < d.positives).float().mul(2).sub(1)
+            logits.append((20.0 if turn == 0 else -20.0) * sign)
+        return logits
 
     terms = run(build("image", "audio", "text"), SIDES, JOINT, match).terms
     right, *wrong = (float(terms[f"itm/{a}_{b}"]) for a, b in PAIRS)
@@ -133,16 +159,18 @@ def test_several_captions_of_an_image_are_pairs_of_their_own_and_never_its_negat
     """As if the image had been given once for each of its captions."""
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def match(drawn: list[DrawnPairs]) -> Tensor:
+    def match(drawn: list[DrawnPairs]) -> list[Tensor]:
         seen.extend((d.rows_a, d.rows_b) for d in drawn)
         return no_match(drawn)
 
-    loss, image, text = build("image", "text"), side(0), side(2, rows=12)
-    torch.manual_seed(1)
-    once = loss({"image": image, "text": text}, torch.arange(6), JOINT, match).terms
-    twice = Aligned(*(torch.cat([x, x]) for x in (image.embedding, image.tokens, image.mask, image.present)))
-    torch.manual_seed(1)
-    both = loss({"image": twice, "text": text}, torch.arange(6).repeat(2), JOINT, match)
+    loss = build("image", "text")
+    image = side(0)
+    text = side(2, rows=12)
+    once = run(loss, {"image": image, "text": text}, JOINT, match).terms
+    parts = (image.embedding, image.tokens, image.mask, image.present)
+    twice = Aligned(*(torch.cat([part, part]) for part in parts), torch.arange(12))
+    apart = side(2, rows=12, samples=12)
+    both = run(loss, {"image": twice, "text": apart}, JOINT, match, torch.arange(6).repeat(2))
     torch.testing.assert_close(once, both.terms)
     left, right = seen[0]
     few = CONFIG.itm_rows
@@ -151,10 +179,20 @@ def test_several_captions_of_an_image_are_pairs_of_their_own_and_never_its_negat
 
 
 def test_rows_pair_up_by_sample_and_absent_ones_drop_out() -> None:
-    image, text = torch.tensor([True, False, True]), torch.tensor([True, True, False, True, True, True])
+    image = side(0, rows=3, present=torch.tensor([True, False, True]), samples=3)
+    text = side(1, rows=6, present=torch.tensor([True, True, False, True, True, True]), samples=3)
     i, j = paired_rows(image, text)
     assert (i.tolist(), j.tolist()) == ([0, 0, 2], [0, 3, 5])
     assert [x.tolist() for x in paired_rows(text, image)] == [[0, 3, 5], [0, 0, 2]]
+
+
+def test_rows_pair_up_by_their_index_in_whatever_order_they_come() -> None:
+    image = side(0, rows=3, samples=3)
+    image.sample_index = torch.tensor([2, 0, 1])
+    text = side(1, rows=4, samples=3)
+    text.sample_index = torch.tensor([1, 1, 2, 0])
+    i, j = paired_rows(image, text)
+    assert (i.tolist(), j.tolist()) == ([2, 2, 0, 1], [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])

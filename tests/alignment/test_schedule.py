@@ -4,16 +4,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment import PAIRS, ScheduleConfig, learning_rate_factor, loss_weights, ramp, stage
-from alignment.schedule import LossWeights
+from alignment import LossWeights, ScheduleConfig, learning_rate_factor, ramp, stage
+from alignment import loss_weights as weights_of
+from alignment.schedule import RAMP
 
-CONFIG = ScheduleConfig(stage2=0.2, stage3=0.6, ramp=0.1)
-IMAGE_TEXT, AUDIO_TEXT, IMAGE_AUDIO = PAIRS
+CONFIG = ScheduleConfig(stage2=0.2, stage3=0.6)
+IMAGE_TEXT = ("image", "text")
+AUDIO_TEXT = ("audio", "text")
+IMAGE_AUDIO = ("image", "audio")
+STAGES = {IMAGE_TEXT: 1, AUDIO_TEXT: 2, IMAGE_AUDIO: 3}
 progresses = st.floats(0, 1)
 
 
+def loss_weights(config: ScheduleConfig, progress: float) -> LossWeights:
+    return weights_of(config, progress, STAGES)
+
+
 def flat(weights: LossWeights) -> list[float]:
-    return [kind[pair] for kind in (weights.contrastive, weights.fine, weights.itm) for pair in PAIRS]
+    return [kind[pair] for kind in (weights.contrastive, weights.fine, weights.itm) for pair in STAGES]
 
 
 def test_terms_begin_with_their_stage() -> None:
@@ -28,7 +36,7 @@ def test_terms_begin_with_their_stage() -> None:
 @given(progresses, progresses)
 def test_weights_rise_and_never_jump(a: float, b: float) -> None:
     low, high = sorted((a, b))
-    steepest = 1.5 / CONFIG.ramp  # of 3x² - 2x³
+    steepest = 1.5 / RAMP  # of 3x² - 2x³
     for x, y in zip(flat(loss_weights(CONFIG, low)), flat(loss_weights(CONFIG, high)), strict=True):
         assert 0 <= x <= y <= 1
         assert y - x <= steepest * (high - low) + 1e-9

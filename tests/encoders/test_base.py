@@ -7,29 +7,29 @@ import pytest
 import torch
 from torch import nn
 
-from encoders import ENCODERS, Encoder
+from encoders import BottleneckConfig, Encoder, EncoderOutput
 from mm.batch import Batch
 from mm.config import AlignConfig
+from mm.modalities import MODALITIES, build_encoder
 
 
 @pytest.fixture
 def build(tiny: AlignConfig, vocabulary: torch.Tensor) -> Callable[..., Encoder]:
     """build(modality, **changes of its config) -> an encoder of width 32."""
 
-    def make(modality: str, **changes: object) -> Encoder:
+    def make(modality: str, bottleneck: BottleneckConfig | None = None, **changes: object) -> Encoder:
         torch.manual_seed(0)
-        extra = (vocabulary,) if modality == "text" else ()
-        return ENCODERS[modality](replace(getattr(tiny, modality), **changes), 32, *extra)
+        config = replace(getattr(tiny, modality), **changes)
+        return build_encoder(modality, config, bottleneck or tiny.bottleneck, 32, vocabulary)
 
     return make
 
 
-def forward(encoder: Encoder, batch: Batch, modality: str):  # type: ignore[no-untyped-def]
-    target, mask = batch.inputs[modality], batch.masks.get(modality)
-    return encoder(encoder.features(target, mask), target, mask)
+def forward(encoder: Encoder, batch: Batch, modality: str, reconstruct: bool = True) -> EncoderOutput:
+    return encoder(batch.inputs[modality], batch.masks.get(modality), reconstruct=reconstruct)
 
 
-@pytest.mark.parametrize("modality", ENCODERS)
+@pytest.mark.parametrize("modality", MODALITIES)
 def test_an_encoder_gives_tokens_codes_mask_and_named_losses(
     build: Callable[..., Encoder], tiny_batch: Callable[..., Batch], modality: str
 ) -> None:
@@ -40,16 +40,15 @@ def test_an_encoder_gives_tokens_codes_mask_and_named_losses(
     assert torch.equal(out.codes[..., 0] >= 0, out.mask)
 
 
-@pytest.mark.parametrize("modality", ENCODERS)
+@pytest.mark.parametrize("modality", MODALITIES)
 def test_without_a_target_nothing_is_reconstructed(
     build: Callable[..., Encoder], tiny_batch: Callable[..., Batch], modality: str
 ) -> None:
-    encoder, batch = build(modality), tiny_batch()
-    out = encoder(encoder.features(batch.inputs[modality], batch.masks.get(modality)))
+    out = forward(build(modality), tiny_batch(), modality, reconstruct=False)
     assert "reconstruction" not in out.losses
 
 
-@pytest.mark.parametrize("modality", ENCODERS)
+@pytest.mark.parametrize("modality", MODALITIES)
 def test_a_frozen_trunk_stays_in_evaluation_mode_and_gets_no_gradient(
     build: Callable[..., Encoder], tiny_batch: Callable[..., Batch], modality: str
 ) -> None:
@@ -64,7 +63,7 @@ def test_a_frozen_trunk_stays_in_evaluation_mode_and_gets_no_gradient(
     torch.testing.assert_close(encoder.trunk.state_dict(), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("modality", ENCODERS)
+@pytest.mark.parametrize("modality", MODALITIES)
 def test_a_trained_trunk_learns(build: Callable[..., Encoder], tiny_batch: Callable[..., Batch], modality: str) -> None:
     encoder = build(modality).train()
     out = forward(encoder, tiny_batch(), modality)
@@ -73,7 +72,7 @@ def test_a_trained_trunk_learns(build: Callable[..., Encoder], tiny_batch: Calla
     assert not without
 
 
-@pytest.mark.parametrize("modality", ENCODERS)
+@pytest.mark.parametrize("modality", MODALITIES)
 def test_a_forward_leaves_nothing_behind(
     build: Callable[..., Encoder], tiny_batch: Callable[..., Batch], modality: str
 ) -> None:
@@ -88,11 +87,11 @@ def test_a_forward_leaves_nothing_behind(
     assert attributes(encoder) == before
 
 
-@pytest.mark.parametrize("modality", ENCODERS)
+@pytest.mark.parametrize("modality", MODALITIES)
 def test_a_continuous_encoder_has_no_codes(
     build: Callable[..., Encoder], tiny: AlignConfig, tiny_batch: Callable[..., Batch], modality: str
 ) -> None:
-    encoder = build(modality, bottleneck=replace(getattr(tiny, modality).bottleneck, mode="continuous"))
+    encoder = build(modality, replace(tiny.bottleneck, mode="continuous"))
     out = forward(encoder, tiny_batch(), modality)
     assert (out.codes == -1).all() and not out.losses
     with pytest.raises(ValueError, match="has no decoder"):

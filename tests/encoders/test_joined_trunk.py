@@ -5,7 +5,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from encoders import ImageConfig, ImageEncoder
+from encoders import BottleneckConfig, ImageConfig, ImageEncoder
 from encoders.joined_trunk import JoinedTrunk, build_joined_trunk
 from encoders.trunks import TimmTrunk
 
@@ -54,9 +54,15 @@ def test_no_part_is_louder_than_another(joined: JoinedTrunk) -> None:
 
 
 def test_an_encoder_reads_bytes_and_pools(files: str) -> None:
-    encoder = ImageEncoder(ImageConfig(trunk=PARTS, weights=files, size=96, pool=3, frozen=True), 16)
+    encoder = ImageEncoder(
+        ImageConfig(trunk=PARTS, weights=files, size=96, pool=3, frozen=True), BottleneckConfig(), 16
+    )
     features = encoder.features(torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8))
-    assert features.tokens.shape[1] == encoder.trunk.tokens == 2 and encoder(features).tokens.shape == (2, 2, 16)
+    assert features.tokens.shape[1] == encoder.trunk.tokens == 2 and encoder(None, features=features).tokens.shape == (
+        2,
+        2,
+        16,
+    )
 
 
 @pytest.mark.parametrize(

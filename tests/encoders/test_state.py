@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from encoders import ImageConfig, ImageEncoder
+from encoders import BottleneckConfig, ImageConfig, ImageEncoder
 from encoders.state import faces_backbone, load_encoder, save_encoder
 
+BOTTLENECK = BottleneckConfig()
 SMALL = ImageConfig(size=16, stride=8, width=16, depth=1)
 
 
 def test_a_saved_encoder_starts_another_of_any_backbone_width(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    saved, other = ImageEncoder(SMALL, width=8), ImageEncoder(SMALL, width=24)
-    saved(saved.features(torch.randint(0, 255, (4, 3, 16, 16), dtype=torch.uint8)))  # the codebook has seen data
+    saved, other = ImageEncoder(SMALL, BOTTLENECK, width=8), ImageEncoder(SMALL, BOTTLENECK, width=24)
+    saved(torch.randint(0, 255, (4, 3, 16, 16), dtype=torch.uint8))  # the codebook has seen data
     own = {name: value.clone() for name, value in other.state_dict().items() if faces_backbone(name)}
     save_encoder(saved, tmp_path / "model.safetensors")
     load_encoder(other, tmp_path / "model.safetensors")
@@ -28,8 +29,8 @@ def test_a_saved_encoder_starts_another_of_any_backbone_width(tmp_path: Path) ->
 
 
 def test_an_encoder_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:
-    save_encoder(ImageEncoder(SMALL, width=8), tmp_path / "model.safetensors")
-    wider = ImageEncoder(replace(SMALL, width=32), width=8)
+    save_encoder(ImageEncoder(SMALL, BOTTLENECK, width=8), tmp_path / "model.safetensors")
+    wider = ImageEncoder(replace(SMALL, width=32), BOTTLENECK, width=8)
     before = {k: v.clone() for k, v in wider.state_dict().items()}
     with pytest.raises(ValueError, match=r"bottleneck\.down\.weight is \(32, 16\) in the file and \(32, 32\) here"):
         load_encoder(wider, tmp_path / "model.safetensors")
@@ -38,4 +39,4 @@ def test_an_encoder_of_other_settings_is_refused_by_name(tmp_path: Path) -> None
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=r"nowhere\.safetensors"):
-        load_encoder(ImageEncoder(SMALL, width=8), tmp_path / "nowhere.safetensors")
+        load_encoder(ImageEncoder(SMALL, BOTTLENECK, width=8), tmp_path / "nowhere.safetensors")

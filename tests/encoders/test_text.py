@@ -16,9 +16,8 @@ SMALL = TextConfig(
     depth=1,
     heads=2,
     max_tokens=12,
-    reconstruct_tokens=4,
-    bottleneck=BottleneckConfig(quantizer=QuantizerConfig(num_codes=16, width=8)),
 )
+BOTTLENECK = BottleneckConfig(quantizer=QuantizerConfig(num_codes=16, width=8), reconstruct=1)
 CAPTIONS = ["a red circle", "two blue squares and a star", "stripes!"]
 
 
@@ -30,7 +29,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def encoder(tokenizer: Tokenizer) -> TextEncoder:
     torch.manual_seed(0)
-    return TextEncoder(SMALL, 32, observed_vocabulary(tokenizer, CAPTIONS))
+    return TextEncoder(SMALL, BOTTLENECK, 32, observed_vocabulary(tokenizer, CAPTIONS))
 
 
 def test_captions_survive_the_round_trip(tokenizer: Tokenizer) -> None:
@@ -83,7 +82,8 @@ def test_padding_changes_nothing(encoder: TextEncoder, tokenizer: Tokenizer) -> 
     encoder.eval()
     ids, mask = tokenizer(CAPTIONS)
     alone_ids, alone_mask = tokenizer(CAPTIONS[:1])
-    both, alone = encoder(encoder.features(ids, mask)), encoder(encoder.features(alone_ids, alone_mask))
+    both = encoder(ids, mask, reconstruct=False)
+    alone = encoder(alone_ids, alone_mask, reconstruct=False)
     torch.testing.assert_close(both.tokens[:1, : alone_ids.shape[1]], alone.tokens)
     assert torch.equal(both.codes[:1, : alone_ids.shape[1]], alone.codes) and (both.codes[~mask] == -1).all()
 
@@ -93,23 +93,23 @@ def test_logits_lead_back_to_the_tokenizers_ids(encoder: TextEncoder, tokenizer:
     rows = encoder.rows(ids)
     perfect = torch.nn.functional.one_hot(rows, encoder.trunk.vocabulary_size).float()
     assert torch.equal(encoder.token_ids(perfect)[mask], ids[mask])
-    out = encoder(encoder.features(ids, mask))
+    out = encoder(ids, mask, reconstruct=False)
     assert encoder.reconstruct(out.codes).shape == (*ids.shape, encoder.trunk.vocabulary_size)
 
 
 def test_training_decodes_a_sample_of_positions_and_evaluation_all(encoder: TextEncoder, tokenizer: Tokenizer) -> None:
     ids, mask = tokenizer(CAPTIONS)
-    encoder(encoder.features(ids, mask))
+    encoder(ids, mask)
     seen: list[int] = []
     encoder.decoder.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))  # type: ignore[union-attr]
     for training in (True, False):
-        encoder.train(training)(encoder.features(ids, mask), ids, mask)
-    assert seen == [4, int(mask.sum())]
+        encoder.train(training)(ids, mask)
+    assert seen == [8, int(mask.sum())]
 
 
 def test_a_scratch_trunk_needs_a_vocabulary_and_a_trunk_a_known_name() -> None:
     with pytest.raises(ValueError, match="needs the vocabulary"):
-        TextEncoder(SMALL, 32)
-    for build in (lambda c: TextEncoder(c, 32), lambda c: Tokenizer(c.trunk, 12)):
+        TextEncoder(SMALL, BOTTLENECK, 32)
+    for build in (lambda c: TextEncoder(c, BOTTLENECK, 32), lambda c: Tokenizer(c.trunk, 12)):
         with pytest.raises(ValueError, match="use scratch, open_clip/<name> or hf/<name or folder>"):
             build(replace(SMALL, trunk="word2vec"))

@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from encoders import ImageConfig, ImageEncoder, TextConfig, TextEncoder
+from encoders import BottleneckConfig, ImageConfig, ImageEncoder, TextConfig, TextEncoder
 from encoders.text import Tokenizer
 from encoders.trunks import (
     HuggingFaceTextTrunk,
@@ -80,8 +80,8 @@ def test_a_convolutional_timm_model_gives_its_grid_as_tokens() -> None:
 
 def test_a_frozen_pretrained_encoder_reconstructs_features(vit: Path) -> None:
     config = ImageConfig(trunk="timm/test_vit", weights=str(vit), frozen=True, size=64, pool=2)
-    encoder = ImageEncoder(config, 32)
-    out = encoder(encoder.features(torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)))
+    encoder = ImageEncoder(config, BottleneckConfig(), 32)
+    out = encoder(torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8))
     assert out.losses["reconstruction"].isfinite()
     assert encoder.reconstruct(out.codes).shape == (3, 5, encoder.trunk.width)
 
@@ -111,15 +111,18 @@ def test_open_clip_towers_give_tokens(clip: str, tmp_path: Path) -> None:
 
 
 def test_an_open_clip_text_encoder_is_built_and_ignores_padding(clip: str) -> None:
-    encoder = TextEncoder(TextConfig(trunk=f"open_clip/{clip}", weights="none", max_tokens=12), 32).eval()
+    encoder = TextEncoder(
+        TextConfig(trunk=f"open_clip/{clip}", weights="none", max_tokens=12), BottleneckConfig(), 32
+    ).eval()
     tokenizer = Tokenizer(f"open_clip/{clip}", 12)
     ids, mask = tokenizer(["a cat", "a dog on a red mat"])
     short, short_mask = tokenizer(["a cat"])
-    both, alone = encoder(encoder.features(ids, mask), ids, mask), encoder(encoder.features(short, short_mask))
+    both = encoder(ids, mask)
+    alone = encoder(short, short_mask)
     torch.testing.assert_close(both.tokens[:1, : short.shape[1]], alone.tokens, rtol=1e-4, atol=1e-5)
     assert both.losses["reconstruction"].isfinite()
     with pytest.raises(ValueError, match="reads at most 16"):
-        TextEncoder(TextConfig(trunk=f"open_clip/{clip}", weights="none", max_tokens=17), 32)
+        TextEncoder(TextConfig(trunk=f"open_clip/{clip}", weights="none", max_tokens=17), BottleneckConfig(), 32)
 
 
 @pytest.fixture(scope="module")
@@ -143,11 +146,12 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_transformers_folder_is_a_trunk(bert: Path) -> None:
-    encoder = TextEncoder(TextConfig(trunk=f"hf/{bert}", frozen=True, max_tokens=12), 32).eval()
+    encoder = TextEncoder(TextConfig(trunk=f"hf/{bert}", frozen=True, max_tokens=12), BottleneckConfig(), 32).eval()
     tokenizer = Tokenizer(f"hf/{bert}", 12)
     ids, mask = tokenizer(["a cat", "a dog on a mat"])
     assert ids.shape == (2, 7) and tokenizer.decode(ids[0][mask[0]].tolist()) == "a cat"
-    both, alone = encoder(encoder.features(ids, mask), ids, mask), encoder(encoder.features(ids[:1, :4], mask[:1, :4]))
+    both = encoder(ids, mask)
+    alone = encoder(ids[:1, :4], mask[:1, :4])
     torch.testing.assert_close(both.tokens[:1, :4], alone.tokens, rtol=1e-4, atol=1e-5)
     assert encoder.reconstruct(both.codes).shape == (2, 7, 10)
     trunk = HuggingFaceTextTrunk(str(bert), None)
@@ -202,7 +206,7 @@ def test_a_damaged_a_missing_and_another_models_file_are_one_line(vit: Path, tmp
 )
 def test_a_model_nobody_knows_is_named(trunk: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ImageEncoder(replace(ImageConfig(), trunk=trunk, weights="none"), 32)
+        ImageEncoder(replace(ImageConfig(), trunk=trunk, weights="none"), BottleneckConfig(), 32)
 
 
 def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

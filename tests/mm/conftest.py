@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mm.config import AlignConfig
+from mm.config import AlignConfig, encoders_of, plan_of
 from mm.data.module import AlignData
 from mm.data.scenes import write_scenes
 
@@ -32,7 +32,7 @@ def on_scenes(tiny: AlignConfig, scenes: Path, tmp_path: Path) -> Callable[..., 
 @pytest.fixture
 def open_data() -> Callable[[AlignConfig], AlignData]:
     def build(config: AlignConfig) -> AlignData:
-        data = AlignData(config)
+        data = AlignData(config.data, encoders_of(config), plan_of(config))
         data.setup()
         return data
 

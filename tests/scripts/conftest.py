@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from encoders.text import Tokenizer, observed_vocabulary
-from mm.artifacts.run import save_weights
+from mm.artifacts.run import build_run, save_run
 from mm.config import AlignConfig
 from mm.data import open_split
 from mm.data.scenes import write_scenes
@@ -92,5 +92,5 @@ def run(tiny: AlignConfig, sets: tuple[Path, Path], tmp_path: Path) -> Path:
     model = replace(tiny.model, modalities=("image", "text"))
     captions = (c for captions in open_split(sets[0], "train").captions for c in captions)
     vocabulary = observed_vocabulary(Tokenizer("scratch", 12), captions)
-    save_weights(AlignTask(replace(tiny, data=data, model=model), vocabulary), tmp_path / "base")
+    save_run(build_run(replace(tiny, data=data, model=model), vocabulary), tmp_path / "base")
     return tmp_path / "base"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from encoders.base import Features
+from encoders import BottleneckConfig
 from encoders.image import ImageConfig, ImageEncoder
 from encoders.text import TextConfig, TextEncoder
 from encoders.trunks import NO_WEIGHTS
@@ -94,7 +95,10 @@ def test_stacked_rows_are_padded_and_masked() -> None:
 def test_extraction_gives_what_the_encoder_gives() -> None:
     """Batch norms folded on a copy and few rows at a time are another order of sums, and nothing else."""
     config = ImageConfig(trunk="timm/tiny_vit_5m_224", weights=NO_WEIGHTS, size=64, frozen=True)
-    encoder, images = ImageEncoder(config, 16).eval(), torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
+    encoder, images = (
+        ImageEncoder(config, BottleneckConfig(), 16).eval(),
+        torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8),
+    )
     for module in encoder.trunk.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -114,7 +118,7 @@ def test_extraction_gives_what_the_encoder_gives() -> None:
 
 def test_extraction_passes_each_row_its_mask() -> None:
     torch.manual_seed(0)
-    encoder = TextEncoder(TextConfig(width=16), 16, torch.arange(50)).eval()
+    encoder = TextEncoder(TextConfig(width=16), BottleneckConfig(), 16, torch.arange(50)).eval()
     ids, mask = torch.randint(0, 50, (5, 7)), torch.arange(7) < torch.tensor([3, 7, 1, 5, 2])[:, None]
     found = Extractor(encoder, at_once=2)(ids, mask)
     assert torch.equal(found.mask, mask)

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from kernels.dispatch import bf16_autocast
+from mm.artifacts.run import build_run
 from mm.batch import Batch
 from mm.config import AlignConfig
 from mm.data.coco import write_coco
-from mm.data.module import AlignData, DataConfig
+from mm.data.module import AlignData
 from mm.data.scenes.folder import sample_at
 from mm.model.multimodal import MultimodalModel
-from mm.train.task import AlignTask
 
 OnScenes = Callable[..., AlignConfig]
 Open = Callable[[AlignConfig], AlignData]
@@ -28,11 +28,11 @@ def batches(data: AlignData, start: int = 0, rank: int = 0, world: int = 1) -> l
 
 def model_of(config: AlignConfig, data: AlignData) -> MultimodalModel:
     torch.manual_seed(0)
-    return AlignTask(config, data.vocabulary).model.eval()
+    return build_run(config, data.vocabulary).model.eval()
 
 
 def assert_same(a: Batch, b: Batch) -> None:
-    for part in ("inputs", "features", "masks", "present"):
+    for part in ("inputs", "features", "masks", "present", "sample_index"):
         torch.testing.assert_close(getattr(a, part), getattr(b, part), rtol=0, atol=0)
     assert torch.equal(a.ids, b.ids)
 
@@ -44,7 +44,7 @@ def test_a_resumed_run_sees_the_batches_it_would_have_seen(on_scenes: OnScenes, 
     found = []
     for start in (0, 5):
         data = open_data(config := on_scenes(**parts))
-        data.cache_features(model_of(config, data), {"train": data.train})
+        data.cache_features(model_of(config, data).encoders, {"train": data.train})
         found.append(batches(data, start))
     assert len(found[0]) == 10 and len(found[1]) == 5
     for whole, resumed in zip(found[0][5:], found[1], strict=True):
@@ -77,11 +77,11 @@ def test_frozen_trunks_run_once(on_scenes: OnScenes, open_data: Open) -> None:
     config = on_scenes(image={"frozen": True}, text={"frozen": True})
     data = open_data(config)
     model = model_of(config, data)
-    data.cache_features(model, {"train": data.train})
+    data.cache_features(model.encoders, {"train": data.train})
     again = open_data(config)
     for encoder in model.encoders.values():
         encoder.trunk.forward = None  # running it would fail
-    again.cache_features(model, {"train": again.train})
+    again.cache_features(model.encoders, {"train": again.train})
     for encoder in model.encoders.values():
         del encoder.trunk.forward
     first = batches(again)[0]
@@ -96,12 +96,12 @@ def test_other_weights_are_other_features(on_scenes: OnScenes, open_data: Open) 
     config = on_scenes(image={"frozen": True})
     data = open_data(config)
     model = model_of(config, data)
-    data.cache_features(model, {"train": data.train})
-    before = data.stores["train", "image", 0][0]
+    data.cache_features(model.encoders, {"train": data.train})
+    before = data.features.stores["train", "image", 0][0]
     with torch.no_grad():
         next(model.encoders["image"].trunk.parameters()).mul_(2)
-    data.cache_features(model, {"train": data.train})
-    assert not torch.equal(data.stores["train", "image", 0][0], before)
+    data.cache_features(model.encoders, {"train": data.train})
+    assert not torch.equal(data.features.stores["train", "image", 0][0], before)
 
 
 def test_cached_and_computed_features_embed_alike(on_scenes: OnScenes, open_data: Open) -> None:
@@ -109,8 +109,8 @@ def test_cached_and_computed_features_embed_alike(on_scenes: OnScenes, open_data
     cached, raw = open_data(config), open_data(on_scenes())
     model = model_of(config, cached)
     dataset = cached.open("val")
-    cached.cache_features(model, {"val": dataset})
-    kinds = (AlignData.image_batches, AlignData.caption_batches)
+    cached.cache_features(model.encoders, {"val": dataset})
+    kinds = (AlignData.sample_batches, AlignData.caption_batches)
     with torch.inference_mode(), bf16_autocast("cpu"):  # the precision in which features are cached
         for read in kinds:
             found = [model(next(iter(read(d, d.eval_view(dataset), "val", 5)))).embeddings for d in (cached, raw)]
@@ -118,17 +118,20 @@ def test_cached_and_computed_features_embed_alike(on_scenes: OnScenes, open_data
                 assert (vectors * found[1][m]).sum(1).min() > 0.99
 
 
-def test_workers_would_each_hold_a_copy() -> None:
-    with pytest.raises(ValueError, match=r"data\.in_memory with data\.workers=2"):
-        DataConfig(workers=2)
+def test_what_workers_decode_is_not_kept(on_scenes: OnScenes, open_data: Open) -> None:
+    """Each worker would hold a copy of its own."""
+    for workers, kept in ((0, 1), (1, 0)):
+        view = open_data(on_scenes(data={"workers": workers})).train_view
+        view[3, 0]
+        assert len(view._kept) == kept
 
 
-def test_features_of_pictures_do_not_depend_on_how_sounds_are_cut(
+def test_features_of_images_do_not_depend_on_how_audio_is_cut(
     on_scenes: OnScenes, open_data: Open, tmp_path: Path
 ) -> None:
     for seconds in (0.32, 0.16):
         config = on_scenes(image={"frozen": True}, audio={"seconds": seconds, "frozen": True})
         data = open_data(config)
-        data.cache_features(model_of(config, data), {"train": data.train})
+        data.cache_features(model_of(config, data).encoders, {"train": data.train})
     stores = sorted(path.name.split("-")[0] for path in (Path(config.data.cache) / "features").iterdir())
     assert stores == ["audio", "audio", "image"]

@@ -1,18 +1,19 @@
 """A split through a model: one row per image, audio and caption, and a shortlist scored pair by pair."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from alignment.fine_grained import late_interaction
+from mm.artifacts.run import Run, build_run
 from mm.config import AlignConfig
 from mm.data.module import AlignData
 from mm.evaluation.embed import SplitEmbeddings, count_codes, embed_split, joint_scores
-from mm.model.multimodal import select
-from mm.train.task import AlignTask
+from mm.model.multimodal import MatchInput, select
 
-Built = tuple[AlignTask, AlignData, SplitEmbeddings]
+Built = tuple[Run, AlignData, SplitEmbeddings]
 
 
 @pytest.fixture
@@ -23,11 +24,11 @@ def embedded(
 ) -> Built:
     # fp32, so that a reference can be compared with
     monkeypatch.setattr("kernels.dispatch.has_bf16", lambda device: False)
-    config = on_scenes()
+    config = on_scenes(eval={"batch_size": 4})
     data = open_data(config)
     torch.manual_seed(0)
-    task = AlignTask(config, data.vocabulary)
-    return task, data, embed_split(task.model, data, data.eval_view(data.open("val")), "val", batch_size=4)
+    run = build_run(config, data.vocabulary)
+    return run, data, embed_split(run, data, data.eval_view(data.open("val")), "val")
 
 
 def test_every_image_sound_and_caption_has_a_row(embedded: Built) -> None:
@@ -41,17 +42,18 @@ def test_every_image_sound_and_caption_has_a_row(embedded: Built) -> None:
 
 
 def test_the_batch_size_changes_nothing(embedded: Built) -> None:
-    task, data, found = embedded
-    again = embed_split(task.model, data, data.eval_view(data.open("val")), "val", batch_size=45)
+    run, data, found = embedded
+    larger = replace(run, config=replace(run.config, eval=replace(run.config.eval, batch_size=45)))
+    again = embed_split(larger, data, data.eval_view(data.open("val")), "val")
     for m, part in found.parts.items():
         torch.testing.assert_close(again.parts[m].vectors, part.vectors)
     assert (again.load == found.load).all()
 
 
 def test_codes_are_counted_once_per_real_token(embedded: Built) -> None:
-    task, _, found = embedded
+    run, _, found = embedded
     for m, part in found.parts.items():
-        counts = count_codes(part.encoded, task.model, m)
+        counts = count_codes(part.encoded, run.model, m)
         assert counts.shape == (1, 16) and counts.sum() == part.encoded.mask.sum()
         assert (found.load[:, ("image", "audio", "text").index(m)].sum(1) == 2 * counts.sum()).all()  # type: ignore[index]
 
@@ -59,17 +61,17 @@ def test_codes_are_counted_once_per_real_token(embedded: Built) -> None:
 @torch.inference_mode()
 def test_joint_scores_are_match_plus_weighed_first_stage(embedded: Built) -> None:
     """Sorted by length and cut into batches, each pair gets the score it gets alone."""
-    task, _, found = embedded
+    run, _, found = embedded
     image, text = found.parts["image"], found.parts["text"]
     rows, columns = torch.tensor([0, 8, 3, 3, 5]), torch.tensor([44, 0, 17, 2, 30])
     weights = (0.5, 0.25)
-    scores = joint_scores(task.model, task.loss, "image", "text", image, text, rows, columns, weights, batch_size=2)
+    scores = joint_scores(run, ("image", "text"), image, text, (rows, columns), weights, batch_size=2)
     late = late_interaction(image.tokens, image.encoded.mask, text.tokens, text.encoded.mask)
     for k, (i, j) in enumerate(zip(rows, columns, strict=True)):
         left, right = select(image.encoded, i[None]), select(text.encoded, j[None])
         left.tokens, right.tokens = left.tokens.float(), right.tokens.float()
-        match = task.model.match("image", "text", left, right).logits
+        (match,) = run.model.match([MatchInput("image", "text", left, right)]).logits
         cosine = image.vectors[i] @ text.vectors[j]
-        contrastive, fine = task.loss.contrastive["image_text"].scale, task.loss.filip["image_text"].scale
+        contrastive, fine = run.loss.contrastive["image_text"].scale, run.loss.filip["image_text"].scale
         expected = match + 0.5 * contrastive * cosine + 0.25 * fine * late[i, j]
         torch.testing.assert_close(scores[k : k + 1], expected, rtol=1e-3, atol=2e-2)  # tokens are kept in bf16

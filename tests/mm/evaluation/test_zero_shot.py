@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from eval.sugar_crepe import SUGAR_CREPE
-from mm.batch import CaptionDataset
+from mm.data.dataset import CaptionDataset
 from mm.data.media import encode_audio
 from mm.evaluation.models import EvaluatedSplit
 from mm.evaluation.zero_shot import evaluate_classes, evaluate_sugar_crepe

@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from alignment.matching import matching_loss
+from encoders import EncoderOutput
 from mm.batch import Batch
 from mm.config import AlignConfig
-from mm.model.multimodal import AttentionPool, MatchHead, ModelConfig, count_parameters, select
+from mm.model.heads import AttentionPool, MatchHead
+from mm.model.multimodal import MatchInput, ModelConfig, count_parameters, select
 from mm.train.task import AlignTask
 
 
@@ -22,8 +24,11 @@ def model(tiny_task: Callable[..., AlignTask], tiny_batch: Callable[..., Batch])
 
 
 def rows(batch: Batch, chosen: slice) -> Batch:
-    parts = {name: {k: v[chosen] for k, v in getattr(batch, name).items()} for name in ("inputs", "masks", "present")}
-    return Batch(batch.ids[chosen], **parts)
+    part = Batch(batch.ids[chosen])
+    for m in batch.modalities:
+        mask = batch.masks[m][chosen] if m in batch.masks else None
+        part.put(m, batch.inputs[m][chosen], mask)
+    return part
 
 
 def test_embeddings_are_unit_vectors_of_every_modality(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
@@ -51,19 +56,22 @@ def test_a_modality_embeds_the_same_alone(model: nn.Module, tiny_batch: Callable
     batch = tiny_batch()
     together = model(batch).embeddings
     for m in ("image", "audio", "text"):
-        masks = {m: batch.masks[m]} if m in batch.masks else {}
-        alone = Batch(batch.ids, {m: batch.inputs[m]}, masks=masks, present={m: batch.present[m]})
-        torch.testing.assert_close(model(alone).embeddings, {m: together[m]})
+        torch.testing.assert_close(model(batch.select([m])).embeddings, {m: together[m]})
 
 
 def test_match_depends_on_both_sides_and_not_on_the_batch(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
     encoded = model(tiny_batch()).encoded
-    image, text = encoded["image"], encoded["text"]
-    logits = model.match("image", "text", image, text).logits
-    turned = model.match("image", "text", image, select(text, torch.tensor([1, 2, 3, 0]))).logits
-    first = model.match("image", "text", select(image, torch.tensor([0])), select(text, torch.tensor([0]))).logits
+    image = encoded["image"]
+    text = encoded["text"]
+    first = torch.tensor([0])
+
+    def match(image: EncoderOutput, text: EncoderOutput) -> Tensor:
+        return model.match([MatchInput("image", "text", image, text)]).logits[0]
+
+    logits = match(image, text)
+    turned = match(image, select(text, torch.tensor([1, 2, 3, 0])))
     assert logits.shape == (4,) and not torch.isclose(logits, turned).any()
-    torch.testing.assert_close(first, logits[:1])
+    torch.testing.assert_close(match(select(image, first), select(text, first)), logits[:1])
 
 
 def test_pairs_of_modalities_are_matched_in_one_call_as_one_by_one(
@@ -71,9 +79,13 @@ def test_pairs_of_modalities_are_matched_in_one_call_as_one_by_one(
 ) -> None:
     encoded = model(tiny_batch()).encoded
     few = {m: select(e, torch.tensor([2, 0])) for m, e in encoded.items()}
-    pairs = [("image", "text", encoded["image"], encoded["text"]), ("audio", "text", few["audio"], few["text"])]
-    together, each = model.match_all(pairs), [model.match(*pair) for pair in pairs]
-    torch.testing.assert_close(together.logits, torch.cat([out.logits for out in each]))
+    pairs = [
+        MatchInput("image", "text", encoded["image"], encoded["text"]),
+        MatchInput("audio", "text", few["audio"], few["text"]),
+    ]
+    together = model.match(pairs)
+    each = [model.match([pair]) for pair in pairs]
+    torch.testing.assert_close(together.logits, [out.logits[0] for out in each])
     assert torch.equal(together.load, sum(out.load for out in each))
 
 
@@ -82,7 +94,7 @@ def test_matching_moves_no_statistics_of_the_embedding_reading(
 ) -> None:
     encoded = model.train()(tiny_batch()).encoded
     before = {name: value.clone() for name, value in model.project.named_buffers()}
-    model.match("image", "text", encoded["image"], encoded["text"])
+    model.match([MatchInput("image", "text", encoded["image"], encoded["text"])])
     assert all(torch.equal(value, before[name]) for name, value in model.project.named_buffers())
 
 
@@ -92,23 +104,29 @@ def test_a_direct_reading_begins_as_the_trunks_alone(
     """Before training, neither the tokens nor the other side of a pair move an embedding; the summary does."""
     model = tiny_task(model=replace(tiny.model, direct=True)).model
     model(tiny_batch())
-    encoded = model.eval()(tiny_batch()).encoded
-    shuffled = {m: replace(e, tokens=e.tokens.flip(0)) for m, e in encoded.items()}
-    turned = {m: replace(e, summary=e.summary.flip(0)) for m, e in encoded.items()}
-    found, moved, other = (model.embed(e).embeddings for e in (encoded, shuffled, turned))
+    model.eval()
+    found = model(tiny_batch()).embeddings
+    encode = model.encode
+
+    def changed(change: Callable[[EncoderOutput], EncoderOutput]) -> dict[str, Tensor]:
+        model.encode = lambda *arguments: change(encode(*arguments))
+        return model(tiny_batch()).embeddings
+
+    moved = changed(lambda e: replace(e, tokens=e.tokens.flip(0)))
+    other = changed(lambda e: replace(e, summary=e.summary.flip(0)))
     torch.testing.assert_close(found, moved)
     torch.testing.assert_close({m: x.flip(0) for m, x in found.items()}, other)
 
 
 def test_a_direct_reading_would_go_around_the_codes(tiny: AlignConfig, tiny_task: Callable[..., AlignTask]) -> None:
-    codes_alone = replace(tiny.image, bottleneck=replace(tiny.image.bottleneck, mode="vq"))
-    with pytest.raises(ValueError, match=r"image\.bottleneck\.mode=vq"):
-        tiny_task(model=replace(tiny.model, direct=True), image=codes_alone)
+    codes_alone = replace(tiny.bottleneck, mode="vq")
+    with pytest.raises(ValueError, match=r"bottleneck\.mode=vq"):
+        tiny_task(model=replace(tiny.model, direct=True), bottleneck=codes_alone)
 
 
 def test_cached_features_stand_in_for_the_trunk(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
     batch = tiny_batch()
-    features = {m: model.features(batch, m) for m in ("image", "audio", "text")}
+    features = {m: model.encoders[m].features(batch.inputs[m], batch.masks.get(m)) for m in batch.modalities}
     cached = replace(
         batch,
         inputs={},

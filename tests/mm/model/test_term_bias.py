@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from encoders.text import Tokenizer, observed_vocabulary
 from mm.artifacts.probe import probe
-from mm.artifacts.run import load_run, save_weights
+from mm.artifacts.run import Run, load_run, save_run
 from mm.batch import Batch
+from mm.config import encoders_of
 from mm.model.term_bias import Terms, token_sequences
-from mm.train.task import AlignTask
 
 SMALL = st.integers(0, 3)
 
@@ -59,22 +59,23 @@ def test_what_cannot_be_seen_is_skipped_with_a_reason() -> None:
     }
 
 
-def test_a_model_that_heeds_terms_is_the_same_model_at_first_and_travels(
-    tiny_task: Callable[..., AlignTask], tiny_batch: Callable[..., Batch], tmp_path: object
+def test_a_model_with_a_term_bias_is_the_same_model_at_first_and_travels(
+    tiny_run: Callable[..., Run], tiny_batch: Callable[..., Batch], tmp_path: object
 ) -> None:
-    task, batch = tiny_task().eval(), tiny_batch()
-    before = task.model(batch).embeddings["text"]
+    run = tiny_run().eval()
+    batch = tiny_batch()
+    before = run.model(batch).embeddings["text"]
     sequences, _, _ = token_sequences(["circle"], Tokenizer("scratch", 12), None)
-    task.model.add_term_bias(sequences)
-    torch.testing.assert_close(task.model(batch).embeddings["text"], before)
-    for block in task.model.backbone.blocks:
+    run.model.add_term_bias(sequences)
+    torch.testing.assert_close(run.model(batch).embeddings["text"], before)
+    for block in run.model.backbone.blocks:
         block.self_attention.term_bias.data.fill_(3.0)
-    after = task.model(batch).embeddings["text"]
+    after = run.model(batch).embeddings["text"]
     changed = (after - before).abs().amax(1) > 1e-4
     assert changed.tolist() == [
         "circle" in caption for caption in ("red circle", "two blue squares", "one small green heart", "stripes")
     ]
-    save_weights(task, tmp_path)  # type: ignore[arg-type]
+    save_run(run, tmp_path)  # type: ignore[arg-type]
     loaded = load_run(tmp_path)  # type: ignore[arg-type]
     torch.testing.assert_close(loaded.model(batch).embeddings["text"], after)
-    assert probe(loaded)["match"].shape == (3,)
+    assert probe(loaded.model, encoders_of(loaded.config))["match"].shape == (3,)

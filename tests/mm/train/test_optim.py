@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from alignment import ScheduleConfig
-from mm.config import AlignConfig
-from mm.train.optim import OptimConfig, build_optimizer, decays, learning_rate, parameter_groups
+from mm.config import AlignConfig, OptimConfig
+from mm.train.optim import build_optimizer, decays, learning_rate, parameter_groups, rate_factor
 from mm.train.task import AlignTask
 
 STAGES = ScheduleConfig(stage2=0.3, stage3=0.6)
@@ -19,7 +19,9 @@ def test_every_trainable_parameter_is_in_exactly_one_group(
     tiny_task: Callable[..., AlignTask], tiny: AlignConfig
 ) -> None:
     task = tiny_task(image=replace(tiny.image, frozen=True))
-    groups = parameter_groups(task.model, task.loss, OptimConfig(), {"image": 1.0, "audio": 0.5, "text": 0.1})
+    groups = parameter_groups(
+        task.named_trainable(), OptimConfig(rates={"encoders.audio.*": 0.5, "*.text.trunk.*": 0.1})
+    )
     counted = Counter(id(p) for group in groups for p in group["params"])
     trainable = {id(p) for p in task.parameters() if p.requires_grad}
     assert set(counted) == trainable and set(counted.values()) == {1}
@@ -28,8 +30,8 @@ def test_every_trainable_parameter_is_in_exactly_one_group(
 
 def test_a_trunk_has_its_own_rate_and_the_rest_of_its_encoder_has_not(tiny_task: Callable[..., AlignTask]) -> None:
     task = tiny_task()
-    factors = {"image": 1.0, "audio": 1.0, "text": 0.1}
-    groups = parameter_groups(task.model, task.loss, OptimConfig(learning_rate=1.0), factors)
+    config = OptimConfig(learning_rate=1.0, rates={"encoders.text.trunk.*": 0.1})
+    groups = parameter_groups(task.named_trainable(), config)
     rate = {id(p): group["lr"] for group in groups for p in group["params"]}
     for name, p in task.named_parameters():
         assert rate[id(p)] == (0.1 if name.startswith("model.encoders.text.trunk.") else 1.0), name
@@ -46,7 +48,7 @@ def test_matrices_decay_and_norms_biases_and_temperatures_do_not(tiny_task: Call
         "model.backbone.norm.weight",
         "loss.contrastive.image_text.log_scale",
         "model.encoders.text.bottleneck.position",
-        "loss.codes.codebook",
+        "loss.code_match.codebook",
         "model.backbone.modality.text",
     ):
         assert not decays(name, named[name])
@@ -71,6 +73,11 @@ def test_warm_up_then_cosine_to_the_final_share() -> None:
 
 def test_the_optimizer_takes_the_groups_as_they_are(tiny_task: Callable[..., AlignTask]) -> None:
     task = tiny_task()
-    config = OptimConfig(learning_rate=0.2, weight_decay=0.3)
-    found = build_optimizer(parameter_groups(task.model, task.loss, config, {"image": 0.5}), config).param_groups
+    config = OptimConfig(learning_rate=0.2, weight_decay=0.3, rates={"encoders.image.trunk.*": 0.5})
+    found = build_optimizer(parameter_groups(task.named_trainable(), config)).param_groups
     assert {(g["lr"], g["weight_decay"]) for g in found} == {(lr, decay) for lr in (0.2, 0.1) for decay in (0.0, 0.3)}
+
+
+def test_of_several_patterns_that_fit_the_last_counts() -> None:
+    rates = {"encoders.*": 0.1, "encoders.text.*": 0.5}
+    assert [rate_factor(name, rates) for name in ("encoders.image.x", "encoders.text.x", "pool.x")] == [0.1, 0.5, 1.0]

@@ -7,10 +7,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from encoders import ImageConfig
 from mm.data import DomainAdapter, open_split
 from mm.data.coco import write_coco
-from mm.data.collate import EvalView
 from mm.data.shards import write_shards
+from mm.data.views import EvalView
+from mm.modalities import build_readers
 
 
 class Rows(DomainAdapter):
@@ -50,7 +52,7 @@ def test_a_picture_is_drawn_when_it_is_asked_for() -> None:
 @pytest.mark.parametrize("write", [write_coco, write_shards])
 def test_collation_and_both_layouts_are_inherited(write: Any, tmp_path: Path) -> None:
     dataset = Rows(*({"image": picture(i), "text": f"number {i}"} for i in range(3))).dataset()
-    assert EvalView(dataset, image_size=8)[1].image.shape == (3, 8, 8)
+    assert EvalView(dataset, build_readers({"image": ImageConfig(size=8)}))[1].rows["image"].shape == (8, 8, 3)
     write((dataset[i] for i in range(3)), tmp_path, "train", image_format="png")
     read = open_split(tmp_path, "train")
     assert read.captions == dataset.captions and read.image_ids == dataset.image_ids

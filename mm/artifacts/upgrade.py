@@ -1,0 +1,164 @@
+"""Older runs: what settings and tensors were called before, listed once. What is loaded goes through here.
+
+Everything is renamed from the words of commit a239565 on. What a run does not need any more is dropped where it was
+what the code does now, and refused where it was not.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+MOVED_SETTINGS = {
+    "model.backbone.moe.experts": "model.backbone.moe.num_experts",
+    "model.backbone.moe.active": "model.backbone.moe.top_k",
+    "loss.fine": "loss.filip",
+    "loss.codes": "loss.code_match",
+    "loss.match": "loss.itm",
+    "loss.fine_rows": "loss.filip_rows",
+    "loss.match_rows": "loss.itm_rows",
+    "data.fit": "image.fit",
+    "image.reconstruct_images": "bottleneck.reconstruct",
+    "image.encoder_weights": "encoder_weights.image",
+    "audio.encoder_weights": "encoder_weights.audio",
+    "text.encoder_weights": "encoder_weights.text",
+}
+"""Old name -> new name, of the settings of a run."""
+FIXED_SETTINGS: dict[str, Any] = {
+    "data.in_memory": None,
+    "audio.mels": 64,
+    "audio.window": 400,
+    "audio.hop": 160,
+    "audio.reconstruct_sounds": None,
+    "text.reconstruct_tokens": None,
+    "loss.moe": 1.0,
+    "loss.shared_codes": 256,
+    "schedule.ramp": None,
+    "optim.betas": None,
+    "eval.rerank_pairs": None,
+    "bottleneck.gate": None,
+    "bottleneck.quantizer.commitment": None,
+    "bottleneck.quantizer.revive_below": None,
+}
+"""Settings that are no more, and the value a run must have had to be loaded; None where it does not matter any more."""
+MOVED_TENSORS = (
+    (re.compile(r"^loss\.late\."), "loss.filip."),
+    (re.compile(r"^loss\.codes\."), "loss.code_match."),
+    (re.compile(r"\.term_strength$"), ".term_bias"),
+)
+ONE_ELEMENT = re.compile(r"^match_head\.(log_scale|bias)$|^loss\.(contrastive|filip)\.\w+\.(log_scale|bias)$")
+"""Parameters that had no dimensions."""
+MODALITIES = ("image", "audio", "text")
+
+
+def upgrade_config(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Settings of a run, nested, as any commit since a239565 wrote them -> as this code names them; one log line where
+    anything is old.
+
+    Raises ValueError, naming the setting, where a run was made with something that this code builds in one way only.
+    """
+    flat = dict(_flat(values))
+    upgraded = _upgrade_bottleneck(flat)
+    for old, new in MOVED_SETTINGS.items():
+        if old in upgraded:
+            value = upgraded.pop(old)
+            if not new.startswith("encoder_weights.") or value is not None:
+                upgraded[new] = value
+    _upgrade_rates(upgraded)
+    _upgrade_words(upgraded)
+    for name, needed in FIXED_SETTINGS.items():
+        value = upgraded.pop(name, needed)
+        if needed is not None and value != needed:
+            raise ValueError(f"{name}={value}: this code knows {needed} only")
+    if upgraded.keys() != flat.keys():
+        logger.info("%s: settings of an older version, read by their new names", source)
+    return _nested(upgraded)
+
+
+def upgrade_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by name, as any commit since a239565 wrote them -> as this code names and shapes them."""
+    upgraded = {}
+    for name, tensor in state.items():
+        for pattern, new in MOVED_TENSORS:
+            name = pattern.sub(new, name)
+        if ONE_ELEMENT.match(name) and tensor.ndim == 0:
+            tensor = tensor.view(1)
+        upgraded[name] = tensor
+    return upgraded
+
+
+def renamed_flag(flag: str) -> str | None:
+    """What is said of an old option such as --loss.fine, None of one that never was."""
+    name = flag.removeprefix("--")
+    shared = re.sub(r"^(image|audio|text)\.bottleneck\.", "bottleneck.", name)
+    shared = shared.replace("quantizer.codes", "quantizer.num_codes")
+    new = MOVED_SETTINGS.get(name) or (shared if shared != name else None)
+    if new is None and name.endswith(".learning_rate_factor") and not name.startswith("schedule."):
+        modality = name.partition(".")[0]
+        return f"{flag} is now --optim.rates '{{\"encoders.{modality}.trunk.*\": FACTOR}}'"
+    if name in ("eval.rerank_global", "eval.rerank_late"):
+        return f"{flag} is now one of the two --eval.rerank_weights"
+    if new is not None and new not in FIXED_SETTINGS:
+        return f"{flag} is now --{new}"
+    if name in FIXED_SETTINGS or shared in FIXED_SETTINGS:
+        return f"{flag} is no option any more: leave it out"
+    return None
+
+
+def _upgrade_bottleneck(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The three bottlenecks, which are one now. Raises ValueError where those of the model's modalities differ."""
+    kept = {}
+    blocks: dict[str, dict[str, Any]] = {modality: {} for modality in MODALITIES}
+    for name, value in flat.items():
+        modality, _, rest = name.partition(".")
+        if modality in blocks and rest.startswith("bottleneck."):
+            blocks[modality][rest.replace("quantizer.codes", "quantizer.num_codes")] = value
+        else:
+            kept[name.replace("quantizer.codes", "quantizer.num_codes")] = value
+    own = [blocks[m] for m in kept.get("model.modalities", MODALITIES) if blocks[m]]
+    for block in own[1:]:
+        for name in block:
+            if block[name] != own[0].get(name, block[name]):
+                raise ValueError(f"{name} differs between modalities, which share one bottleneck now")
+    for block in own:
+        kept.update(block)
+    return kept
+
+
+def _upgrade_rates(settings: dict[str, Any]) -> None:
+    for modality in MODALITIES:
+        factor = settings.pop(f"{modality}.learning_rate_factor", 1.0)
+        if factor != 1.0:
+            settings.setdefault("optim.rates", {})[f"encoders.{modality}.trunk.*"] = factor
+
+
+def _upgrade_words(settings: dict[str, Any]) -> None:
+    if settings.get("schedule.kind") == "global_only":
+        settings["schedule.kind"] = "contrastive_only"
+    weights = [settings.pop(name, 1.0) for name in ("eval.rerank_global", "eval.rerank_late")]
+    if weights != [1.0, 1.0]:
+        settings["eval.rerank_weights"] = weights
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings by their dotted names; a dict that is a value (rates, weights by modality) stays one."""
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping) and path not in ("optim.rates", "encoder_weights", "data.augment", "rates"):
+            yield from _flat(value, f"{path}.")
+        else:
+            yield path, value
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, last = name.split(".")
+        part = nested
+        for parent in parents:
+            part = part.setdefault(parent, {})
+        part[last] = value
+    return nested

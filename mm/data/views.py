@@ -1,0 +1,182 @@
+"""A dataset as training or evaluation sees it: position -> decoded `Example`.
+
+Every random choice is a pure function of (seed, epoch, index): workers, caching and resuming change nothing.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+
+from mm.data.dataset import CaptionDataset
+from mm.data.sampling import Key
+from mm.modalities import MODALITIES
+from mm.readers import Augment, Reader
+
+logger = logging.getLogger(__name__)
+CACHE_BYTES = 4 << 30
+"""How much of what it decoded a view with `keep` holds in memory."""
+Unreadable = Literal["error", "skip"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One decoded image with some of its captions. rows: by modality what its reader gave, None where the sample lacks
+    it; modalities that the whole split lacks have no entry."""
+
+    index: int
+    image_id: int
+    captions: tuple[str, ...]
+    rows: dict[str, np.ndarray | None] = field(default_factory=dict)
+
+
+class View:
+    """Decodes a dataset's samples by its readers, keeping what was decoded if `keep`.
+
+    unreadable: "error" raises the one-line ValueError of a file that does not decode; "skip" logs it and the sample
+    takes part without what is read from files.
+    """
+
+    def __init__(
+        self, dataset: CaptionDataset, readers: Mapping[str, Reader], *, keep: bool, unreadable: Unreadable
+    ) -> None:
+        self.dataset = dataset
+        self.readers = {m: reader for m, reader in readers.items() if reader.source in dataset.modalities}
+        self.unreadable = unreadable
+        self._kept: dict[int, dict[str, np.ndarray | None]] = {}
+        self._bytes_left = CACHE_BYTES if keep else 0
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def decoded(self, index: int) -> dict[str, np.ndarray | None]:
+        """What each reader decodes of a sample."""
+        if not self.readers:
+            return {}
+        if index in self._kept:
+            return self._kept[index]
+        decoded = self._decode(index)
+        if self._bytes_left > 0:
+            self._keep(index, decoded)
+        return decoded
+
+    def _decode(self, index: int) -> dict[str, np.ndarray | None]:
+        try:
+            sample = self.dataset[index]
+        except ValueError as error:
+            if self.unreadable == "error":
+                raise
+            logger.warning("%s: %s; the sample goes on without it", self.dataset.name, error)
+            return dict.fromkeys(self.readers)
+        return {m: reader.decode(sample) for m, reader in self.readers.items()}
+
+    def _keep(self, index: int, decoded: dict[str, np.ndarray | None]) -> None:
+        self._kept[index] = decoded
+        self._bytes_left -= sum(array.nbytes for array in decoded.values() if array is not None)
+        if self._bytes_left <= 0:
+            logger.warning(
+                "%s: %d of %d samples fill the cache of %d GiB; the others are decoded anew each time",
+                self.dataset.name,
+                len(self._kept),
+                len(self),
+                CACHE_BYTES >> 30,
+            )
+
+
+class TrainView(View):
+    """(index, epoch) -> Example with `captions` of the image's captions, a random crop and a random stretch of audio.
+
+    Args:
+        captions: how many, drawn without repetition while there are enough; an image without any has the empty one.
+        limit_captions: of an image's captions, only the first so many are drawn; 0 for all.
+        augment: None resizes only, as in evaluation.
+        keep: up to CACHE_BYTES of decoded samples (without loader workers: each would hold its own).
+    """
+
+    def __init__(
+        self,
+        dataset: CaptionDataset,
+        readers: Mapping[str, Reader],
+        *,
+        seed: int = 0,
+        augment: Augment | None = None,
+        captions: int = 1,
+        limit_captions: int = 0,
+        keep: bool = False,
+        unreadable: Unreadable = "error",
+    ) -> None:
+        super().__init__(dataset, readers, keep=keep, unreadable=unreadable)
+        self.augment = augment
+        self.seed = seed
+        self.captions = captions
+        self.limit_captions = limit_captions
+
+    def __getitem__(self, key: Key) -> Example:
+        index, epoch = key
+        places = chance_places()
+        total = max(place.stop for place in places.values())
+        chance = np.random.default_rng((self.seed, epoch, index)).random(total)
+        captions = self._draw(self.dataset.captions[index][: self.limit_captions or None], float(chance[0]))
+        rows: dict[str, np.ndarray | None] = {}
+        for modality, decoded in self.decoded(index).items():
+            rows[modality] = None
+            if decoded is not None:
+                reader = self.readers[modality]
+                rows[modality] = reader.augment(decoded, self.augment, chance[places[modality]])
+        return Example(index, self.dataset.image_ids[index], captions, rows)
+
+    def _draw(self, captions: tuple[str, ...], chance: float) -> tuple[str, ...]:
+        """Captions in their order from a random one on, around the end: as many as asked for."""
+        if not captions:
+            return ("",) * self.captions
+        first = int(chance * len(captions))
+        return tuple(captions[(first + k) % len(captions)] for k in range(self.captions))
+
+
+class EvalView(View):
+    """index -> Example without any randomness (its first caption), and all captions of the split as one flat list.
+
+    `captions`, `caption_ids` and `caption_image_ids` run parallel; `image_ids` runs parallel to the positions.
+    """
+
+    def __init__(
+        self,
+        dataset: CaptionDataset,
+        readers: Mapping[str, Reader],
+        *,
+        keep: bool = False,
+        unreadable: Unreadable = "error",
+    ) -> None:
+        super().__init__(dataset, readers, keep=keep, unreadable=unreadable)
+        self.image_ids = torch.tensor(dataset.image_ids)
+        self.captions: list[str] = []
+        caption_ids: list[int] = []
+        for captions, ids in zip(dataset.captions, dataset.caption_ids, strict=True):
+            self.captions.extend(captions)
+            caption_ids.extend(ids)
+        self.caption_ids = torch.tensor(caption_ids, dtype=torch.int64)
+        counts = torch.tensor([len(captions) for captions in dataset.captions])
+        self.caption_image_ids = torch.repeat_interleave(self.image_ids, counts)
+
+    def __getitem__(self, index: int) -> Example:
+        rows: dict[str, np.ndarray | None] = {}
+        for modality, decoded in self.decoded(index).items():
+            rows[modality] = None if decoded is None else self.readers[modality].evaluate(decoded)
+        captions = self.dataset.captions[index][:1] or ("",)
+        return Example(index, self.dataset.image_ids[index], captions, rows)
+
+
+def chance_places() -> dict[str, slice]:
+    """Where each modality's numbers stand among those that training draws for a sample; the first is the caption's.
+
+    Each choice has a place of its own, so that switching one off leaves the others as they were.
+    """
+    places = {}
+    first = 1
+    for modality, row in MODALITIES.items():
+        places[modality] = slice(first, first + row.chances)
+        first += row.chances
+    return places

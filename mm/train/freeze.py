@@ -1,0 +1,34 @@
+"""Which parameters train: name patterns that freeze, and those that must fit something."""
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from torch import Tensor
+
+from mm.train.task import AlignTask, named_parameters
+
+
+def fitting(task: AlignTask, pattern: str, option: str) -> list[Tensor]:
+    """The parameters whose names a pattern fits. Raises ValueError, naming the option, where there are none."""
+    named = named_parameters(task)
+    found = [parameter for name, parameter in named if fnmatchcase(name, pattern)]
+    if not found:
+        parts = sorted({".".join(name.split(".")[:2]) + "*" for name, _ in named})
+        raise ValueError(f"{option}: no parameter is called {pattern!r}; there are {', '.join(parts)}")
+    return found
+
+
+def require_fitting(task: AlignTask, patterns: Iterable[str], option: str) -> None:
+    """Raises ValueError, naming the option, where a pattern fits no parameter."""
+    for pattern in patterns:
+        fitting(task, pattern, option)
+
+
+def freeze(task: AlignTask, patterns: Iterable[str]) -> None:
+    """Parameters whose names fit any of the patterns train no more. Raises ValueError where nothing is left."""
+    patterns = list(patterns)
+    for pattern in patterns:
+        for parameter in fitting(task, pattern, "freeze"):
+            parameter.requires_grad_(False)
+    if patterns and not task.named_trainable():
+        raise ValueError(f"freeze={patterns} leaves nothing to train")

@@ -1,0 +1,82 @@
+"""One modality's VQ-VAE from its settings to its pictures: train, evaluate, draw, save."""
+
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from lightning import seed_everything
+
+from encoders.state import save_encoder
+from mm.artifacts.environment import commit, hardware
+from mm.artifacts.run import write_config
+from mm.data.config import BatchPlan
+from mm.data.dataset import CaptionDataset
+from mm.data.module import AlignData
+from mm.evaluation.codes import evaluate_codes
+from mm.evaluation.reconstructions import draw_reconstructions
+from mm.files import write_json
+from mm.train.trainer import build_trainer, fit
+from mm.train.vqvae_config import VQVAEConfig, encoder_of
+from mm.train.vqvae_task import VQVAETask, build_vqvae
+
+logger = logging.getLogger(__name__)
+EVAL_BATCH = 256
+SHOWN = {"image": 16, "audio": 4, "text": 12}
+
+
+def train_vqvae(config: VQVAEConfig) -> None:
+    """Write runs/<name>/. Raises ValueError on settings that do not fit the data, FloatingPointError on divergence."""
+    started = time.perf_counter()
+    folder = Path(config.runs) / (config.name or f"vqvae_{config.modality}")
+    write_config(config, folder)
+    seed_everything(config.seed, verbose=False)
+    plan = BatchPlan(config.train.batch_size, config.train.steps, config.seed)
+    data = AlignData(config.data, {config.modality: encoder_of(config)}, plan)
+    data.setup()
+    encoder = build_vqvae(config, data.vocabulary)
+    task = VQVAETask(config, encoder)
+    validation = data.open(config.data.val)
+    for dataset in (data.train, validation):
+        if config.modality not in dataset.modalities:
+            raise ValueError(f"{dataset.name} has no {config.modality}: name another data.root, or another modality")
+    splits = {config.data.train: data.train, config.data.val: validation}
+    data.cache_features({config.modality: encoder}, splits)
+    trainer = build_trainer(config.train, folder, [], config.resume)
+    fit(trainer, task, data, folder, config.resume)
+    if trainer.is_global_zero:
+        save_encoder(encoder, folder / "model.safetensors")
+        write_json(folder / "model.json", {"kind": "vqvae", "config": asdict(config)})
+        evaluate(task, data, validation, folder, started)
+
+
+def evaluate(task: VQVAETask, data: AlignData, validation: CaptionDataset, folder: Path, started: float) -> None:
+    """Measure and draw the validation split: result.json and reconstructions.png."""
+    config = task.config
+    split = config.data.val
+    view = data.eval_view(validation)
+    batches = data.caption_batches if config.modality == "text" else data.sample_batches
+    metrics = evaluate_codes(task.encoder, config.modality, batches(view, split, EVAL_BATCH))
+    shown = next(batches(view, split, SHOWN.get(config.modality, 16)))
+    drawing = draw_reconstructions(task.encoder, config.modality, shown, folder, data.tokenizer)
+    parameters = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    result = {
+        "metrics": {name: round(value, 4) for name, value in metrics.items()},
+        "protocol": {
+            "dataset": validation.name,
+            "split": split,
+            "images": len(validation),
+            "captions": len(view.captions),
+            "trained_on": data.train.name,
+        },
+        "config": asdict(config),
+        "commit": commit(),
+        "seed": config.seed,
+        "hardware": hardware(),
+        "seconds": round(time.perf_counter() - started, 1),
+        "parameters_total": parameters,
+        "parameters_active": parameters,
+    }
+    write_json(folder / "result.json", result)
+    logger.info("%s: %s", folder, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    logger.info("images: %s", drawing or "none, a pretrained trunk is decoded to features")
