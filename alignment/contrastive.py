@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kernels.collectives import is_distributed
+from kernels.collectives import world
 from kernels.info_nce import info_nce, sigmoid_loss
 
 
@@ -32,7 +32,7 @@ class Contrastive(nn.Module):
 
         Under torch.distributed the batch is the global one.
         """
-        group = torch.distributed.group.WORLD if is_distributed() else None
+        group = world()
         if self.kind == "sigmoid":
             return sigmoid_loss(a.float(), b.float(), self.scale, self.bias, ids=ids, group=group)
         return info_nce(a.float(), b.float(), self.scale, ids=ids, group=group)

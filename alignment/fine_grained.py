@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels.collectives import gather
+from kernels.collectives import gather, world
 from kernels.dispatch import compute_dtype
 
 ROWS = 8  # of `a` that meet all of `b` at once: their similarities stay in the cache from product to maximum
@@ -131,9 +131,11 @@ class CodeAgreement(nn.Module):
 
         The batch is the global one, over all ranks.
         """
-        p, q = gather(self.distribution(a, mask_a)), gather(self.distribution(b, mask_b))
+        group = world()
+        p = gather(self.distribution(a, mask_a), group)
+        q = gather(self.distribution(b, mask_b), group)
         similarity = p @ (q + 1e-6).log().T + (p + 1e-6).log() @ q.T
-        return dense_info_nce(similarity, gather(ids))
+        return dense_info_nce(similarity, gather(ids, group))
 
 
 def dense_info_nce(logits: Tensor, ids: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch import distributed as dist
 
 from encoders.quantizers.base import (
     COMMITMENT,
@@ -21,6 +20,7 @@ from encoders.quantizers.base import (
     straight_through,
     usage,
 )
+from kernels.collectives import gather_uneven, sum_over_ranks, world
 from kernels.nearest_code import assign, nearest_code
 
 KMEANS_STEPS = 10
@@ -62,8 +62,10 @@ class EMAQuantizer(Quantizer):
             if self.updates == 0:
                 self._start_from(z.detach())
             codes, counts, sums = assign(z.detach(), self.codebook, self.metric)
-            vectors, counts = self.codebook[codes], sum_over_ranks(counts)
-            revived = self._follow(z.detach(), counts, sum_over_ranks(sums))
+            vectors = self.codebook[codes]
+            counts = sum_over_ranks(counts, world())
+            sums = sum_over_ranks(sums, world())
+            revived = self._follow(z.detach(), counts, sums)
         losses = {"commitment": COMMITMENT * mean_square(z, vectors)}
         return Quantized(straight_through(z, vectors), codes[:, None], losses, {**usage(counts), "revived": revived})
 
@@ -73,7 +75,7 @@ class EMAQuantizer(Quantizer):
     @torch.no_grad()
     def _start_from(self, z: Tensor) -> None:
         """Lloyd's k-means on the first joint batch of z (N, C). Codes left empty count 0 and are revived next step."""
-        z = gather_over_ranks(z)
+        z = gather_uneven(z, world())
         if len(z) == 0:
             return
         self.codebook.copy_(self._pick(z, self.size))
@@ -92,7 +94,7 @@ class EMAQuantizer(Quantizer):
         dead = (self.counts < self.revive_below * self.counts.mean()) & (self.updates > 0)
         revived = dead.sum()
         if revived > 0:
-            self.codebook[dead] = self._pick(gather_over_ranks(z), int(revived))
+            self.codebook[dead] = self._pick(gather_uneven(z, world()), int(revived))
             self.counts[dead] = self.counts.mean()
             self.sums[dead] = self.codebook[dead] * self.counts[dead, None]
         self.updates += 1
@@ -118,23 +120,3 @@ class CosineQuantizer(EMAQuantizer):
 
     def project(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1)
-
-
-def sum_over_ranks(x: Tensor) -> Tensor:
-    """x of any shape, summed in place over all ranks; itself in a single process."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(x)
-    return x
-
-
-def gather_over_ranks(z: Tensor) -> Tensor:
-    """z (N, C), N of its own on every rank -> (ΣN, C) in rank order, the same on every rank."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return z
-    lengths = [torch.zeros(1, dtype=torch.int64, device=z.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(lengths, torch.tensor([len(z)], device=z.device))
-    longest = int(torch.stack(lengths).max())
-    padded = torch.cat([z, z.new_zeros(longest - len(z), z.shape[1])])
-    shards = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(shards, padded)
-    return torch.cat([shard[: int(n)] for shard, n in zip(shards, lengths, strict=True)])

@@ -11,20 +11,18 @@ of one process with it all.
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from kernels.collectives import Group, gather, rank_and_size, sum_over_ranks
 from kernels.dispatch import choose_path
 from kernels.info_nce import reference, tiled
-
-Group = dist.ProcessGroup | None
 
 
 def info_nce(a: Tensor, b: Tensor, scale: Tensor, *, ids: Tensor | None = None, group: Group = None) -> Tensor:
     """Symmetric InfoNCE of unit vectors: the mean of both directions' cross entropies; logits = scale · a bᵀ.
 
     a, b (B, D), row i of one the positive of row i of the other; scale () the inverse temperature; ids (B,) int64:
-    pairs off the diagonal with equal ids are skipped of the negatives. -> () in nats, float32 at least, also under
+    pairs off the diagonal with equal ids are no negatives. -> () in nats, float32 at least, also under
     autocast. Gradients for a, b and scale. With a ``group``, a, b, ids are this rank's shard, of equal size on every
     rank (see the module's docstring). Raises ValueError when the shapes disagree.
     """
@@ -57,27 +55,31 @@ class _InfoNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, ids: Tensor | None, group: Group, path: str) -> Tensor:
-        columns_of, all_ids, first = _gather(b, group), _gather_ids(ids, group), _first(a, group)
-        rows, columns = tiled.nce_forward(a, columns_of, scale, ids, all_ids, first, path)
+        all_b = gather(b, group)
+        all_ids = _gather_ids(ids, group)
+        first = _first(a, group)
+        rows, columns = tiled.nce_forward(a, all_b, scale, ids, all_ids, first, path)
         if group is not None:
-            columns = torch.logsumexp(_gather(columns, group).view(-1, columns_of.shape[0]), dim=0)
+            columns = torch.logsumexp(gather(columns, group).view(-1, all_b.shape[0]), dim=0)
         positives = torch.einsum("nd,nd->n", a.to(scale.dtype), b.to(scale.dtype)) * scale
         own = columns[first : first + a.shape[0]]
-        loss = _sum_over_ranks(((rows + own) / 2 - positives).sum(), group) / columns_of.shape[0]
+        total = ((rows + own) / 2 - positives).sum()
         ctx.save_for_backward(a, b, scale, rows, columns, ids)
-        ctx.group, ctx.path = group, path
-        return loss
+        ctx.group = group
+        ctx.path = path
+        return sum_over_ranks(total, group) / all_b.shape[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         a, b, scale, rows, columns, ids = ctx.saved_tensors
         group = ctx.group
-        columns_of, all_ids = _gather(b, group), _gather_ids(ids, group)
-        d_a, d_b, d_scale = tiled.nce_backward(
-            a, columns_of, scale, rows, columns, ids, all_ids, _first(a, group), ctx.path
-        )
+        all_b = gather(b, group)
+        all_ids = _gather_ids(ids, group)
+        first = _first(a, group)
+        d_a, d_b, d_scale = tiled.nce_backward(a, all_b, scale, rows, columns, ids, all_ids, first, ctx.path)
         d_a, d_b, factor = _to_shards(d_a, d_b, grads[0], group)
-        return d_a.to(a.dtype), d_b.to(b.dtype), _sum_over_ranks(d_scale, group) * factor, None, None, None
+        d_scale = sum_over_ranks(d_scale, group) * factor
+        return d_a.to(a.dtype), d_b.to(b.dtype), d_scale, None, None, None
 
 
 class _SigmoidLoss(torch.autograd.Function):
@@ -94,22 +96,25 @@ class _SigmoidLoss(torch.autograd.Function):
         group: Group,
         path: str,
     ) -> Tensor:
-        columns_of, all_ids = _gather(b, group), _gather_ids(ids, group)
-        total = tiled.sigmoid_forward(a, columns_of, scale, bias, ids, all_ids, _first(a, group), path)
+        all_b = gather(b, group)
+        all_ids = _gather_ids(ids, group)
+        total = tiled.sigmoid_forward(a, all_b, scale, bias, ids, all_ids, _first(a, group), path)
         ctx.save_for_backward(a, b, scale, bias, ids)
-        ctx.group, ctx.path = group, path
-        return _sum_over_ranks(total, group) / columns_of.shape[0]
+        ctx.group = group
+        ctx.path = path
+        return sum_over_ranks(total, group) / all_b.shape[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         a, b, scale, bias, ids = ctx.saved_tensors
         group = ctx.group
-        columns_of, all_ids = _gather(b, group), _gather_ids(ids, group)
-        d_a, d_b, d_scale, d_bias = tiled.sigmoid_backward(
-            a, columns_of, scale, bias, ids, all_ids, _first(a, group), ctx.path
-        )
+        all_b = gather(b, group)
+        all_ids = _gather_ids(ids, group)
+        first = _first(a, group)
+        d_a, d_b, d_scale, d_bias = tiled.sigmoid_backward(a, all_b, scale, bias, ids, all_ids, first, ctx.path)
         d_a, d_b, factor = _to_shards(d_a, d_b, grads[0], group)
-        d_scale, d_bias = (_sum_over_ranks(part, group) * factor for part in (d_scale, d_bias))
+        d_scale = sum_over_ranks(d_scale, group) * factor
+        d_bias = sum_over_ranks(d_bias, group) * factor
         return d_a.to(a.dtype), d_b.to(b.dtype), d_scale, d_bias, None, None, None
 
 
@@ -118,32 +123,19 @@ def _to_shards(d_a: Tensor, d_b: Tensor, grad: Tensor, group: Group) -> tuple[Te
     factor = grad / d_b.shape[0]
     if group is None:
         return d_a.mul_(factor), d_b.mul_(factor), factor
-    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
-    dist.all_reduce(d_b, group=group)
-    return d_a.mul_(factor * ranks), d_b.chunk(ranks)[rank] * (factor * ranks), factor
-
-
-def _gather(shard: Tensor, group: Group) -> Tensor:
-    if group is None:
-        return shard
-    parts = [torch.empty_like(shard) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, shard, group=group)
-    return torch.cat(parts)
+    rank, ranks = rank_and_size(group)
+    d_b = sum_over_ranks(d_b, group).chunk(ranks)[rank]
+    return d_a.mul_(factor * ranks), d_b * (factor * ranks), factor
 
 
 def _gather_ids(ids: Tensor | None, group: Group) -> Tensor | None:
-    return None if ids is None else _gather(ids.contiguous(), group)
-
-
-def _sum_over_ranks(value: Tensor, group: Group) -> Tensor:
-    if group is not None:
-        dist.all_reduce(value, group=group)
-    return value
+    return None if ids is None else gather(ids, group)
 
 
 def _first(a: Tensor, group: Group) -> int:
     """The column in which this rank's first positive stands."""
-    return 0 if group is None else dist.get_rank(group) * a.shape[0]
+    rank, _ = rank_and_size(group)
+    return rank * a.shape[0]
 
 
 def _prepared(path: str, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -1,24 +1,41 @@
-"""Two processes see one batch: the gradient that returns to each is that of the whole."""
+"""Two processes see one batch: what each rank is given, and that the gradient which returns is that of the whole."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from alignment.fine_grained import CodeAgreement
-from kernels.collectives import gather
+from kernels.collectives import Group, gather, gather_uneven, rank_and_size, sum_over_ranks, world
 
 
-def tokens() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def on_two_ranks(make: Callable[[int], object], folder: Path) -> list:
+    """What `make` returns on rank 0 and on rank 1 of two gloo processes."""
+    mp.start_processes(one_rank, (make, str(folder)), nprocs=2, start_method="fork")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def one_rank(rank: int, make: Callable[[int], object], folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.save(make(rank), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def tokens() -> tuple[Tensor, Tensor, Tensor]:
     """Both sides (8, 3, 6) and masks (8, 3) of the global batch."""
     random = torch.Generator().manual_seed(0)
     a, b = (normalize(torch.randn(8, 3, 6, generator=random), dim=-1) for _ in range(2))
     return a, b, torch.arange(3) < 1 + torch.arange(8)[:, None] % 3
 
 
-def agreement(mine: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def agreement(mine: slice) -> tuple[Tensor, Tensor, Tensor]:
     """Value, gradient of the rank's tokens, gradient of the codebook."""
     torch.manual_seed(0)
     loss = CodeAgreement(8, 6)
@@ -30,28 +47,84 @@ def agreement(mine: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return value.detach(), x.grad, loss.codebook.grad
 
 
-def one_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    mine = slice(4 * rank, 4 * rank + 4)
-    flags = gather(torch.arange(8)[mine] % 2 == 0)
-    torch.save([gather(torch.arange(8)[mine]), flags, *agreement(mine)], f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def test_alone_it_is_the_identity() -> None:
-    x = torch.randn(3, 2)
-    assert gather(x) is x
-
-
 def test_two_ranks_give_the_loss_and_the_gradient_of_one(tmp_path: Path) -> None:
-    mp.start_processes(one_rank, (str(tmp_path),), nprocs=2, start_method="fork")
     value, grad, codebook = agreement(slice(0, 8))
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    for ids, flags, found, _, _ in ranks:
-        assert torch.equal(ids, torch.arange(8)) and torch.equal(flags, ids % 2 == 0)
+    ranks = on_two_ranks(lambda rank: agreement(slice(4 * rank, 4 * rank + 4)), tmp_path)
+    for found, _, _ in ranks:
         torch.testing.assert_close(found, value)
     # DDP averages over the ranks, each of which has the whole loss.
-    torch.testing.assert_close(torch.cat([r[3] for r in ranks]) / 2, grad)
-    torch.testing.assert_close((ranks[0][4] + ranks[1][4]) / 2, codebook)
+    torch.testing.assert_close(torch.cat([r[1] for r in ranks]) / 2, grad)
+    torch.testing.assert_close((ranks[0][2] + ranks[1][2]) / 2, codebook)
+
+
+def gathered_with_gradient(rank: int) -> tuple[Tensor, Tensor]:
+    x = torch.tensor([[1.0], [2.0]]) + 10 * rank
+    x.requires_grad_()
+    found = gather(x.T, world())  # not contiguous
+    found.backward(torch.tensor([[1.0, 2.0], [3.0, 4.0]]) * (rank + 1))
+    assert x.grad is not None
+    return found.detach(), x.grad
+
+
+def test_a_gradient_is_summed_over_the_ranks_that_read_the_row(tmp_path: Path) -> None:
+    first, second = on_two_ranks(gathered_with_gradient, tmp_path)
+    assert first[0].tolist() == second[0].tolist() == [[1, 2], [11, 12]]
+    assert first[1].tolist() == [[3], [6]]  # (1 + 2) times the row's gradient
+    assert second[1].tolist() == [[9], [12]]
+
+
+def gathered_without_gradient(rank: int) -> tuple[Tensor, Tensor]:
+    ids = torch.arange(4) + 4 * rank
+    return gather(ids, world()), gather(ids % 2 == 0, world())
+
+
+def test_integers_and_booleans_are_gathered(tmp_path: Path) -> None:
+    for ids, flags in on_two_ranks(gathered_without_gradient, tmp_path):
+        assert ids.dtype == torch.int64 and flags.dtype == torch.bool
+        assert torch.equal(ids, torch.arange(8)) and torch.equal(flags, ids % 2 == 0)
+
+
+def gathered_unevenly(rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    mine = torch.arange(6.0).view(3, 2)[: 1 + 2 * rank] + 10 * rank
+    nothing = mine[: 2 * rank]  # rank 0 has no row
+    return gather_uneven(mine, world()), gather_uneven(nothing, world()), gather_uneven(mine[:0], world())
+
+
+def test_ranks_of_uneven_length_are_joined_in_rank_order(tmp_path: Path) -> None:
+    for found, of_one_rank, of_none in on_two_ranks(gathered_unevenly, tmp_path):
+        assert found.tolist() == [[0, 1], [10, 11], [12, 13], [14, 15]]
+        assert of_one_rank.tolist() == [[10, 11], [12, 13]]
+        assert of_none.shape == (0, 2)
+
+
+def summed(rank: int) -> tuple[Tensor, Tensor]:
+    x = torch.tensor([1.0, 2.0]) * 10**rank
+    returned = sum_over_ranks(x, world())
+    return x, returned
+
+
+def test_the_sum_is_in_place(tmp_path: Path) -> None:
+    for x, returned in on_two_ranks(summed, tmp_path):
+        assert x.tolist() == returned.tolist() == [11, 22]
+
+
+def in_groups_of_one(rank: int) -> list:
+    """The group, and not the world, is what is gathered and summed over."""
+    groups: list[Group] = [dist.new_group([0]), dist.new_group([1])]  # each rank takes part in making both
+    group = groups[rank]
+    x = torch.tensor([1.0 + rank])
+    found = [gather(x, group), gather(x.long(), group), gather_uneven(x, group), sum_over_ranks(x.clone(), group)]
+    return [*found, rank_and_size(group), rank_and_size(world())]
+
+
+def test_a_group_bounds_every_function(tmp_path: Path) -> None:
+    for rank, (*found, in_group, in_world) in enumerate(on_two_ranks(in_groups_of_one, tmp_path)):
+        assert [x.tolist() for x in found] == [[1 + rank]] * 4
+        assert in_group == (0, 1) and in_world == (rank, 2)
+
+
+@pytest.mark.parametrize("function", [gather, gather_uneven, sum_over_ranks])
+def test_without_a_group_it_is_the_identity(function: Callable[[Tensor, Group], Tensor]) -> None:
+    x = torch.randn(3, 2)
+    assert function(x, None) is x
+    assert world() is None and rank_and_size(world()) == (0, 1)
