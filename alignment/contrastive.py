@@ -9,30 +9,40 @@ from torch import Tensor, nn
 from kernels.collectives import world
 from kernels.info_nce import info_nce, sigmoid_loss
 
+CEILING = 4.6052
+"""exp(4.6052) = 100, CLIP's largest scale: above it a batch's gradient comes from one or two pairs."""
+
 
 class Contrastive(nn.Module):
     """Unit vectors a (B, D), b (B, D), ids (B,) -> (). Owns the temperature (and the sigmoid loss's bias)."""
 
-    # exp(4.6) = 100, CLIP's ceiling: above it a batch's gradient comes from one or two pairs.
-    ceiling = 4.6052
-
     def __init__(self, kind: Literal["softmax", "sigmoid"] = "softmax", temperature: float = 0.07) -> None:
         super().__init__()
         self.kind = kind
-        self.log_scale = nn.Parameter(torch.tensor(1 / temperature).log())
+        self.log_scale = initial_log_scale(temperature)
         if kind == "sigmoid":
-            self.bias = nn.Parameter(torch.tensor(-10.0))
+            self.bias = nn.Parameter(torch.tensor([-10.0]))
 
     @property
     def scale(self) -> Tensor:
-        return self.log_scale.clamp(max=self.ceiling).exp()
+        """The inverse temperature ()."""
+        return inverse_temperature(self.log_scale)
 
     def forward(self, a: Tensor, b: Tensor, ids: Tensor) -> Tensor:
         """Pairs with equal ids off the diagonal are not negatives of each other.
 
         Under torch.distributed the batch is the global one.
         """
-        group = world()
         if self.kind == "sigmoid":
-            return sigmoid_loss(a.float(), b.float(), self.scale, self.bias, ids=ids, group=group)
-        return info_nce(a.float(), b.float(), self.scale, ids=ids, group=group)
+            return sigmoid_loss(a.float(), b.float(), self.scale, self.bias.squeeze(0), ids=ids, group=world())
+        return info_nce(a.float(), b.float(), self.scale, ids=ids, group=world())
+
+
+def initial_log_scale(temperature: float) -> nn.Parameter:
+    """The logarithm of the inverse temperature, (1,): FSDP2 shards no parameter of no dimension."""
+    return nn.Parameter(torch.tensor(1 / temperature).log().reshape(1))
+
+
+def inverse_temperature(log_scale: Tensor) -> Tensor:
+    """log_scale (1,) -> () in (0, 100]."""
+    return log_scale.squeeze(0).clamp(max=CEILING).exp()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignment.contrastive import initial_log_scale, inverse_temperature
 from kernels.collectives import gather, world
 from kernels.dispatch import compute_dtype
 
@@ -94,11 +95,12 @@ class LateInteraction(nn.Module):
 
     def __init__(self, temperature: float = 0.07) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(1 / temperature).log())
+        self.log_scale = initial_log_scale(temperature)
 
     @property
     def scale(self) -> Tensor:
-        return self.log_scale.clamp(max=4.6052).exp()
+        """The inverse temperature ()."""
+        return inverse_temperature(self.log_scale)
 
     def forward(self, a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, ids: Tensor) -> Tensor:
         """The rank's own rows and columns stand against the rank's own:

@@ -51,3 +51,12 @@ def test_every_parameter_gets_a_gradient(kind: str, count: int) -> None:
     loss(unit(6), unit(6, 1), torch.arange(6)).backward()
     grads = [p.grad for p in loss.parameters()]
     assert len(grads) == count and all(g is not None and g.abs() > 0 for g in grads)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_no_parameter_is_without_dimension_and_the_loss_is(kind: str) -> None:
+    """FSDP2 refuses parameters of shape (): temperature and bias are (1,), scale and loss ()."""
+    loss = Contrastive(kind, temperature=0.25)  # type: ignore[arg-type]
+    assert {p.shape for p in loss.parameters()} == {(1,)}
+    assert loss.scale.shape == () and loss.scale.item() == pytest.approx(4)
+    assert loss(unit(6), unit(6, 1), torch.arange(6)).shape == ()

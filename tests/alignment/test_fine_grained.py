@@ -116,6 +116,13 @@ def test_a_sample_agrees_with_itself_perfectly() -> None:
     assert LateInteraction(0.01)(a, mask, a, mask, torch.arange(6)) < 0.01
 
 
+def test_the_temperature_is_of_one_dimension_and_the_loss_of_none() -> None:
+    a, mask = ragged(6, 4, 0)
+    loss = LateInteraction(0.25)
+    assert loss.log_scale.shape == (1,) and loss.scale.shape == () and loss.scale.item() == pytest.approx(4)
+    assert loss(a, mask, a, mask, torch.arange(6)).shape == ()
+
+
 def test_equal_ids_are_not_negatives() -> None:
     """Two rows that cannot be told apart cost log 2 each, unless they are the same image."""
     logits = torch.tensor([[9.0, 9.0, -9.0], [9.0, 9.0, -9.0], [-9.0, -9.0, 9.0]])
