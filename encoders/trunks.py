@@ -1,65 +1,25 @@
 """Trunks: from scratch, `timm/<name>`, `open_clip/<name>[:tag]`, `hf/<name or folder>`; weights from a local file
 where given.
 
-A trunk maps raw inputs to Features (B, T, F). Pretrained files are read as safetensors or with `weights_only=True`:
-nothing in them is executed.
+A trunk maps raw inputs to Features (B, T, F).
 """
 
-import hashlib
 import importlib.resources
-import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import open_clip
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from encoders.base import Features, Trunk
+from encoders.state import load_weights
 
 NO_WEIGHTS = "none"
 """As `weights`: build the architecture and leave it random, because its tensors come from elsewhere."""
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """A state dict from `.safetensors`, or from a torch file with `weights_only=True`; tensors are cast to float32."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(
-            f"weights file {path} does not exist: name a .safetensors file, or none to let the library fetch its own"
-        )
-    try:
-        safe = path.suffix == ".safetensors"
-        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).split(". ")[0].splitlines()[0]
-        raise ValueError(
-            f"weights file {path} cannot be read ({reason}): it must hold tensors by name, and be whole"
-        ) from error
-    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-
-
-def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Read `path` into `module`. Raises ValueError, naming the first difference, where it is another model's."""
-    loaded = read_weights(path)
-    if differs := first_difference(loaded, module.state_dict()):
-        raise ValueError(f"weights file {path} does not fit the model: {differs}")
-    module.load_state_dict(loaded)
-
-
-def first_difference(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """The first tensor by name that is not in both states, or not in one shape, in words; "" where they fit."""
-    for name in sorted(loaded.keys() | expected.keys()):
-        there, here = (tuple(state[name].shape) if name in state else "absent" for state in (loaded, expected))
-        if there != here:
-            return f"{name} is {there} in the file and {here} here"
-    return ""
 
 
 class ConvTrunk(Trunk):
@@ -74,13 +34,16 @@ class ConvTrunk(Trunk):
             raise ValueError(
                 f"image.stride={stride}: the scratch trunk has 8, 16 and 32, and image.size={size} must be a multiple"
             )
-        self.width, self.grid, self.tokens = width, size // stride, (size // stride) ** 2
-        self.mean, self.std = (0.5,) * 3, (0.25,) * 3
+        self.width = width
+        self.grid = size // stride
+        self.tokens = self.grid**2
+        self.mean = (0.5,) * 3
+        self.std = (0.25,) * 3
         self.stem = nn.Conv2d(3, width // 2, 4, stride=4)
         self.early = nn.Sequential(*(ConvNeXtBlock(width // 2) for _ in range(depth // 2)))
         halvings = (stride // 4).bit_length() - 1
-        widths = pairwise([width // 2] + [width] * halvings)
-        self.halve = nn.Sequential(*(nn.Conv2d(a, b, 2, stride=2) for a, b in widths))
+        widths = [width // 2] + [width] * halvings
+        self.halve = nn.Sequential(*(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths)))
         self.late = nn.Sequential(*(ConvNeXtBlock(width) for _ in range(depth)))
 
     def forward(self, image: Tensor) -> Features:
@@ -97,7 +60,8 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.mix = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
         self.norm = nn.LayerNorm(width)
-        self.expand, self.project = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.expand = nn.Linear(width, 4 * width)
+        self.project = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.mix(x).permute(0, 2, 3, 1))
@@ -124,8 +88,11 @@ class TimmTrunk(Trunk):
             load_weights(self.model, weights)
         if hasattr(self.model, "set_input_size"):
             self.model.set_input_size(img_size=size)
-        self.size, self.pool, self.width = size, pool, self.model.num_features
-        self.mean, self.std = self.model.pretrained_cfg["mean"], self.model.pretrained_cfg["std"]
+        self.size = size
+        self.pool = pool
+        self.width = self.model.num_features
+        self.mean = self.model.pretrained_cfg["mean"]
+        self.std = self.model.pretrained_cfg["std"]
         self.prefix = getattr(self.model, "num_prefix_tokens", 0)
         with torch.no_grad():
             self.tokens = self.eval()(torch.zeros(1, channels, *size)).tokens.shape[1]
@@ -134,8 +101,8 @@ class TimmTrunk(Trunk):
         x = self.model.forward_features(image)
         if x.ndim == 4:  # convolutional: (B, F, h, w), or (B, h, w, F) in the Swin family
             x = x.flatten(2).transpose(1, 2) if x.shape[1] == self.width else x.flatten(1, 2)
-        prefix, patches = x[:, : self.prefix], x[:, self.prefix :]
-        x = torch.cat([prefix, pool_grid(patches, self.pool)], 1)
+        patches = pool_grid(x[:, self.prefix :], self.pool)
+        x = torch.cat([x[:, : self.prefix], patches], 1)
         return Features(x, x.new_ones(x.shape[:2], dtype=torch.bool))
 
 
@@ -150,8 +117,8 @@ def pool_grid(patches: Tensor, pool: int) -> Tensor:
 
 
 class OpenClipImageTrunk(Trunk):
-    """The image tower of an open_clip model: images (B, 3, H, W) -> patch tokens
-    (B, T, F) and its pooled vector as token 0."""
+    """The image tower of an open_clip model: images (B, 3, H, W) -> patch tokens (B, T, F) and its pooled vector as
+    token 0."""
 
     model: Any
 
@@ -159,12 +126,15 @@ class OpenClipImageTrunk(Trunk):
         super().__init__()
         self.model = open_clip_model(name, weights).visual
         self.model.output_tokens = True
-        self.mean, self.std = self.model.image_mean, self.model.image_std
+        self.mean = self.model.image_mean
+        self.std = self.model.image_std
+        size = self.model.image_size
+        if not isinstance(size, tuple):
+            size = (size, size)
         with torch.no_grad():
-            size = self.model.image_size
-            probe = torch.zeros(1, 3, *(size if isinstance(size, tuple) else (size, size)))
-            pooled, tokens = self.eval().model(probe)
-        self.width, self.prefix = tokens.shape[-1], int(pooled.shape[-1] == tokens.shape[-1])
+            pooled, tokens = self.eval().model(torch.zeros(1, 3, *size))
+        self.width = tokens.shape[-1]
+        self.prefix = int(pooled.shape[-1] == self.width)
         self.tokens = self.prefix + tokens.shape[1]
 
     def forward(self, image: Tensor) -> Features:
@@ -183,12 +153,14 @@ class OpenClipTextTrunk(Trunk):
         super().__init__()
         self.model = open_clip_model(name, weights, text=True).text
         self.model.output_tokens = True
-        self.width, self.tokens = self.model.token_embedding.embedding_dim, self.model.context_length
+        self.width = self.model.token_embedding.embedding_dim
+        self.tokens = self.model.context_length
         self.vocabulary_size = self.model.token_embedding.num_embeddings
 
     def forward(self, ids: Tensor, mask: Tensor) -> Features:
-        padded = nn.functional.pad(ids, (0, self.tokens - ids.shape[1]))
-        return Features(self.model(padded)[1][:, : ids.shape[1]], mask)
+        length = ids.shape[1]
+        _, tokens = self.model(nn.functional.pad(ids, (0, self.tokens - length)))
+        return Features(tokens[:, :length], mask)
 
     def embedding(self) -> Tensor:
         return self.model.token_embedding.weight
@@ -202,17 +174,18 @@ class HuggingFaceTextTrunk(Trunk):
 
     def __init__(self, name: str, weights: str | None) -> None:
         super().__init__()
-        transformers, folder = require_transformers(name), hugging_face_folder(name)
+        transformers = require_transformers(name)
+        folder = hugging_face_folder(name)
         with fetching(f"hf/{name}"):
             if weights == NO_WEIGHTS:
-                self.model = transformers.AutoModel.from_config(
-                    transformers.AutoConfig.from_pretrained(folder), add_pooling_layer=False
-                )
+                config = transformers.AutoConfig.from_pretrained(folder)
+                self.model = transformers.AutoModel.from_config(config, add_pooling_layer=False)
             else:
                 self.model = transformers.AutoModel.from_pretrained(
                     folder, use_safetensors=True, add_pooling_layer=False
                 )
-        self.width, self.tokens = self.model.config.hidden_size, self.model.config.max_position_embeddings
+        self.width = self.model.config.hidden_size
+        self.tokens = self.model.config.max_position_embeddings
         self.vocabulary_size = self.model.config.vocab_size
 
     def forward(self, ids: Tensor, mask: Tensor) -> Features:
@@ -229,7 +202,7 @@ def by_length(read: Callable[[Tensor, Tensor], Tensor], ids: Tensor, mask: Tenso
     """`read` over ids (B, L) and mask (B, L) -> (B, L, F), `rows` captions of like length at a time, each group cut
     where its longest ends; zeros beyond. The captions of a batch are mostly half as long as its longest.
 
-    What a mask leaves out must lie behind what it keeps.
+    Padding must follow the real tokens.
     """
     if len(ids) <= rows:
         return read(ids, mask)
@@ -292,16 +265,3 @@ def require_transformers(name: str):  # type: ignore[no-untyped-def]  # a module
         raise ValueError(f"the trunk hf/{name} needs transformers: pip install 'mm-align[full]'") from error
     transformers.utils.logging.disable_progress_bar()
     return transformers
-
-
-def weights_digest(module: nn.Module) -> str:
-    """A short sha256 over all parameters and buffers, by name:
-    the identity of a trunk in a cache key or a fingerprint."""
-    digest = hashlib.sha256()
-    for key, tensor in sorted(module.state_dict().items()):
-        tensor = tensor.detach().cpu() + 0  # -0.0 becomes 0.0: an average of equal weights turns the sign of zeros
-        digest.update(key.encode())
-        digest.update(
-            tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode()
-        )
-    return digest.hexdigest()[:16]

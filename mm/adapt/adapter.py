@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from encoders.trunks import first_difference, read_weights
+from encoders.state import first_difference, read_weights
 from eval.fingerprint import Fingerprint, check
 from mm.adapt.lora import LoraConfig, adapter_tensors, attach, peft_config, peft_layers
 from mm.artifacts.probe import probe

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from alignment import ProgressiveAlignment
-from encoders.state import load_encoder
-from encoders.trunks import NO_WEIGHTS, first_difference, read_weights
+from encoders.state import first_difference, load_encoder, read_weights
+from encoders.trunks import NO_WEIGHTS
 from eval.fingerprint import Fingerprint, check, fingerprint
 from mm.artifacts.probe import probe
 from mm.artifacts.upgrade import upgrade_config, upgrade_state

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from encoders import Encoder, Features
-from encoders.trunks import weights_digest
+from encoders.state import weights_digest
 from mm.batch import Batch
 from mm.data.collate import Collate
 from mm.data.config import DataConfig
