@@ -20,37 +20,49 @@ class JoinedTrunk(Trunk):
     says nothing. `pool` averages the joined grid.
     """
 
-    mean, std = (0.0,) * 3, (1.0,) * 3
+    mean = (0.0,) * 3
+    std = (1.0,) * 3
     prefix = 1
 
     def __init__(self, parts: list[TimmTrunk], pool: int = 1) -> None:
         super().__init__()
-        self.parts, self.pool = nn.ModuleList(parts), pool
-        grids = [round((part.tokens - part.prefix) ** 0.5) for part in parts]
-        for part, grid in zip(parts, grids, strict=True):
-            if grid**2 != part.tokens - part.prefix:
-                raise ValueError(
-                    f"image.trunk joins square grids of tokens, but a part has {part.tokens - part.prefix} of them"
-                )
-        self.grid, self.width = min(grids), sum(part.width for part in parts)
+        self.parts = nn.ModuleList(parts)
+        self.pool = pool
+        self.grid = min(grid_side(part) for part in parts)
+        self.width = sum(part.width for part in parts)
         self.tokens = 1 + (self.grid // pool) ** 2
 
     def forward(self, image: Tensor) -> Features:
-        parts = [self.part(part, image) for part in self.parts]  # type: ignore[arg-type]
-        summary = torch.cat([s for s, _ in parts], -1)
-        patches = pool_grid(torch.cat([g for _, g in parts], -1), self.pool)
-        x = torch.cat([summary[:, None], patches], 1)
+        summaries = []
+        grids = []
+        for part in self.parts:
+            summary, grid = self.part(part, image)  # type: ignore[arg-type]
+            summaries.append(summary)
+            grids.append(grid)
+        patches = pool_grid(torch.cat(grids, -1), self.pool)
+        x = torch.cat([torch.cat(summaries, -1)[:, None], patches], 1)
         return Features(x, x.new_ones(x.shape[:2], dtype=torch.bool))
 
     def part(self, trunk: TimmTrunk, image: Tensor) -> tuple[Tensor, Tensor]:
         """One trunk's summary (B, F) and its grid (B, g·g, F) at the joined resolution, both layer-normed."""
-        mean, std = (image.new_tensor(x).view(3, 1, 1) for x in (trunk.mean, trunk.std))
+        mean = image.new_tensor(trunk.mean).view(3, 1, 1)
+        std = image.new_tensor(trunk.std).view(3, 1, 1)
         x = trunk((resized(image, trunk.size) - mean) / std).tokens
-        prefix, patches = x[:, : trunk.prefix], x[:, trunk.prefix :]
-        summary = (prefix if trunk.prefix else patches).mean(1)
+        patches = x[:, trunk.prefix :]
+        summary = (x[:, : trunk.prefix] if trunk.prefix else patches).mean(1)
         side = round(patches.shape[1] ** 0.5)
         grid = adaptive_avg_pool2d(patches.transpose(1, 2).unflatten(2, (side, side)), self.grid)
-        return layer_norm(summary, x.shape[-1:]), layer_norm(grid.flatten(2).transpose(1, 2), x.shape[-1:])
+        grid = grid.flatten(2).transpose(1, 2)
+        return layer_norm(summary, x.shape[-1:]), layer_norm(grid, x.shape[-1:])
+
+
+def grid_side(trunk: TimmTrunk) -> int:
+    """Tokens per side of a trunk's grid. Raises ValueError where it is not square."""
+    tokens = trunk.tokens - trunk.prefix
+    side = round(tokens**0.5)
+    if side**2 != tokens:
+        raise ValueError(f"image.trunk joins square grids of tokens, but a part has {tokens} of them")
+    return side
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:

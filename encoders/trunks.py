@@ -1,7 +1,8 @@
 """Trunks: from scratch, `timm/<name>`, `open_clip/<name>[:tag]`, `hf/<name or folder>`; weights from a local file
 where given.
 
-A trunk maps raw inputs to Features (B, T, F).
+A trunk maps raw inputs to Features (B, T, F). The libraries of pretrained trunks are imported where a trunk of theirs
+is built: importing this module costs no more than torch.
 """
 
 import importlib.resources
@@ -10,8 +11,6 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
-import open_clip
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -79,6 +78,8 @@ class TimmTrunk(Trunk):
 
     def __init__(self, name: str, size: tuple[int, int], weights: str | None, pool: int = 1, channels: int = 3) -> None:
         super().__init__()
+        import timm
+
         known = name.split(".")[0]
         if not timm.is_model(known):
             raise ValueError(f"timm has no model named {name!r}: see timm.list_models({known[:6]!r} + '*')")
@@ -221,6 +222,8 @@ def open_clip_model(name: str, weights: str | None, text: bool = False) -> Any:
 
     A local `weights` file replaces the tag; with neither, weights are random and logged so.
     """
+    import open_clip
+
     model, _, tag = name.partition(":")
     if model not in open_clip.list_models():
         raise ValueError(f"open_clip has no model named {model!r}: see open_clip.list_models()")
