@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import Iterable
 
 import torch
-import torch.distributed as dist
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from alignment import Aligned, DrawnPairs, LossTerms, loss_weights, stage
+from kernels.collectives import sum_over_ranks, world
 from mm.artifacts.run import Run
 from mm.batch import Batch
 from mm.modalities import pairs_of
@@ -93,10 +93,7 @@ class AlignTask(LightningModule):
 
     def rebalance(self, load: Tensor) -> None:
         """Move the routing biases against the load of all ranks: they must stay equal on every rank."""
-        if dist.is_available() and dist.is_initialized():
-            load = load.clone()
-            dist.all_reduce(load)
-        self.model.backbone.rebalance(load)
+        self.model.backbone.rebalance(sum_over_ranks(load.clone(), world()))
 
     def report(self, terms: LossTerms, output: ModelOutput, load: Tensor) -> None:
         """Log every named term, code utilization, and the experts' load."""

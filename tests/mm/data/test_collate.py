@@ -114,7 +114,7 @@ def test_several_captions_come_one_of_each_sample_after_the_other(dataset):
 
 
 def test_only_the_first_captions_are_drawn_where_they_are_limited(dataset):
-    drawn = {view(dataset, limit_captions=2, readers={}, captions=2)[1, epoch].captions[0] for epoch in range(60)}
+    drawn = {view(dataset, readers={}, limit_captions=2)[1, epoch].captions[0] for epoch in range(60)}
     assert drawn == set(dataset.captions[1][:2]) and len(dataset.captions[1]) > 2
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from encoders.base import Features
 from encoders import BottleneckConfig
+from encoders.base import Features
 from encoders.image import ImageConfig, ImageEncoder
 from encoders.text import TextConfig, TextEncoder
 from encoders.trunks import NO_WEIGHTS
