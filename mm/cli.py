@@ -60,12 +60,22 @@ def with_upgraded_config(words: list[str]) -> list[str]:
     for position, word in enumerate(words[:-1]):
         if word == "--config":
             path = Path(words[position + 1])
-            content = yaml.safe_load(path.read_text()) if path.is_file() else None
-            if isinstance(content, dict):
-                renamed = upgrade_config(content, str(path))
-                if renamed != content:
-                    upgraded[position + 1] = yaml.safe_dump(renamed)
+            content = _read_yaml(path)
+            renamed = upgrade_config(content, str(path))
+            if renamed != content:
+                upgraded[position + 1] = yaml.safe_dump(renamed)
     return upgraded
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a file; none where it holds none, which the parser says in its own words."""
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _renamed(words: Sequence[str]) -> str | None:

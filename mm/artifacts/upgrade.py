@@ -52,6 +52,9 @@ MOVED_TENSORS = (
 ONE_ELEMENT = re.compile(r"^match_head\.(log_scale|bias)$|^loss\.(contrastive|filip)\.\w+\.(log_scale|bias)$")
 """Parameters that had no dimensions."""
 MODALITIES = ("image", "audio", "text")
+"""Of the runs of that time."""
+WHOLE = ("optim.rates", "encoder_weights", "data.augment")
+"""Settings whose value is a dict."""
 
 
 def upgrade_config(values: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -147,7 +150,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
     """Nested settings by their dotted names; a dict that is a value (rates, weights by modality) stays one."""
     for name, value in values.items():
         path = f"{prefix}{name}"
-        if isinstance(value, Mapping) and path not in ("optim.rates", "encoder_weights", "data.augment", "rates"):
+        if isinstance(value, Mapping) and path not in WHOLE:
             yield from _flat(value, f"{path}.")
         else:
             yield path, value

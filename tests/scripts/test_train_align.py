@@ -20,15 +20,16 @@ from mm.data.scenes.folder import sample_at
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_align.py"
 SMALL = """
-image: {size: 32, width: 16, depth: 1, bottleneck: {quantizer: {num_codes: 16, width: 8}}}
-audio: {width: 16, depth: 1, bottleneck: {quantizer: {num_codes: 16, width: 8}}}
-text: {width: 16, depth: 1, heads: 2, reconstruct_tokens: 16, bottleneck: {quantizer: {num_codes: 16, width: 8}}}
+image: {size: 32, width: 16, depth: 1}
+audio: {width: 16, depth: 1}
+text: {width: 16, depth: 1, heads: 2}
+bottleneck: {quantizer: {num_codes: 16, width: 8}, reconstruct: 2}
 model:
   embedding: 16
   token_embedding: 8
   backbone: {width: 32, layers: 2, heads: 2, dropout: 0.1, moe: {num_experts: 8, top_k: 2, hidden: 8, shared: 16}}
-loss: {filip_rows: 4, itm_rows: 4, code_match_codes: 16}
-schedule: {stage2: 0.1, stage3: 0.3, ramp: 0.1}
+loss: {filip_rows: 4, itm_rows: 4}
+schedule: {stage2: 0.1, stage3: 0.3}
 train: {steps: 6, batch_size: 8, precision: fp32, accelerator: cpu, checkpoint_every: 2}
 eval: {rerank: 2}
 """
@@ -143,7 +144,7 @@ def test_a_run_leaves_everything_its_contract_names(finished: Path) -> None:
     for direction in [f"{a}_to_{b}" for x, y in pairs for a, b in ((x, y), (y, x))]:
         recalls = [result["metrics"][f"{direction}/R@{k}"] for k in (1, 5, 10)]
         assert 0 <= recalls[0] <= recalls[1] <= recalls[2] <= 100
-        assert (f"reranked/{direction}/R@1" in result["metrics"]) == ("audio" not in direction)  # eval.rerank_pairs
+        assert (f"reranked/{direction}/R@1" in result["metrics"]) == ("audio" not in direction)
     assert result["metrics"]["chance/image_to_text/R@1"] == pytest.approx(100 / 12, abs=1e-3)
     protocol = result["protocol"]["val"]
     assert (protocol["images"], protocol["captions"], protocol["recall"]) == (12, 60, "any-hit")
@@ -184,8 +185,10 @@ def test_every_term_is_logged_from_the_stage_it_belongs_to(finished: Path) -> No
 
 
 def test_the_saved_weights_load_and_behave_as_they_did(finished: Path) -> None:
-    task = load_run(finished)
-    assert not task.training and all(torch.equal(v, weights(finished)[k]) for k, v in task.model.state_dict().items())
+    run = load_run(finished)
+    stored = weights(finished)
+    assert not run.model.training and run.state_dict().keys() == stored.keys()
+    assert all(torch.equal(value, stored[name]) for name, value in run.state_dict().items())
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(
@@ -197,7 +200,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     killed_at(11, lambda: train(*flags, name="killed"))
     kept = sorted(p.name for p in (tmp_path / "killed" / "checkpoints").glob("*.ckpt"))
     assert kept == ["epoch=0-step=10.ckpt", "epoch=0-step=8.ckpt", "last.ckpt"]
-    other = ["--data.in_memory", "false", "--data.workers", "1"]
+    other = ["--data.workers", "1"]
     resumed, whole = train(*flags, *other, "--resume", "true", name="killed"), train(*flags, name="whole")
     expected, found = weights(whole), weights(resumed)
     assert not [name for name, value in expected.items() if not torch.equal(value, found[name])]
@@ -317,3 +320,20 @@ def test_a_step_that_breaks_names_the_term(refusal: Callable[..., str]) -> None:
 
 def test_a_resume_without_a_checkpoint_is_refused(refusal: Callable[..., str]) -> None:
     assert "holds no whole checkpoint" in refusal("--resume", "true")
+
+
+def test_an_option_of_an_older_version_is_one_line_with_its_new_name(refusal: Callable[..., str]) -> None:
+    for old, new in (
+        ("--loss.fine", "is now --loss.filip;"),
+        ("--image.bottleneck.quantizer.codes", "is now --bottleneck.quantizer.num_codes;"),
+        ("--model.backbone.moe.active", "is now --model.backbone.moe.top_k;"),
+        ("--image.learning_rate_factor", "is now --optim.rates"),
+        ("--schedule.ramp", "is no option any more"),
+    ):
+        assert f"{old} {new}" in refusal(old, "1")
+
+
+def test_a_config_file_of_an_older_version_is_read(train: Callable[..., Path], tmp_path: Path) -> None:
+    older = SMALL.replace("num_experts", "experts").replace("top_k", "active").replace("itm_rows", "match_rows")
+    (tmp_path / "older.yaml").write_text(older)
+    train("--config", str(tmp_path / "older.yaml"), "--train.steps", "1", "--eval.rerank", "0")

@@ -13,11 +13,12 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from encoders import AudioConfig, ImageConfig, TextConfig
+from encoders import BottleneckConfig, ImageConfig
 from encoders.quantizer import QuantizerConfig
-from encoders.vqvae import BottleneckConfig
+from mm.artifacts.run import build_run
+from mm.config import AlignConfig
 from mm.data.scenes import write_scenes
-from mm.model.multimodal import ModelConfig, MultimodalModel
+from mm.model.multimodal import ModelConfig
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_vqvae.py"
 SMALL = {
@@ -33,7 +34,6 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(folder: Path, scenes: Path, modality: str, *flags: str) -> Path:
-    quantizer = f"--{modality}.bottleneck.quantizer"
     sys.argv = [
         str(SCRIPT),
         "--modality",
@@ -43,7 +43,7 @@ def train(folder: Path, scenes: Path, modality: str, *flags: str) -> Path:
         "--runs",
         str(folder),
         *SMALL[modality],
-        f"{quantizer}.codes",
+        "--bottleneck.quantizer.num_codes",
         "16",
         "--train.batch_size",
         "8",
@@ -91,17 +91,17 @@ def test_a_run_that_is_resumed_ends_where_an_uninterrupted_one_does(tmp_path: Pa
 
 def test_an_aligned_model_starts_from_the_run(tmp_path: Path, scenes: Path) -> None:
     weights = train(tmp_path, scenes, "image", "--train.steps", "2") / "model.safetensors"
-    bottleneck = BottleneckConfig(quantizer=QuantizerConfig(num_codes=16))
-    image = ImageConfig(size=32, width=16, depth=1, bottleneck=bottleneck, encoder_weights=str(weights))
-    started = aligned(image).encoders["image"].state_dict()
+    config = AlignConfig(
+        encoder_weights={"image": str(weights)},
+        model=ModelConfig(modalities=("image", "audio")),
+        image=ImageConfig(size=32, width=16, depth=1),
+        bottleneck=BottleneckConfig(quantizer=QuantizerConfig(num_codes=16)),
+    )
+    started = build_run(config).model.encoders["image"].state_dict()
     for name, value in load_file(weights).items():
         assert torch.equal(started[name], value), name
     with pytest.raises(ValueError, match=r"codebook is \(16, 32\) in the file and \(512, 32\) here"):
-        aligned(replace(image, bottleneck=BottleneckConfig()))
-
-
-def aligned(image: ImageConfig) -> MultimodalModel:
-    return MultimodalModel(ModelConfig(modalities=("image",)), image, AudioConfig(), TextConfig())
+        build_run(replace(config, bottleneck=BottleneckConfig()))
 
 
 def test_settings_that_make_no_sense_are_one_line_and_exit_code_2(
@@ -110,9 +110,9 @@ def test_settings_that_make_no_sense_are_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        train(tmp_path, scenes, "image", "--train.steps", "2", "--image.bottleneck.mode", "continuous")
+        train(tmp_path, scenes, "image", "--train.steps", "2", "--bottleneck.mode", "continuous")
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("train_vqvae: image.bottleneck.mode=continuous")
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("train_vqvae: bottleneck.mode=continuous")
     for option, value, named in (("steps", "0", "train.steps=0"), ("accelerator", "tpu", "train.accelerator")):
         with pytest.raises(SystemExit) as stopped:
             train(tmp_path, scenes, "image", f"--train.{option}", value)
