@@ -25,8 +25,8 @@ class GroupedMLPCase:
     """N tokens to K of E experts of hidden width H at width D; ``routing`` says how evenly."""
 
     tokens: int
-    experts: int
-    active: int
+    num_experts: int
+    top_k: int
     width: int
     hidden: int
     routing: Routing = "random"
@@ -35,23 +35,24 @@ class GroupedMLPCase:
         """x (N, D), w_in (E, 2H, D), w_out (E, D, H), indices (N, K), weights (N, K)."""
         g = torch.Generator().manual_seed(seed)
         x = torch.randn(self.tokens, self.width, generator=g)
-        w_in = torch.randn(self.experts, 2 * self.hidden, self.width, generator=g) / self.width**0.5
-        w_out = torch.randn(self.experts, self.width, self.hidden, generator=g) / self.hidden**0.5
-        weights = torch.rand(self.tokens, self.active, generator=g).softmax(-1)
+        w_in = torch.randn(self.num_experts, 2 * self.hidden, self.width, generator=g) / self.width**0.5
+        w_out = torch.randn(self.num_experts, self.width, self.hidden, generator=g) / self.hidden**0.5
+        weights = torch.rand(self.tokens, self.top_k, generator=g).softmax(-1)
+        indices = self.indices(g)
         x, w_in, w_out, weights = (tensor.to(device, dtype) for tensor in (x, w_in, w_out, weights))
-        return x, w_in, w_out, self.indices(g).to(device), weights
+        return x, w_in, w_out, indices.to(device), weights
 
     def indices(self, generator: torch.Generator) -> Tensor:
         """(N, K) int64."""
         if self.routing in ("one expert", "repeated"):
-            only = self.experts - 1 if self.routing == "one expert" else 0
-            return torch.full((self.tokens, self.active), only)
-        score = torch.randn(self.tokens, self.experts, generator=generator)
+            only = self.num_experts - 1 if self.routing == "one expert" else 0
+            return torch.full((self.tokens, self.top_k), only)
+        score = torch.randn(self.tokens, self.num_experts, generator=generator)
         if self.routing == "half idle":
             score[:, ::2] = -torch.inf
         if self.routing == "falling":
-            score -= torch.arange(self.experts) * (4 / self.experts)
-        return score.topk(self.active).indices
+            score -= torch.arange(self.num_experts) * (4 / self.num_experts)
+        return score.topk(self.top_k).indices
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,16 @@ class ContrastiveCase:
         b = noise.clone()
         b[::2] += 2 * a[::2]
         a, b = (F.normalize(side, dim=-1).to(device, dtype) for side in (a, b))
-        return a, b, torch.tensor(20.0, device=device), torch.tensor(-6.0, device=device)
+        scale = torch.tensor(20.0, device=device)
+        bias = torch.tensor(-6.0, device=device)
+        return a, b, scale, bias
 
     def ids(self, device: str = "cpu", seed: int = 0) -> Tensor | None:
         """(B,) int64, or None."""
         if not self.identities:
             return None
-        return torch.randint(self.identities, (self.pairs,), generator=torch.Generator().manual_seed(seed)).to(device)
+        g = torch.Generator().manual_seed(seed)
+        return torch.randint(self.identities, (self.pairs,), generator=g).to(device)
 
 
 GROUPED_MLP_CASES = {
@@ -127,7 +131,8 @@ def relative_errors(
     Both get ``inputs``; the reference gets the floating ones in float32 at least. The gradient of the output is random.
     """
     wide = tuple(_widened(tensor) for tensor in inputs)
-    outputs, expected = _run(ours, inputs, seed), _run(reference, wide, seed)
+    outputs = _run(ours, inputs, seed)
+    expected = _run(reference, wide, seed)
     return {name: relative_error(outputs[name], expected[name]) for name in expected}
 
 
@@ -135,7 +140,8 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
     """|value - expected| / |expected|, L2 in float64; the absolute error where expected is zero. Shapes must agree."""
     if value.shape != expected.shape:
         raise AssertionError(f"shape {tuple(value.shape)} where the reference has {tuple(expected.shape)}")
-    error, size = (value.double() - expected.double()).norm(), expected.double().norm()
+    error = (value.double() - expected.double()).norm()
+    size = expected.double().norm()
     return float(error / size if size > 0 else error)
 
 
