@@ -17,8 +17,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None
 
     bias (B, H, 1, S) is added to the logits; where it is trained, torch takes its unfused path.
     """
-    dtype = torch.float32 if q.device.type == "cpu" and not torch.cpu._is_amx_tile_supported() else compute_dtype(q)
-    keys = mask[:, None, None, :]
+    scalar = q.device.type == "cpu" and not torch.cpu._is_amx_tile_supported()
+    dtype = torch.float32 if scalar else compute_dtype(q)
+    attn_mask = mask[:, None, None, :]
     with torch.autocast(q.device.type, enabled=False):
-        weighed = keys if bias is None else bias.to(dtype).masked_fill(~keys, -torch.inf)
-        return scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=weighed)
+        if bias is not None:
+            attn_mask = bias.to(dtype).masked_fill(~attn_mask, -torch.inf)
+        return scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=attn_mask)

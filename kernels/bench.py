@@ -116,7 +116,7 @@ def code_contests() -> Iterator[Contest]:
 
 def code_contest(case: NearestCodeCase, metric: str) -> Iterator[Contest]:
     z, codebook = case.inputs(torch.float32, DEVICE)
-    name = f"{case.vectors}x{case.width}, {case.codes} codes, {metric}"
+    name = f"{case.vectors}x{case.width}, {case.num_codes} codes, {metric}"
     scores = z.new_empty(128, codebook.shape[0])
 
     def limit() -> None:

@@ -60,14 +60,14 @@ class NearestCodeCase:
     """N vectors of width C against S codes."""
 
     vectors: int
-    codes: int
+    num_codes: int
     width: int
 
     def inputs(self, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> tuple[Tensor, Tensor]:
         """z (N, C), codebook (S, C)."""
         g = torch.Generator().manual_seed(seed)
         z = torch.randn(self.vectors, self.width, generator=g)
-        codebook = torch.randn(self.codes, self.width, generator=g)
+        codebook = torch.randn(self.num_codes, self.width, generator=g)
         return z.to(device, dtype), codebook.to(device, dtype)
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 Run = Callable[[], Any]
-SLOW = 1.0  # seconds: what takes longer is repeated three times only
+SLOW = 1.0
+"""Seconds: what takes longer is repeated three times only."""
 
 
 @dataclass
@@ -49,10 +50,14 @@ class Contest:
 
     def row(self, name: str, peak: int) -> dict[str, Any]:
         taken = self.times[name]
-        what = {"op": self.op, "case": self.case, "dtype": self.dtype, "implementation": name, "pass": self.step}
-        median, fastest = round(1e3 * statistics.median(taken), 3), round(1e3 * min(taken), 3)
-        figures = {"milliseconds": median, "peak_bytes": peak, "fastest_milliseconds": fastest, "repeats": len(taken)}
-        return what | figures | surroundings()
+        row: dict[str, Any] = {"op": self.op, "case": self.case, "dtype": self.dtype}
+        row["implementation"] = name
+        row["pass"] = self.step
+        row["milliseconds"] = round(1e3 * statistics.median(taken), 3)
+        row["peak_bytes"] = peak
+        row["fastest_milliseconds"] = round(1e3 * min(taken), 3)
+        row["repeats"] = len(taken)
+        return row | surroundings()
 
     def seconds(self, run: Run) -> float:
         """One run, with the device's work finished."""
@@ -87,8 +92,10 @@ def cpu_peak_bytes(run: Run) -> int:
         run()
     results = profiler.profiler.kineto_results  # type: ignore[union-attr]
     changes = [event for event in results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(changes, key=lambda event: event.start_ns()):
+    changes.sort(key=lambda event: event.start_ns())
+    held = 0
+    peak = 0
+    for event in changes:
         held += event.nbytes()
         peak = max(peak, held)
     return peak
@@ -101,10 +108,13 @@ def wait() -> None:
 
 def surroundings() -> dict[str, Any]:
     """device, threads, torch, driver (CUDA's version, none on a CPU) and date (UTC)."""
-    cuda = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if cuda else f"{processor()}, {torch.backends.cpu.get_cpu_capability()}"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+        driver = torch.version.cuda
+    else:
+        device = f"{processor()}, {torch.backends.cpu.get_cpu_capability()}"
+        driver = None
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    driver = torch.version.cuda if cuda else None
     return {
         "device": device,
         "threads": torch.get_num_threads(),

@@ -30,7 +30,8 @@ def grouped_mlp(x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights
     if path == "reference":
         return reference.grouped_mlp(x.to(dtype), w_in.to(dtype), w_out.to(dtype), indices, weights)
     arithmetic = arithmetic_dtype("grouped_mlp", dtype, x.device.type, path)
-    return _forward(x, w_in, w_out, indices, weights, arithmetic, path)[0].to(dtype)
+    y, _ = _forward(x, w_in, w_out, indices, weights, arithmetic, path)
+    return y.to(dtype)
 
 
 @torch.library.custom_op("mm_kernels::grouped_mlp", mutates_args=())  # so that torch.compile takes it whole
@@ -87,15 +88,16 @@ _forward.register_autograd(_gradients, setup_context=_save)
 
 def _path(name: str) -> ModuleType:
     """The module whose forward and backward run; Triton is imported only when chosen."""
-    return importlib.import_module(f"kernels.grouped_mlp.{'triton_kernel' if name == 'triton' else 'cpu'}")
+    module = "triton_kernel" if name == "triton" else "cpu"
+    return importlib.import_module(f"kernels.grouped_mlp.{module}")
 
 
 def _check(x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor) -> None:
-    experts, width, hidden = w_out.shape
-    if w_in.shape != (experts, 2 * hidden, width):
+    num_experts, width, hidden = w_out.shape
+    if w_in.shape != (num_experts, 2 * hidden, width):
         raise ValueError(
             f"w_in is {tuple(w_in.shape)}; with w_out {tuple(w_out.shape)} it must be (E, 2H, D) = "
-            f"({experts}, {2 * hidden}, {width})"
+            f"({num_experts}, {2 * hidden}, {width})"
         )
     if x.ndim != 2 or x.shape[1] != width:
         raise ValueError(f"x is {tuple(x.shape)}; it must be (N, D) with D = {width}, the experts' width")

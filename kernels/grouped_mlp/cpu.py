@@ -13,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 2**19  # elements of a block's widest activation: 2 MB in float32, within the cores' own caches
-RUNGS = 4  # steps of the ladder of padded loads per doubling: on average a tenth of the rows is padding
-SMALLEST = 8  # rows of the lowest rung
+BLOCK = 2**19
+"""Elements of a block's widest activation: 2 MB in float32, within the cores' own caches."""
+RUNGS = 4
+"""Steps of the ladder of padded loads per doubling: on average a tenth of the rows is padding."""
+SMALLEST = 8
+"""Rows of the lowest rung."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +50,21 @@ def forward(
     contiguous stretches however narrow the experts are.
     """
     order, blocks, token, slot_of = layout(indices, w_in.shape[0], BLOCK // max(w_in.shape[1:]))
-    rows, hidden = token.numel(), w_out.shape[2]
+    rows = token.numel()
+    hidden = w_out.shape[2]
     scale = _at_slots(weights, slot_of, rows, dtype)
     x = x.to(dtype)
     gate_up = x.new_empty(rows, 2 * hidden)
     out = _Combined(x, token, slot_of)
     for block in blocks:
-        span, experts = block.span, order[block.experts]
+        span = block.span
+        experts = order[block.experts]
         gathered = x.index_select(0, token[span]).view(block.size, block.rows, -1)
         pre = gate_up[span].view(block.size, 2 * hidden, block.rows)
         torch.bmm(_weights(w_in, experts, dtype), gathered.mT, out=pre)
         gate, up = pre.chunk(2, dim=1)
-        hidden_state = F.silu(gate).mul_(up).mul_(scale[span].view(block.size, 1, -1))
+        block_scale = scale[span].view(block.size, 1, -1)
+        hidden_state = F.silu(gate).mul_(up).mul_(block_scale)
         out.add(block, hidden_state.mT, _weights(w_out, experts, dtype).mT)
     return out.result(), gate_up
 
@@ -69,18 +75,23 @@ def backward(
     """Gradients of x, w_in, w_out, weights in their own dtypes."""
     dtype = gate_up.dtype
     order, blocks, token, slot_of = layout(indices, w_in.shape[0], BLOCK // max(w_in.shape[1:]))
-    rows, hidden = token.numel(), w_out.shape[2]
+    rows = token.numel()
+    hidden = w_out.shape[2]
     scale = _at_slots(weights, slot_of, rows, dtype)
-    cast, grad = x.to(dtype), grad.to(dtype).contiguous()
+    cast = x.to(dtype)
+    grad = grad.to(dtype).contiguous()
     d_x = _Combined(cast, token, slot_of)
     d_scale = x.new_empty(rows, dtype=torch.promote_types(dtype, torch.float32))
-    d_in, d_out = w_in.new_empty(w_in.shape), w_out.new_empty(w_out.shape)
+    d_in = w_in.new_empty(w_in.shape)
+    d_out = w_out.new_empty(w_out.shape)
     for block in blocks:
-        span, experts = block.span, order[block.experts]
+        span = block.span
+        experts = order[block.experts]
         d_y = grad.index_select(0, token[span]).view(block.size, block.rows, -1)
         d_hidden = torch.bmm(_weights(w_out, experts, dtype).mT, d_y.mT)
         pre = gate_up[span].view(block.size, 2 * hidden, block.rows)
-        d_pre, hidden_state, d_weight = _swiglu_backward(d_hidden, pre, scale[span].view(block.size, 1, -1))
+        block_scale = scale[span].view(block.size, 1, -1)
+        d_pre, hidden_state, d_weight = _swiglu_backward(d_hidden, pre, block_scale)
         d_scale[span] = d_weight.flatten()
         d_out.index_copy_(0, experts, torch.bmm(d_y.mT, hidden_state.mT).to(d_out.dtype))
         d_x.add(block, d_pre.mT, _weights(w_in, experts, dtype))
@@ -100,7 +111,8 @@ class _Combined:
     """
 
     def __init__(self, x: Tensor, token: Tensor, slot_of: Tensor) -> None:
-        self.token, self.slot_of = token, slot_of
+        self.token = token
+        self.slot_of = slot_of
         self.narrow = x.dtype.itemsize < 4 and slot_of.numel() > 0
         self.space = x.new_empty(token.numel(), x.shape[1]) if self.narrow else torch.zeros_like(x)
 
@@ -109,31 +121,37 @@ class _Combined:
         if self.narrow:
             torch.bmm(left, right, out=self.space[block.span].view(block.size, block.rows, -1))
         else:
-            self.space.index_add_(0, self.token[block.span], torch.bmm(left, right).flatten(0, 1))
+            product = torch.bmm(left, right).flatten(0, 1)
+            self.space.index_add_(0, self.token[block.span], product)
 
     def result(self) -> Tensor:
-        return F.embedding_bag(self.slot_of, self.space, mode="sum") if self.narrow else self.space
+        if self.narrow:
+            return F.embedding_bag(self.slot_of, self.space, mode="sum")
+        return self.space
 
 
-def layout(indices: Tensor, experts: int, rows_per_block: int) -> tuple[Tensor, list[Block], Tensor, Tensor]:
+def layout(indices: Tensor, num_experts: int, rows_per_block: int) -> tuple[Tensor, list[Block], Tensor, Tensor]:
     """Where every assignment is computed.
 
     indices (N, K) -> the experts by falling load (E,), the blocks, the token of every padded row (R,), and the row of
     every assignment (N, K). A padding row repeats token 0 with weight 0.
     """
     chosen = indices.reshape(-1)
-    counts = torch.bincount(chosen, minlength=experts)
-    if counts.numel() != experts:
-        raise ValueError(f"indices name expert {counts.numel() - 1}; there are {experts} experts, 0 to {experts - 1}")
+    counts = torch.bincount(chosen, minlength=num_experts)
+    if counts.numel() != num_experts:
+        raise ValueError(
+            f"indices name expert {counts.numel() - 1}; there are {num_experts} experts, 0 to {num_experts - 1}"
+        )
     order = counts.argsort(descending=True, stable=True)
     blocks = cut(counts[order].tolist(), rows_per_block)
     device = indices.device
-    first_row = counts.new_zeros(experts)
+    first_row = counts.new_zeros(num_experts)
     for block in blocks:
         steps = torch.arange(block.size, device=device)
         first_row[order[block.experts]] = block.start + steps * block.rows
     by_expert = chosen.argsort(stable=True)
-    rank = torch.arange(chosen.numel(), device=device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    before = counts.cumsum(0) - counts
+    rank = torch.arange(chosen.numel(), device=device) - before.repeat_interleave(counts)
     row = first_row.repeat_interleave(counts) + rank
     slot_of = torch.empty_like(chosen).scatter_(0, by_expert, row).view_as(indices)
     token = chosen.new_zeros(blocks[-1].span.stop if blocks else 0)
@@ -146,14 +164,19 @@ def cut(loads: list[int], rows_per_block: int) -> list[Block]:
 
     A block has at most ``rows_per_block`` rows, unless it is a single expert.
     """
-    blocks, first, start = [], 0, 0
+    blocks: list[Block] = []
     rungs = [rung(load) for load in loads if load > 0]
+    first = 0
+    start = 0
     while first < len(rungs):
-        rows, size = rungs[first], 1
+        rows = rungs[first]
+        size = 1
         while 2 * size * rows <= rows_per_block and rungs[first + size : first + 2 * size] == [rows] * size:
             size *= 2
-        blocks.append(Block(first, size, rows, start))
-        first, start = first + size, blocks[-1].span.stop
+        block = Block(first, size, rows, start)
+        blocks.append(block)
+        first += size
+        start = block.span.stop
     return blocks
 
 
@@ -174,7 +197,8 @@ def _swiglu_backward(d_hidden: Tensor, pre: Tensor, scale: Tensor) -> tuple[Tens
     torch.mul(d_hidden, hidden_state, out=d_up)
     d_scale = (d_up * up).sum(1, dtype=torch.promote_types(pre.dtype, torch.float32))
     d_up.mul_(scale)
-    d_gate.copy_(torch.ops.aten.silu_backward(d_hidden.mul_(scale).mul_(up), gate))
+    d_silu = d_hidden.mul_(scale).mul_(up)
+    d_gate.copy_(torch.ops.aten.silu_backward(d_silu, gate))
     return d_pre, hidden_state.mul_(up).mul_(scale), d_scale
 
 

@@ -28,33 +28,38 @@ class Layout:
     first: Tensor  # (E + 1,) first row of every expert
 
 
-def layout(indices: Tensor, experts: int) -> Layout:
+def layout(indices: Tensor, num_experts: int) -> Layout:
     """indices (N, K) int64 -> Layout; without waiting for the device."""
     chosen = indices.reshape(-1)
-    tiles = chosen.numel() // GROUP_ROWS + min(experts, chosen.numel())
-    counts = torch.zeros(experts, dtype=torch.int64, device=chosen.device)
+    tiles = chosen.numel() // GROUP_ROWS + min(num_experts, chosen.numel())
+    counts = torch.zeros(num_experts, dtype=torch.int64, device=chosen.device)
     counts.scatter_add_(0, chosen, torch.ones_like(chosen))
-    first = torch.nn.functional.pad(((counts + GROUP_ROWS - 1) // GROUP_ROWS * GROUP_ROWS).cumsum(0), (1, 0))
+    padded = (counts + GROUP_ROWS - 1) // GROUP_ROWS * GROUP_ROWS
+    first = torch.nn.functional.pad(padded.cumsum(0), (1, 0))
     by_expert = chosen.argsort(stable=True)
     of = chosen[by_expert]
-    row = first[of] + torch.arange(chosen.numel(), device=chosen.device) - (counts.cumsum(0) - counts)[of]
+    before = counts.cumsum(0) - counts
+    row = first[of] + torch.arange(chosen.numel(), device=chosen.device) - before[of]
     token = torch.full((tiles * GROUP_ROWS,), -1, device=chosen.device)
     token[row] = by_expert // indices.shape[1]
     start = torch.arange(tiles, device=chosen.device) * GROUP_ROWS
     expert = torch.searchsorted(first, start, right=True) - 1
     expert = torch.where(start < first[-1], expert, -1)
-    return Layout(token, torch.empty_like(chosen).scatter_(0, by_expert, row).view_as(indices), expert, first)
+    slot_of = torch.empty_like(chosen).scatter_(0, by_expert, row).view_as(indices)
+    return Layout(token, slot_of, expert, first)
 
 
 def forward(
     x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """-> y (N, D) and the pre-activations (R, 2H), both in ``dtype``."""
-    x, w_in, w_out = x.to(dtype).contiguous(), w_in.to(dtype).contiguous(), w_out.to(dtype).contiguous()
+    x, w_in, w_out = (tensor.to(dtype).contiguous() for tensor in (x, w_in, w_out))
     plan = layout(indices, w_in.shape[0])
-    rows, hidden, width = plan.token.numel(), w_out.shape[2], x.shape[1]
+    rows = plan.token.numel()
+    width, hidden = w_out.shape[1:]
     scale = _at_slots(weights, plan)
-    gate_up, hidden_state = x.new_empty(rows, 2 * hidden), x.new_empty(rows, hidden)
+    gate_up = x.new_empty(rows, 2 * hidden)
+    hidden_state = x.new_empty(rows, hidden)
     if rows:
         _gate_up[(rows // GROUP_ROWS, triton.cdiv(hidden, TILE))](
             x,
@@ -81,10 +86,13 @@ def backward(
     """Gradients of x, w_in, w_out, weights in their own dtypes."""
     dtype = gate_up.dtype
     plan = layout(indices, w_in.shape[0])
-    rows, hidden = plan.token.numel(), w_out.shape[2]
-    cast, grad = x.to(dtype).contiguous(), grad.to(dtype).contiguous()
+    rows = plan.token.numel()
+    hidden = w_out.shape[2]
+    cast = x.to(dtype).contiguous()
+    grad = grad.to(dtype).contiguous()
     d_hidden = _per_expert(grad, w_out.to(dtype).mT, plan, gather=True)
-    d_gate_up, hidden_state = torch.empty_like(gate_up), gate_up.new_empty(rows, hidden)
+    d_gate_up = torch.empty_like(gate_up)
+    hidden_state = gate_up.new_empty(rows, hidden)
     d_scale = torch.empty(rows, dtype=torch.float32, device=x.device)
     if rows:
         _swiglu_backward[(rows,)](
@@ -106,7 +114,8 @@ def backward(
 
 def _per_expert(rows: Tensor, stack: Tensor, plan: Layout, *, gather: bool) -> Tensor:
     """rows (R, I), or (N, I) to gather by token; stack (E, O, I) of any strides -> stack[expert] @ row: (R, O)."""
-    count, (outputs, inputs) = plan.token.numel(), stack.shape[1:]
+    count = plan.token.numel()
+    outputs, inputs = stack.shape[1:]
     out = rows.new_empty(count, outputs)
     if count:
         _rows_kernel[(count // GROUP_ROWS, triton.cdiv(outputs, TILE))](
@@ -131,10 +140,10 @@ def _weight_gradient(left: Tensor, right: Tensor, plan: Layout, dtype: torch.dty
     """Σ over an expert's rows of left ⊗ right, one of which is (N, ·) and gathered by token -> (E, L, R) in
     ``dtype``.
     """
-    experts = plan.first.numel() - 1
-    out = torch.empty(experts, left.shape[1], right.shape[1], dtype=dtype, device=left.device)
+    num_experts = plan.first.numel() - 1
+    out = torch.empty(num_experts, left.shape[1], right.shape[1], dtype=dtype, device=left.device)
     lefts, rights = out.shape[1:]
-    _weights_kernel[(experts, triton.cdiv(lefts, TILE), triton.cdiv(rights, TILE))](
+    _weights_kernel[(num_experts, triton.cdiv(lefts, TILE), triton.cdiv(rights, TILE))](
         left, right, plan.token, plan.first, out, lefts, rights, gather_left, _precision(left), TILE, CHUNK
     )
     return out
@@ -142,11 +151,11 @@ def _weight_gradient(left: Tensor, right: Tensor, plan: Layout, dtype: torch.dty
 
 def _combine(rows: Tensor, plan: Layout) -> Tensor:
     """Σ_k rows[slot_of[n, k]], in float32: (R, D) -> (N, D)."""
-    tokens, active = plan.slot_of.shape
+    tokens, top_k = plan.slot_of.shape
     out = rows.new_empty(tokens, rows.shape[1])
     if tokens:
         width = rows.shape[1]
-        _combine_kernel[(tokens,)](rows, plan.slot_of, out, width, active, triton.next_power_of_2(width))
+        _combine_kernel[(tokens,)](rows, plan.slot_of, out, width, top_k, triton.next_power_of_2(width))
     return out
 
 
@@ -261,9 +270,11 @@ def _weights_kernel(
         row = start + tl.arange(0, CHUNK)
         source = tl.load(token + row)
         used = source >= 0
-        left_row, right_row = row, source
+        left_row = row
+        right_row = source
         if GATHER_LEFT:
-            left_row, right_row = source, row
+            left_row = source
+            right_row = row
         a = tl.load(left + left_row[None, :] * lefts + i[:, None], used[None, :] & (i < lefts)[:, None], 0.0)
         b = tl.load(right + right_row[:, None] * rights + j[None, :], used[:, None] & (j < rights)[None, :], 0.0)
         total = tl.dot(a, b, total, input_precision=PRECISION)
@@ -293,11 +304,11 @@ def _swiglu_backward(gate_up, d_hidden, scale, token, d_gate_up, hidden_state, d
 
 
 @triton.jit
-def _combine_kernel(rows, slot_of, out, width, active, WIDTH: tl.constexpr):
+def _combine_kernel(rows, slot_of, out, width, top_k, WIDTH: tl.constexpr):
     n = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, WIDTH)
     total = tl.zeros((WIDTH,), tl.float32)
-    for k in range(active):
-        slot = tl.load(slot_of + n * active + k)
+    for k in range(top_k):
+        slot = tl.load(slot_of + n * top_k + k)
         total += tl.load(rows + slot * width + c, c < width, 0.0).to(tl.float32)
     tl.store(out + n * width + c, total.to(out.dtype.element_ty), c < width)

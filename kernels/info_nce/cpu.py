@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Ids = Tensor | None
-TILE = 1024  # rows and columns of a tile: 4 MB of logits, within the last-level cache
+TILE = 1024
+"""Rows and columns of a tile: 4 MB of logits, within the last-level cache."""
 
 
 def nce_forward(a: Tensor, b: Tensor, scale: Tensor, row_ids: Ids, ids: Ids, first: int) -> tuple[Tensor, Tensor]:
@@ -29,7 +30,8 @@ def nce_backward(
     a: Tensor, b: Tensor, scale: Tensor, rows: Tensor, columns: Tensor, row_ids: Ids, ids: Ids, first: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of Σ_i (rows_i + columns_i) / 2 - logit_ii for a (n, D), b (B, D; these rows' share) and scale ()."""
-    d_a, d_b = torch.zeros_like(a), torch.zeros_like(b)
+    d_a = torch.zeros_like(a)
+    d_b = torch.zeros_like(b)
     for i, j, logits in _tiles(a, b, scale, row_ids, ids, first):
         share = (logits - columns[j]).exp_()
         share.add_(logits.sub_(rows[i, None]).exp_()).mul_(0.5)
@@ -53,7 +55,9 @@ def sigmoid_backward(
     a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, row_ids: Ids, ids: Ids, first: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of that sum for a (n, D), b (B, D), scale () and bias ()."""
-    d_a, d_b, d_bias = torch.zeros_like(a), torch.zeros_like(b), a.new_zeros(())
+    d_a = torch.zeros_like(a)
+    d_b = torch.zeros_like(b)
+    d_bias = a.new_zeros(())
     for i, j, logits in _tiles(a, b, scale, row_ids, ids, first):
         positives = _diagonal(logits.add_(bias), i, j, first).neg_()
         share = logits.sigmoid_()  # for positives -sigmoid(-x): sigmoid(x) - 1 would cancel
@@ -77,8 +81,10 @@ def _tiles(
         scaled = a[i] * scale
         for left in range(0, b.shape[0], TILE):
             j = slice(left, min(left + TILE, b.shape[0]))
-            height, breadth = i.stop - i.start, j.stop - j.start
-            logits = torch.mm(scaled, b[j].T, out=space[: height * breadth].view(height, breadth))
+            height = i.stop - i.start
+            breadth = j.stop - j.start
+            logits = space[: height * breadth].view(height, breadth)
+            torch.mm(scaled, b[j].T, out=logits)
             if row_ids is not None and ids is not None:
                 equal = row_ids[i, None] == ids[None, j]
                 _diagonal(equal, i, j, first).fill_(False)

@@ -88,4 +88,5 @@ def _like(tensor: Tensor, scale: Tensor) -> Tensor:
 
 
 def _module(path: str) -> ModuleType:
-    return importlib.import_module(f"kernels.info_nce.{'triton_kernel' if path == 'triton' else 'cpu'}")
+    name = "triton_kernel" if path == "triton" else "cpu"
+    return importlib.import_module(f"kernels.info_nce.{name}")

@@ -6,66 +6,98 @@ exactly. The width is walked in chunks; a row block's gradient is accumulated in
 program touches it.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 Ids = Tensor | None
-ROWS, COLUMNS, CHUNK = 64, 64, 32
+ROWS = 64
+"""Rows of a tile."""
+COLUMNS = 64
+"""Columns of a tile."""
+CHUNK = 32
+"""Channels of the width that are multiplied at once."""
+
+
+class _Logits(NamedTuple):
+    """What decides the logits of rows x (n, D) against rows y (m, D): scale · x yᵀ + bias, -inf where a pair is
+    skipped; ``first`` is the column of row 0's positive.
+    """
+
+    x: Tensor
+    y: Tensor
+    scale: Tensor
+    bias: Tensor
+    x_ids: Ids
+    y_ids: Ids
+    first: int
+    sigmoid: bool
+
+    def transposed(self) -> "_Logits":
+        return self._replace(x=self.y, y=self.x, x_ids=self.y_ids, y_ids=self.x_ids, first=-self.first)
+
+    def ids(self) -> tuple[Tensor, Tensor]:
+        """x in place of ids where there are none: a kernel takes a pointer, which it then does not read."""
+        if self.x_ids is None or self.y_ids is None:
+            return self.x, self.x
+        return self.x_ids, self.y_ids
 
 
 def nce_forward(a: Tensor, b: Tensor, scale: Tensor, row_ids: Ids, ids: Ids, first: int) -> tuple[Tensor, Tensor]:
     """As `kernels.info_nce.tiled.nce_forward`."""
-    rows = _reduce(a, b, scale, scale, row_ids, ids, first, sigmoid=False)
-    return rows, _reduce(b, a, scale, scale, ids, row_ids, -first, sigmoid=False)
+    logits = _Logits(a, b, scale, scale, row_ids, ids, first, sigmoid=False)
+    return _reduce(logits), _reduce(logits.transposed())
 
 
 def nce_backward(
     a: Tensor, b: Tensor, scale: Tensor, rows: Tensor, columns: Tensor, row_ids: Ids, ids: Ids, first: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `kernels.info_nce.tiled.nce_backward`."""
-    d_a, _ = _gradient(a, b, scale, scale, rows, columns, row_ids, ids, first, sigmoid=False)
-    d_b, _ = _gradient(b, a, scale, scale, columns, rows, ids, row_ids, -first, sigmoid=False)
+    logits = _Logits(a, b, scale, scale, row_ids, ids, first, sigmoid=False)
+    d_a, _ = _gradient(logits, rows, columns)
+    d_b, _ = _gradient(logits.transposed(), columns, rows)
     d_scale = (d_a * a).sum()
     return d_a.mul_(scale), d_b.mul_(scale), d_scale
 
 
 def sigmoid_forward(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, row_ids: Ids, ids: Ids, first: int) -> Tensor:
     """As `kernels.info_nce.tiled.sigmoid_forward`."""
-    return _reduce(a, b, scale, bias, row_ids, ids, first, sigmoid=True).sum()
+    return _reduce(_Logits(a, b, scale, bias, row_ids, ids, first, sigmoid=True)).sum()
 
 
 def sigmoid_backward(
     a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, row_ids: Ids, ids: Ids, first: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `kernels.info_nce.tiled.sigmoid_backward`."""
-    d_a, shares = _gradient(a, b, scale, bias, scale, scale, row_ids, ids, first, sigmoid=True)
-    d_b, _ = _gradient(b, a, scale, bias, scale, scale, ids, row_ids, -first, sigmoid=True)
+    logits = _Logits(a, b, scale, bias, row_ids, ids, first, sigmoid=True)
+    d_a, shares = _gradient(logits, scale, scale)
+    d_b, _ = _gradient(logits.transposed(), scale, scale)
     d_scale = (d_a * a).sum()
     return d_a.mul_(scale), d_b.mul_(scale), d_scale, shares.sum()
 
 
-def _reduce(
-    x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, x_ids: Ids, y_ids: Ids, first: int, *, sigmoid: bool
-) -> Tensor:
+def _reduce(logits: _Logits) -> Tensor:
     """Per row of x, over the rows of y: the log-sum-exp of the logits, or the sum of the sigmoid losses."""
+    x = logits.x
+    x_ids, y_ids = logits.ids()
     out = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
-    has_ids = x_ids is not None
     _reduce_kernel[(triton.cdiv(x.shape[0], ROWS),)](
         x,
-        y,
-        scale,
-        bias,
-        x_ids if has_ids else x,
-        y_ids if has_ids else x,
+        logits.y,
+        logits.scale,
+        logits.bias,
+        x_ids,
+        y_ids,
         out,
         x.shape[0],
-        y.shape[0],
+        logits.y.shape[0],
         x.shape[1],
-        first,
-        has_ids,
-        sigmoid,
+        logits.first,
+        logits.x_ids is not None,
+        logits.sigmoid,
         _precision(x),
         ROWS,
         COLUMNS,
@@ -74,40 +106,32 @@ def _reduce(
     return out
 
 
-def _gradient(
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    x_lse: Tensor,
-    y_lse: Tensor,
-    x_ids: Ids,
-    y_ids: Ids,
-    first: int,
-    *,
-    sigmoid: bool,
-) -> tuple[Tensor, Tensor]:
-    """Σ_j g_ij y_j (rows of x, D) with g the gradient of the logits, and Σ_j g_ij (rows of x,)."""
+def _gradient(logits: _Logits, x_lse: Tensor, y_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_j g_ij y_j (rows of x, D) with g the gradient of the logits, and Σ_j g_ij (rows of x,).
+
+    x_lse and y_lse are the log-sum-exps of rows and columns, which the sigmoid loss does not read.
+    """
+    x = logits.x
+    x_ids, y_ids = logits.ids()
     d_x = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     shares = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
-    has_ids = x_ids is not None
     _gradient_kernel[(triton.cdiv(x.shape[0], ROWS),)](
         x,
-        y,
-        scale,
-        bias,
+        logits.y,
+        logits.scale,
+        logits.bias,
         x_lse,
         y_lse,
-        x_ids if has_ids else x,
-        y_ids if has_ids else x,
+        x_ids,
+        y_ids,
         d_x,
         shares,
         x.shape[0],
-        y.shape[0],
+        logits.y.shape[0],
         x.shape[1],
-        first,
-        has_ids,
-        sigmoid,
+        logits.first,
+        logits.x_ids is not None,
+        logits.sigmoid,
         _precision(x),
         ROWS,
         COLUMNS,

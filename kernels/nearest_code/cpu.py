@@ -9,14 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ELEMENTS = 2**20  # scores per block: 4 MB in float32, within the last-level cache
+ELEMENTS = 2**20
+"""Scores per block: 4 MB in float32, within the last-level cache."""
 FOLD = 64
+"""Scores of a class, of which the largest is found first."""
 
 
 def nearest_code(z: Tensor, codebook: Tensor, metric: str) -> Tensor:
     """z (N, C), codebook (S, C) -> (N,) int64."""
     codes, bias = ranking(codebook, metric)
-    z, size = z.to(codes.dtype), codes.shape[0]
+    z = z.to(codes.dtype)
+    size = codes.shape[0]
     rows = max(1, min(z.shape[0], ELEMENTS // size))
     scores = torch.empty(rows, size, dtype=codes.dtype, device=z.device)
     indices = torch.empty(z.shape[0], dtype=torch.int64, device=z.device)

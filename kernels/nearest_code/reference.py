@@ -7,10 +7,13 @@ from torch import Tensor
 
 def nearest_code(z: Tensor, codebook: Tensor, metric: str = "euclidean") -> Tensor:
     """argmin_s |z_n - c_s|² or argmax_s cos(z_n, c_s): z (N, C), codebook (S, C) -> (N,) int64."""
-    z, codebook = _at_least_float32(z), _at_least_float32(codebook)
+    z = _at_least_float32(z)
+    codebook = _at_least_float32(codebook)
     if metric == "cosine":
-        return (F.normalize(z, dim=-1) @ F.normalize(codebook, dim=-1).T).argmax(dim=-1)
-    return (codebook.square().sum(-1) - 2 * z @ codebook.T).argmin(dim=-1)
+        similarity = F.normalize(z, dim=-1) @ F.normalize(codebook, dim=-1).T
+        return similarity.argmax(dim=-1)
+    distance = codebook.square().sum(-1) - 2 * z @ codebook.T
+    return distance.argmin(dim=-1)
 
 
 def assign(z: Tensor, codebook: Tensor, metric: str = "euclidean") -> tuple[Tensor, Tensor, Tensor]:

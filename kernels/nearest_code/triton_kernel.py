@@ -10,13 +10,17 @@ from torch import Tensor
 
 from kernels.nearest_code.cpu import ranking
 
-VECTORS, CODES = 64, 64  # of a tile
+VECTORS = 64
+"""Rows of a tile."""
+CODES = 64
+"""Columns of a tile."""
 
 
 def nearest_code(z: Tensor, codebook: Tensor, metric: str) -> Tensor:
     """z (N, C), codebook (S, C) -> (N,) int64; scores in float32 whatever the input."""
     codes, bias = ranking(codebook, metric)
-    z, codes = z.to(codes.dtype).contiguous(), codes.contiguous()
+    z = z.to(codes.dtype).contiguous()
+    codes = codes.contiguous()
     indices = torch.empty(z.shape[0], dtype=torch.int64, device=z.device)
     if z.shape[0]:
         chunk = min(64, max(16, triton.next_power_of_2(z.shape[1])))
