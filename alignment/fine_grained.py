@@ -10,8 +10,10 @@ from alignment.contrastive import initial_log_scale, inverse_temperature
 from kernels.collectives import gather, world
 from kernels.dispatch import compute_dtype
 
-ROWS = 8  # of `a` that meet all of `b` at once: their similarities stay in the cache from product to maximum
-HIDDEN = -4.0  # added to a padding token's similarities: below every cosine, so that it is nobody's best partner
+ROWS = 8
+"""Rows of `a` that meet all of `b` at once: their similarities stay in the cache from product to maximum."""
+HIDDEN = -4.0
+"""Added to a padding token's similarities: below every cosine, so that it is nobody's best partner."""
 
 
 def late_interaction(a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, block: int = ROWS) -> Tensor:
@@ -30,10 +32,13 @@ class _LateInteraction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, block: int) -> Tensor:
-        (n, s, _), (m, t, _) = a.shape, b.shape
+        n, s, _ = a.shape
+        m, t, _ = b.shape
         # Two more channels carry the masks through the product.
-        left = torch.cat([a, torch.ones_like(a[..., :1]), HIDDEN * ~mask_a[..., None]], 2).to(a.dtype)
-        right = torch.cat([b, HIDDEN * ~mask_b[..., None], torch.ones_like(b[..., :1])], 2).to(b.dtype)
+        hidden_a = HIDDEN * ~mask_a[..., None]
+        hidden_b = HIDDEN * ~mask_b[..., None]
+        left = torch.cat([a, torch.ones_like(a[..., :1]), hidden_a], 2).to(a.dtype)
+        right = torch.cat([b, hidden_b, torch.ones_like(b[..., :1])], 2).to(b.dtype)
         right = right.flatten(0, 1).T.contiguous()
         share_a, share_b = _shares(mask_a, mask_b)
         found = a.new_empty(n, m, dtype=share_a.dtype)
@@ -53,15 +58,19 @@ class _LateInteraction(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, mask_a, b, mask_b, best_b, best_a = ctx.saved_tensors
-        (n, s, _), (m, t, _) = a.shape, b.shape
+        n, s, _ = a.shape
+        m, t, _ = b.shape
         share_a, share_b = _shares(mask_a, mask_b)
         grad = grad * mask_a.any(1)[:, None] * mask_b.any(1)  # who has no tokens has no partners
-        d_a, d_b = torch.empty_like(a), torch.zeros_like(b, dtype=grad.dtype)
+        d_a = torch.empty_like(a)
+        d_b = torch.zeros_like(b, dtype=grad.dtype)
         for rows in _blocks(n, ctx.block):
             g = grad[rows]
             d = g.new_zeros(len(g), s, m, t)
-            d.scatter_(3, best_b[rows, ..., None].long(), (g[:, None] * share_a[rows, :, None])[..., None])
-            d.scatter_add_(1, best_a[rows, None].long(), (g[..., None] * share_b)[:, None])
+            of_best_b = (g[:, None] * share_a[rows, :, None])[..., None]
+            of_best_a = (g[..., None] * share_b)[:, None]
+            d.scatter_(3, best_b[rows, ..., None].long(), of_best_b)
+            d.scatter_add_(1, best_a[rows, None].long(), of_best_a)
             d = d.view(-1, m * t).to(a.dtype)
             d_a[rows] = (d @ b.flatten(0, 1)).view_as(a[rows])
             d_b += (d.T @ a[rows].flatten(0, 1)).view_as(b)
@@ -103,9 +112,10 @@ class LateInteraction(nn.Module):
         return inverse_temperature(self.log_scale)
 
     def forward(self, a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, ids: Tensor) -> Tensor:
-        """The rank's own rows and columns stand against the rank's own:
-        token tensors are too large to gather every step."""
-        return dense_info_nce(late_interaction(a, mask_a, b, mask_b) * self.scale, ids)
+        """The rank's own rows and columns stand against the rank's own: token tensors are too large to gather every
+        step."""
+        similarity = late_interaction(a, mask_a, b, mask_b)
+        return dense_info_nce(similarity * self.scale, ids)
 
 
 class CodeAgreement(nn.Module):
@@ -117,9 +127,9 @@ class CodeAgreement(nn.Module):
     agreement would be perfect and empty.
     """
 
-    def __init__(self, codes: int, width: int, temperature: float = 0.1) -> None:
+    def __init__(self, num_codes: int, width: int, temperature: float = 0.1) -> None:
         super().__init__()
-        self.codebook = nn.Parameter(nn.functional.normalize(torch.randn(codes, width), dim=-1))
+        self.codebook = nn.Parameter(nn.functional.normalize(torch.randn(num_codes, width), dim=-1))
         self.temperature = temperature
 
     def distribution(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -146,4 +156,6 @@ def dense_info_nce(logits: Tensor, ids: Tensor) -> Tensor:
     same.fill_diagonal_(False)
     logits = logits.float().masked_fill(same, float("-inf"))
     target = torch.arange(len(logits), device=logits.device)
-    return 0.5 * (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target))
+    rows = nn.functional.cross_entropy(logits, target)
+    columns = nn.functional.cross_entropy(logits.T, target)
+    return 0.5 * (rows + columns)
