@@ -2,7 +2,7 @@
 
 `ema`       the codebook follows its clusters by a moving average     van den Oord et al. 2017 (1711.00937), app. A.1
 `cosine`    the same on the unit sphere, l2-normalised codes          Yu et al. 2021, ViT-VQGAN (2110.04627)
-`residual`  each quantizer codes what the ones before left over       Zeghidour et al. 2021, SoundStream (2107.03312)
+`residual`  each quantizer codes the residual of those before it      Zeghidour et al. 2021, SoundStream (2107.03312)
 `fsq`       rounding of a few bounded channels, no codebook           Mentzer et al. 2023 (2309.15505)
 `simvq`     a frozen random codebook seen through one learned linear  Zhu et al. 2024 (2411.02038)
 """

@@ -81,10 +81,12 @@ class Quantizer(nn.Module):
                 f"z has shape {tuple(z.shape)}: a quantizer of width {self.config.width} "
                 f"takes (B, T, {self.config.width})"
             )
+        real = z.flatten(0, 1) if mask is None else z[mask]
         with torch.autocast(z.device.type, enabled=False):
-            flat = self.quantize((z.flatten(0, 1) if mask is None else z[mask]).float())
+            flat = self.quantize(real.float())
         if mask is None:
-            vectors, codes = flat.vectors.view_as(z), flat.codes.view(*z.shape[:2], -1)
+            vectors = flat.vectors.view_as(z)
+            codes = flat.codes.view(*z.shape[:2], -1)
         else:
             vectors = flat.vectors.new_zeros(z.shape).index_put((mask,), flat.vectors)
             codes = flat.codes.new_full((*z.shape[:2], self.depth), -1).index_put((mask,), flat.codes)
@@ -119,4 +121,5 @@ def usage(counts: Tensor) -> dict[str, Tensor]:
     """counts (S,), how often each code was chosen -> perplexity in [1, S] (0 without any) and the used fraction."""
     share = counts.float() / counts.sum().clamp(min=1)
     perplexity = torch.special.entr(share).sum().exp() * (counts.sum() > 0)
-    return {"perplexity": perplexity, "used": (counts > 0).float().mean()}
+    used = (counts > 0).float().mean()
+    return {"perplexity": perplexity, "used": used}

@@ -5,6 +5,7 @@ the same moving averages and not a codebook loss, so that dead codes are handled
 after Dhariwal et al. 2020, Jukebox, with the statistics reset too: otherwise the next update undoes the revival.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -54,20 +55,23 @@ class EMAQuantizer(Quantizer):
 
     def quantize(self, z: Tensor) -> Quantized:
         z = self.project(z)
-        if not self.training:
-            codes = nearest_code(z.detach(), self.codebook, self.metric)
-            vectors, counts = self.codebook[codes], torch.bincount(codes, minlength=self.size)
-            revived = counts.new_zeros(())
-        else:
+        fixed = z.detach()
+        if self.training:
             if self.updates == 0:
-                self._start_from(z.detach())
-            codes, counts, sums = assign(z.detach(), self.codebook, self.metric)
+                self._start_from(fixed)
+            codes, counts, sums = assign(fixed, self.codebook, self.metric)
             vectors = self.codebook[codes]
             counts = sum_over_ranks(counts, world())
             sums = sum_over_ranks(sums, world())
-            revived = self._follow(z.detach(), counts, sums)
+            revived = self._follow(fixed, counts, sums)
+        else:
+            codes = nearest_code(fixed, self.codebook, self.metric)
+            vectors = self.codebook[codes]
+            counts = torch.bincount(codes, minlength=self.size)
+            revived = counts.new_zeros(())
         losses = {"commitment": COMMITMENT * mean_square(z, vectors)}
-        return Quantized(straight_through(z, vectors), codes[:, None], losses, {**usage(counts), "revived": revived})
+        metrics = {**usage(counts), "revived": revived}
+        return Quantized(straight_through(z, vectors), codes[:, None], losses, metrics)
 
     def vectors_of(self, codes: Tensor) -> Tensor:
         return self.codebook[codes[..., 0]]
@@ -80,7 +84,9 @@ class EMAQuantizer(Quantizer):
             return
         self.codebook.copy_(self._pick(z, self.size))
         for _ in range(KMEANS_STEPS):
-            _, self.counts[:], self.sums[:] = assign(z, self.codebook, self.metric)
+            _, counts, sums = assign(z, self.codebook, self.metric)
+            self.counts.copy_(counts)
+            self.sums.copy_(sums)
             self._move_codes()
 
     @torch.no_grad()
@@ -109,8 +115,9 @@ class EMAQuantizer(Quantizer):
     def _pick(self, z: Tensor, number: int) -> Tensor:
         """(number, C) rows of z (N, C) at random, none twice before all were taken."""
         generator = torch.Generator().manual_seed(int(self.updates))
-        rounds = [torch.randperm(len(z), generator=generator) for _ in range(-(-number // len(z)))]
-        return z[torch.cat(rounds)[:number].to(z.device)]
+        rounds = math.ceil(number / len(z))
+        order = torch.cat([torch.randperm(len(z), generator=generator) for _ in range(rounds)])
+        return z[order[:number].to(z.device)]
 
 
 class CosineQuantizer(EMAQuantizer):

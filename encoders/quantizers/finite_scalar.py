@@ -22,7 +22,8 @@ class FiniteScalarQuantizer(Quantizer):
 
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__(config)
-        channels, self.size = len(config.levels), math.prod(config.levels)
+        channels = len(config.levels)
+        self.size = math.prod(config.levels)
         levels = torch.tensor(config.levels)
         reach = (levels - 1) * (1 + 1e-3) / 2  # a hair wider than the outermost level, so that tanh reaches it
         offset = (levels % 2 == 0) * 0.5  # an even number of levels lies around -1/2
@@ -40,8 +41,10 @@ class FiniteScalarQuantizer(Quantizer):
         bounded = torch.tanh(self.lead_in(z) + self.shift) * self.reach - self.offset
         rounded = straight_through(bounded, bounded.round())
         codes = ((rounded.detach().long() + self.level_count // 2) * self.radix).sum(-1)
-        metrics = {**usage(torch.bincount(codes, minlength=self.size)), "revived": codes.new_zeros(())}
-        return Quantized(self.lead_out(rounded / (self.level_count // 2)), codes[:, None], {}, metrics)
+        counts = torch.bincount(codes, minlength=self.size)
+        metrics = {**usage(counts), "revived": codes.new_zeros(())}
+        vectors = self.lead_out(rounded / (self.level_count // 2))
+        return Quantized(vectors, codes[:, None], {}, metrics)
 
     def vectors_of(self, codes: Tensor) -> Tensor:
         half_width = self.level_count // 2

@@ -10,7 +10,7 @@ from encoders.quantizers.ema import EMAQuantizer
 
 
 class ResidualQuantizer(Quantizer):
-    """Q moving-average quantizers, each coding what the ones before it left over; a vector is the sum of its codes."""
+    """Q moving-average quantizers, each of the residual of those before it; a vector is the sum of its codes."""
 
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__(config)
@@ -19,21 +19,30 @@ class ResidualQuantizer(Quantizer):
         self.stages: Sequence[EMAQuantizer] = stages  # type: ignore[assignment]
 
     def quantize(self, z: Tensor) -> Quantized:
-        residual, stages = z, []
+        residual = z
+        found: list[Quantized] = []
         for stage in self.stages:
-            stages.append(stage.quantize(residual))
-            residual = residual - stages[-1].vectors.detach()
-        losses, metrics = mean_of([s.losses for s in stages]), mean_of([s.metrics for s in stages])
-        metrics["revived"] = torch.stack([s.metrics["revived"] for s in stages]).sum()
-        vectors = torch.stack([s.vectors for s in stages]).sum(0)
-        return Quantized(straight_through(z, vectors), torch.cat([s.codes for s in stages], -1), losses, metrics)
+            quantized = stage.quantize(residual)
+            residual = residual - quantized.vectors.detach()
+            found.append(quantized)
+        losses = mean_of([q.losses for q in found])
+        metrics = mean_of([q.metrics for q in found])
+        metrics["revived"] = torch.stack([q.metrics["revived"] for q in found]).sum()
+        vectors = torch.stack([q.vectors for q in found]).sum(0)
+        codes = torch.cat([q.codes for q in found], -1)
+        return Quantized(straight_through(z, vectors), codes, losses, metrics)
 
     def vectors_of(self, codes: Tensor) -> Tensor:
         """Also takes the codes of only the first q stages, (..., q): a coarser vector at a lower bit rate."""
-        stages = zip(self.stages, codes.split(1, dim=-1), strict=False)
-        return torch.stack([stage.vectors_of(code) for stage, code in stages]).sum(0)
+        of_stages = zip(self.stages, codes.split(1, dim=-1), strict=False)
+        vectors = [stage.vectors_of(code) for stage, code in of_stages]
+        return torch.stack(vectors).sum(0)
 
 
 def mean_of(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Per name, the mean of scalars () over the list."""
-    return {name: torch.stack([term[name].float() for term in terms]).mean() for name in terms[0]}
+    means = {}
+    for name in terms[0]:
+        values = [term[name].float() for term in terms]
+        means[name] = torch.stack(values).mean()
+    return means

@@ -37,7 +37,8 @@ class SimQuantizer(Quantizer):
             "codebook": mean_square(z.detach(), vectors),
             "commitment": COMMITMENT * mean_square(z, vectors.detach()),
         }
-        metrics = {**usage(torch.bincount(codes, minlength=self.size)), "revived": codes.new_zeros(())}
+        counts = torch.bincount(codes, minlength=self.size)
+        metrics = {**usage(counts), "revived": codes.new_zeros(())}
         return Quantized(straight_through(z, vectors), codes[:, None], losses, metrics)
 
     def vectors_of(self, codes: Tensor) -> Tensor:
