@@ -93,9 +93,30 @@ def test_lightning_stays_where_it_is_allowed() -> None:
     assert users and not {p for p in users if not LIGHTNING.fullmatch(p)}
 
 
-def test_triton_is_imported_in_kernels_only() -> None:
-    users = {p for p in sources() if any(i.split(".")[0] == "triton" for i in imports(p))}
-    assert all(p.parts[0] == "kernels" for p in users)
+def test_triton_is_imported_inside_the_operations_only() -> None:
+    users = {str(p) for p in sources() if any(i.split(".")[0] == "triton" for i in imports(p))}
+    assert users >= {f"kernels/{op}/triton_kernel.py" for op in ("grouped_mlp", "info_nce", "nearest_code")}
+    assert not {p for p in users if not re.fullmatch(r"kernels/\w+/\w+\.py", p)}
+
+
+def test_encoders_losses_and_kernels_import_no_library_but_torch() -> None:
+    """The others are imported where they are used, so that `--help` does not wait for them."""
+    names = [name for name in modules() if name.split(".")[0] in ("encoders", "alignment", "kernels")]
+    assert {"encoders.trunks", "alignment.progressive", "kernels.info_nce"} <= set(names)
+    program = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\nprint(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(ran.stdout.split())
+    assert "torch" in loaded and not loaded & {
+        "lightning",
+        "open_clip",
+        "rich",
+        "scipy",
+        "timm",
+        "torchaudio",
+        "torchvision",
+        "transformers",
+        "triton",
+    }
 
 
 def test_nothing_imports_scripts() -> None:
