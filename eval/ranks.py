@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
+
+from kernels.collectives import Group, rank_and_size, sum_over_ranks
 
 TILE_ROWS, TILE_COLUMNS, PAD = 512, 5120, 64
 CACHE_BYTES = 640 << 20
@@ -54,7 +55,7 @@ def count_pairs(
     column_part: np.ndarray | None = None,
     by_row: bool = True,
     by_column: bool = True,
-    group: "dist.ProcessGroup | None" = None,
+    group: Group = None,
     cache_bytes: int = CACHE_BYTES,
 ) -> Counts:
     """Count, for every pair, what scores higher and what ties, in the pair's row and in its column.
@@ -75,7 +76,7 @@ def count_pairs(
     tiles = _Tiles(a, b, row_bounds, column_bounds, group, cache_bytes)
     with exact_matmul(a.device.type):
         thresholds = _scores_of(tiles, placed)
-        _all_sum(thresholds, group)
+        sum_over_ranks(thresholds, group)
         row_side = _Side(placed[0], thresholds, len(column_bounds) - 1, a.shape[0]) if by_row else None
         column_side = _Side(placed[1], thresholds, len(row_bounds) - 1, b.shape[0]) if by_column else None
         for rows_at, columns_at, row_segment, column_segment, scores in tiles:
@@ -132,10 +133,10 @@ class _Tiles:
         b: Tensor,
         row_bounds: np.ndarray,
         column_bounds: np.ndarray,
-        group: "dist.ProcessGroup | None",
+        group: Group,
         cache_bytes: int,
     ) -> None:
-        rank, world = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
+        rank, world = rank_and_size(group)
         self.a, self.b, self.room = a, b, cache_bytes
         column_cuts = list(_cuts(column_bounds, TILE_COLUMNS))[rank::world]
         self.spans = [(*row, *column) for column in column_cuts for row in _cuts(row_bounds, TILE_ROWS)]
@@ -202,9 +203,9 @@ class _Side:
         self.greater[part, low:high] += torch.gt(block, cut, out=marks).sum(dim).int()
         self.at_least[part, low:high] += torch.ge(block, cut, out=marks).sum(dim).int()
 
-    def counts(self, group: "dist.ProcessGroup | None", labels: np.ndarray) -> PairCounts:
-        _all_sum(self.greater, group)
-        _all_sum(self.at_least, group)
+    def counts(self, group: Group, labels: np.ndarray) -> PairCounts:
+        sum_over_ranks(self.greater, group)
+        sum_over_ranks(self.at_least, group)
         shape = (len(self.order), int(labels.max()) + 1)
         greater, tied = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         order = self.order.cpu().numpy()
@@ -251,8 +252,3 @@ def _cuts(bounds: np.ndarray, size: int) -> Iterator[tuple[int, int, int]]:
     for segment, (begin, end) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
         for start in range(begin, end, size):
             yield start, min(start + size, end), segment
-
-
-def _all_sum(values: Tensor, group: "dist.ProcessGroup | None") -> None:
-    if group is not None:
-        dist.all_reduce(values, group=group)

@@ -99,6 +99,12 @@ def test_triton_is_imported_inside_the_operations_only() -> None:
     assert not {p for p in users if not re.fullmatch(r"kernels/\w+/\w+\.py", p)}
 
 
+def test_collectives_have_one_home() -> None:
+    collective = re.compile(r"\b(all_reduce|all_gather|reduce_scatter)\w*\(")
+    users = {str(p) for p in sources() if collective.search((ROOT / p).read_text())}
+    assert users == {"kernels/collectives.py"}
+
+
 def test_encoders_losses_and_kernels_import_no_library_but_torch() -> None:
     """The others are imported where they are used, so that `--help` does not wait for them."""
     names = [name for name in modules() if name.split(".")[0] in ("encoders", "alignment", "kernels")]
