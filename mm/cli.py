@@ -4,13 +4,13 @@ import logging
 import re
 import sys
 import warnings
-from argparse import ArgumentError
+from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import auto_cli, set_parsing_settings
+from jsonargparse import DefaultHelpFormatter, auto_cli, set_parsing_settings
 
 from mm.artifacts.upgrade import renamed_flag, upgrade_config
 
@@ -39,13 +39,26 @@ def run_command(
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         words = with_upgraded_config(words)
-        found = auto_cli(component, args=words, as_positional=positional, allow_abbrev=False, exit_on_error=False)
+        found = auto_cli(
+            component,
+            args=words,
+            as_positional=positional,
+            allow_abbrev=False,
+            exit_on_error=False,
+            usage=f"python {script} [--config FILE] [--OPTION VALUE …]",
+            description=sys.modules["__main__"].__doc__,
+            formatter_class=HelpFormatter,
+        )
         if then is not None:
             then(found)
     except ArgumentError as error:
         _stop(f"{script.stem}: {_renamed(words) or _line(error)}; `python {script} --help` lists the options")
     except (ValueError, OSError, FloatingPointError) as error:
         _stop(f"{script.stem}: {_line(error)}")
+
+
+class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """--help begins with the script's own words, its commands a line each."""
 
 
 def log_training() -> None:
