@@ -1,17 +1,22 @@
 """Every configuration parses and builds; the large one is as large as it says."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from jsonargparse import ArgumentParser
 
 from mm.artifacts.run import Run, build_run, config_from_dict, without_pretrained_weights
 from mm.config import AlignConfig
 from mm.model.multimodal import count_parameters
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+STUDIES = sorted((ROOT / "configs" / "ablations").glob("*.yaml"))
 
 
 def read(path: Path) -> AlignConfig:
@@ -62,3 +67,42 @@ def test_an_unknown_key_in_a_part_is_refused() -> None:
     with pytest.raises(ValueError, match="sizze"):
         config_from_dict({"image": {"sizze": 3}})
     assert config_from_dict({"image": {"size": 32}}).image == replace(AlignConfig().image, size=32)
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and f"{prefix}{name}" not in ("optim.rates", "encoder_weights", "data.augment"):
+            found |= leaves(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+DEFAULTS = leaves(asdict(AlignConfig()))
+
+
+def test_a_run_has_at_most_a_hundred_settings() -> None:
+    assert len(DEFAULTS) <= 100
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_a_file_lists_only_what_differs(path: Path) -> None:
+    stated = leaves(yaml.safe_load(path.read_text()))
+    assert stated and not {name for name, value in stated.items() if DEFAULTS[name] == value}
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_a_study_lists_only_what_differs(path: Path) -> None:
+    """Shared settings from their config's, a variant's from both."""
+    study = yaml.safe_load(path.read_text())
+    base = dict(DEFAULTS)
+    if "config" in study:
+        base |= leaves(yaml.safe_load((ROOT / study["config"]).read_text()))
+    shared = study.get("settings", {})
+    assert not {name for name, value in shared.items() if base[name] == value}
+    base |= shared
+    for variant, changes in study["variants"].items():
+        repeated = {name for name, value in changes.items() if not name.startswith("*") and base[name] == value}
+        assert not repeated, variant

@@ -15,7 +15,7 @@ from torch import nn
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("mm", "encoders", "alignment", "kernels", "eval")
-LIGHTNING = re.compile(r"mm/(train/\w+|data/module|adapt/\w+)\.py|scripts/(train_\w+|finetune|continue_pretrain)\.py")
+LIGHTNING = re.compile(r"mm/(train/\w+|data/module|adapt/\w+)\.py")
 TOP_LEVEL = {
     "mm",
     "encoders",
@@ -25,6 +25,8 @@ TOP_LEVEL = {
     "scripts",
     "configs",
     "tests",
+    "findings",
+    "docs",
     "README.md",
     "pyproject.toml",
     "constraints.txt",
@@ -146,9 +148,75 @@ def test_no_address_of_a_machine_or_registry_is_written_down() -> None:
 
 
 def test_scripts_are_a_page_each_and_say_how_they_are_called() -> None:
-    for path in (p for p in sources() if p.parts[0] == "scripts"):
-        tree = ast.parse((ROOT / path).read_text())
-        assert f"python {path}" in (ast.get_docstring(tree) or ""), path
+    scripts = [path for path in sources() if path.parts[0] == "scripts"]
+    assert len(scripts) > 15
+    for path in scripts:
+        text = (ROOT / path).read_text()
+        assert f"python {path}" in (ast.get_docstring(ast.parse(text)) or ""), path
+        assert text.count("\n") <= 60, path
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    return [a.arg for a in arguments if a.arg not in ("self", "cls", "ctx")]
+
+
+def is_operator(path: Path, function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Kernels and custom operators take what their tensors are made of."""
+    return path.name == "triton_kernel.py" or bool(function.decorator_list and path.name == "tiled.py")
+
+
+def test_functions_take_at_most_eight_arguments_and_fit_a_screen() -> None:
+    seen = 0
+    for path in sources():
+        for function in functions(path):
+            seen += 1
+            wide = len(parameters(function)) > 8 and not is_operator(path, function)
+            assert not wide, f"{path}: {function.name} takes {len(parameters(function))} arguments"
+            lines = (function.end_lineno or 0) - function.lineno + 1
+            assert lines <= 60, f"{path}: {function.name} is {lines} lines long"
+    assert seen > 500
+
+
+def test_files_are_short() -> None:
+    lengths = {path: (ROOT / path).read_text().count("\n") for path in sources()}
+    assert len(lengths) > 100 and not {path: n for path, n in lengths.items() if n > 400}
+
+
+def loaded_by(statement: str) -> tuple[set[str], float]:
+    """The modules that a fresh interpreter has after a statement, and the processor seconds it took."""
+    program = (
+        f"import sys, time\n{statement}\nprint(time.process_time())\n"
+        "print(*{name.partition('.')[0] for name in sys.modules}, *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    seconds, names = done.stdout.splitlines()[-2:]
+    return set(names.split()), float(seconds)
+
+
+HEAVY = {"lightning", "open_clip", "transformers", "timm", "torchvision", "torchaudio", "webdataset", "pycocotools"}
+
+
+def test_the_model_loads_without_data_disk_or_trainer() -> None:
+    names, _ = loaded_by("import mm.model.multimodal")
+    assert "torch" in names and not names & HEAVY and not {n for n in names if n.startswith(("mm.data", "mm.train"))}
+
+
+def test_settings_load_without_what_a_run_needs() -> None:
+    """Else --help would take seconds."""
+    names, _ = loaded_by("import mm.cli, mm.config, mm.train.vqvae_config, mm.adapt.config")
+    assert "jsonargparse" in names and not names & HEAVY
+
+
+def test_the_public_api_loads_when_it_is_asked_for() -> None:
+    names, seconds = loaded_by("import mm")
+    assert "torch" not in names and "numpy" not in names and seconds < 0.5
 
 
 def test_python_is_the_one_that_was_asked_for() -> None:
