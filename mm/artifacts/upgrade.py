@@ -1,7 +1,7 @@
 """Older runs: what settings and tensors were called before, listed once. What is loaded goes through here.
 
-Everything is renamed from the words of commit a239565 on. What a run does not need any more is dropped where it was
-what the code does now, and refused where it was not.
+Everything is renamed from the words of commit a239565 on. What is no setting any more is dropped, and said where it
+was not what the code does now.
 """
 
 import logging
@@ -43,7 +43,7 @@ FIXED_SETTINGS: dict[str, Any] = {
     "bottleneck.quantizer.commitment": None,
     "bottleneck.quantizer.revive_below": None,
 }
-"""Settings that are no more, and the value a run must have had to be loaded; None where it does not matter any more."""
+"""Settings that are no more, and what the code does now; None where that does not matter to a run that is done."""
 MOVED_TENSORS = (
     (re.compile(r"^loss\.late\."), "loss.filip."),
     (re.compile(r"^loss\.codes\."), "loss.code_match."),
@@ -61,7 +61,8 @@ def upgrade_config(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Settings of a run, nested, as any commit since a239565 wrote them -> as this code names them; one log line where
     anything is old.
 
-    Raises ValueError, naming the setting, where a run was made with something that this code builds in one way only.
+    What a run was made with and this code builds in one way only is said in a line; weights of another shape are then
+    refused where they are loaded. Raises ValueError where the bottlenecks of its modalities differ.
     """
     flat = dict(_flat(values))
     upgraded = _upgrade_bottleneck(flat)
@@ -75,7 +76,7 @@ def upgrade_config(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     for name, needed in FIXED_SETTINGS.items():
         value = upgraded.pop(name, needed)
         if needed is not None and value != needed:
-            raise ValueError(f"{name}={value}: this code knows {needed} only")
+            logger.warning("%s: %s=%s is no setting any more, it is %s for every run", source, name, value, needed)
     if upgraded.keys() != flat.keys():
         logger.info("%s: settings of an older version, read by their new names", source)
     return _nested(upgraded)

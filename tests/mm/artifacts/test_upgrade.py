@@ -52,18 +52,14 @@ def test_older_settings_are_read_by_their_new_names() -> None:
     assert config.bottleneck.reconstruct == 4 and config.optim.rates == {"encoders.image.trunk.*": 0.1}
 
 
-@pytest.mark.parametrize(
-    "old, named",
-    [
-        ({"audio": {"mels": 32}}, r"audio\.mels=32: this code knows 64 only"),
-        (
-            {"image": {"bottleneck": {"mode": "vq"}}, "text": {"bottleneck": {"mode": "both"}}},
-            r"bottleneck\.mode differs between modalities",
-        ),
-    ],
-)
-def test_what_is_built_in_one_way_only_is_refused_by_name(old: dict, named: str) -> None:
-    with pytest.raises(ValueError, match=named):
+def test_what_is_built_in_one_way_only_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    assert upgrade_config({"audio": {"mels": 32, "width": 8}}, "here") == {"audio": {"width": 8}}
+    assert "here: audio.mels=32 is no setting any more, it is 64 for every run" in caplog.text
+
+
+def test_bottlenecks_that_differ_are_refused() -> None:
+    old = {"image": {"bottleneck": {"mode": "vq"}}, "text": {"bottleneck": {"mode": "both"}}}
+    with pytest.raises(ValueError, match=r"bottleneck\.mode differs between modalities"):
         upgrade_config(old, "here")
 
 
