@@ -1,15 +1,15 @@
-"""Five captions of a scene by five speakers, each with an order of its own and facts that it leaves out.
+"""Five captions of a scene by five speakers, each with an order of its own and facts that it omits.
 
-  inventory   left to right: size, texture, colour, shape; the background                      leaves out the rows
-  rows        right to left: colour, shape, row                                leaves out size, texture, background
-  relation    how two objects lie, then the others: texture, colour, shape          leaves out size, background, row
-  count       how many on which background, the large ones first: colour, shape, texture             leaves out rows
-  levels      top to bottom: size, colour, shape                                     leaves out texture, background
+  inventory   left to right: size, texture, colour, shape; the background                            omits the rows
+  rows        right to left: colour, shape, row                                    omits size, texture, background
+  relation    how two objects lie, then the others: texture, colour, shape              omits size, background, row
+  count       how many on which background, the large ones first: colour, shape, texture                 omits rows
+  levels      top to bottom: size, colour, shape                                         omits texture, background
 
 `inventory` and `rows` together say every fact. The choice among synonyms follows from the facts themselves.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from zlib import crc32
 
 from mm.data.scenes.scene import COUNTS, ROWS, Draws, Scene, SceneObject
@@ -63,35 +63,40 @@ RELATIONS = {
 NUMBERS = dict(zip(COUNTS, ("two", "three", "four"), strict=True))
 NOUNS = ("objects", "shapes", "things", "figures")
 GROUNDS = ("background", "backdrop", "canvas", "wall")
+INVENTORY_ORDERS = (
+    ("size", "texture", "colour"),
+    ("size", "colour", "texture"),
+    ("texture", "size", "colour"),
+)
 INVENTORY_OPENINGS = ("", "from left to right: ", "a picture of ", "there is ")
 ROWS_OPENINGS = ("from right to left, ", "right to left: ", "starting on the right, ")
 RELATION_ENDINGS = ("beside {}", "together with {}", "and also {}")
 COUNT_OPENINGS = ("{} {} on {}: ", "we see {} {} on {}, ", "{} {} in front of {}, ")
+FUNCTION_WORDS = ("a", "an", "and", "is", "on")
 
-VOCABULARY = frozenset(
-    word
-    for phrases in (
-        *WORDS.values(),
-        *PATTERNS.values(),
-        *PLACES.values(),
-        *RELATIONS.values(),
-        NUMBERS.values(),
-        NOUNS,
-        GROUNDS,
-        INVENTORY_OPENINGS,
-        ROWS_OPENINGS,
-        RELATION_ENDINGS,
-        COUNT_OPENINGS,
-        ("a", "an", "and", "is", "on"),
-    )
-    for phrase in phrases
-    for word in phrase.replace("{}", " ").replace(":", " ").replace(",", " ").split()
-)
+
+def _vocabulary() -> frozenset[str]:
+    """Every word that a caption can hold."""
+    phrases = [*NUMBERS.values(), *NOUNS, *GROUNDS, *FUNCTION_WORDS]
+    phrases += [*INVENTORY_OPENINGS, *ROWS_OPENINGS, *RELATION_ENDINGS, *COUNT_OPENINGS]
+    for synonyms in (WORDS, PATTERNS, PLACES, RELATIONS):
+        for alternatives in synonyms.values():
+            phrases += alternatives
+    words: set[str] = set()
+    for phrase in phrases:
+        for mark in ("{}", ":", ","):
+            phrase = phrase.replace(mark, " ")
+        words.update(phrase.split())
+    return frozenset(words)
+
+
+VOCABULARY = _vocabulary()
 
 
 def captions(scene: Scene) -> tuple[str, str, str, str, str]:
     """The five captions, lower case, all different; a function of the facts and of the stated relation."""
-    draws = Draws(crc32(repr((scene.facts, scene.relation)).encode()))
+    said = repr((scene.facts, scene.relation))
+    draws = Draws(crc32(said.encode()))
     return (
         _inventory(scene, draws),
         _rows(scene, draws),
@@ -102,62 +107,89 @@ def captions(scene: Scene) -> tuple[str, str, str, str, str]:
 
 
 def _inventory(scene: Scene, draws: Draws) -> str:
-    order = draws.pick((("size", "texture", "colour"), ("size", "colour", "texture"), ("texture", "size", "colour")))
-    things = _listed(_phrase(thing, draws, order) for thing in scene.objects)
-    return f"{draws.pick(INVENTORY_OPENINGS)}{things} on {_ground(scene, draws)}"
+    order = draws.pick(INVENTORY_ORDERS)
+    things = [_phrase(thing, draws, order) for thing in scene.objects]
+    opening = draws.pick(INVENTORY_OPENINGS)
+    ground = _ground(scene, draws)
+    return f"{opening}{_listed(things)} on {ground}"
 
 
 def _rows(scene: Scene, draws: Draws) -> str:
-    right_to_left = reversed(scene.objects)
-    things = [f"{_phrase(thing, draws, ('colour',))} {draws.pick(PLACES[thing.row])}" for thing in right_to_left]
+    things = []
+    for thing in reversed(scene.objects):
+        phrase = _phrase(thing, draws, ("colour",))
+        place = draws.pick(PLACES[thing.row])
+        things.append(f"{phrase} {place}")
     return draws.pick(ROWS_OPENINGS) + ", ".join(things)
 
 
 def _relation(scene: Scene, draws: Draws) -> str:
     stated = scene.relation
-    subject, anchor = (_phrase(scene.objects[i], draws, ("texture", "colour")) for i in (stated.subject, stated.anchor))
-    sentence = f"{subject} is {draws.pick(RELATIONS[stated.kind])} {anchor}"
-    others = [thing for i, thing in enumerate(scene.objects) if i not in (stated.subject, stated.anchor)]
-    if not others:
+    adjectives = ("texture", "colour")
+    subject = _phrase(scene.objects[stated.subject], draws, adjectives)
+    anchor = _phrase(scene.objects[stated.anchor], draws, adjectives)
+    relation = draws.pick(RELATIONS[stated.kind])
+    sentence = f"{subject} is {relation} {anchor}"
+    rest = []
+    for number, thing in enumerate(scene.objects):
+        if number not in (stated.subject, stated.anchor):
+            rest.append(_phrase(thing, draws, adjectives))
+    if not rest:
         return sentence
-    rest = _listed(_phrase(thing, draws, ("texture", "colour")) for thing in others)
-    return f"{sentence} {draws.pick(RELATION_ENDINGS).format(rest)}"
+    ending = draws.pick(RELATION_ENDINGS).format(_listed(rest))
+    return f"{sentence} {ending}"
 
 
 def _count(scene: Scene, draws: Draws) -> str:
-    number, noun = NUMBERS[len(scene.objects)], draws.pick(NOUNS)
-    opening = draws.pick(COUNT_OPENINGS).format(number, noun, _ground(scene, draws))
+    number = NUMBERS[len(scene.objects)]
+    noun = draws.pick(NOUNS)
+    opening = draws.pick(COUNT_OPENINGS)
+    ground = _ground(scene, draws)
+    things = []
     large_first = sorted(scene.objects, key=lambda thing: thing.size != "large")
-    return opening + ", ".join(
-        f"{_phrase(thing, draws, ('colour',))} {draws.pick(PATTERNS[thing.look.texture])}" for thing in large_first
-    )
+    for thing in large_first:
+        phrase = _phrase(thing, draws, ("colour",))
+        pattern = draws.pick(PATTERNS[thing.look.texture])
+        things.append(f"{phrase} {pattern}")
+    return opening.format(number, noun, ground) + ", ".join(things)
 
 
 def _levels(scene: Scene, draws: Draws) -> str:
     levels = []
     for row in ROWS:
-        things = [_phrase(thing, draws, ("size", "colour")) for thing in scene.objects if thing.row == row]
+        in_row = [thing for thing in scene.objects if thing.row == row]
+        things = [_phrase(thing, draws, ("size", "colour")) for thing in in_row]
         if things:
-            levels.append(f"{draws.pick(PLACES[row])} {_listed(things)}")
+            place = draws.pick(PLACES[row])
+            levels.append(f"{place} {_listed(things)}")
     return ", ".join(levels)
 
 
 def _phrase(thing: SceneObject, draws: Draws, attributes: tuple[str, ...]) -> str:
     """ "a small striped red circle", with only the adjectives asked for, in their order."""
-    value = {"size": thing.size, **thing.look._asdict()}
-    words = [draws.pick(WORDS[value[name]]) for name in (*attributes, "shape")]
+    values = {"size": thing.size, **thing.look._asdict()}
+    words = []
+    for attribute in (*attributes, "shape"):
+        synonyms = WORDS[values[attribute]]
+        words.append(draws.pick(synonyms))
     return _with_article(" ".join(words))
 
 
 def _ground(scene: Scene, draws: Draws) -> str:
-    return _with_article(f"{draws.pick(WORDS[scene.background])} {draws.pick(GROUNDS)}")
+    """ "a black backdrop"."""
+    colour = draws.pick(WORDS[scene.background])
+    ground = draws.pick(GROUNDS)
+    return _with_article(f"{colour} {ground}")
 
 
 def _with_article(phrase: str) -> str:
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+    article = "an" if phrase[0] in "aeiou" else "a"
+    return f"{article} {phrase}"
 
 
-def _listed(phrases: Iterable[str]) -> str:
+def _listed(phrases: Sequence[str]) -> str:
     """ "x", "x and y", "x, y and z"."""
     *head, last = phrases
-    return f"{', '.join(head)} and {last}" if head else last
+    if not head:
+        return last
+    return f"{', '.join(head)} and {last}"

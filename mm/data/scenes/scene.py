@@ -10,7 +10,7 @@ Composition is measured as in CLEVR-CoGenT (Johnson et al., 2017): some pairs of
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import permutations, product
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -27,6 +27,10 @@ COUNTS = (2, 3, 4)
 
 RADIUS = {"small": 0.11, "large": 0.155}
 """Radius of an object, as a fraction of the image's side."""
+SPACING = {2: (0.4, 0.06), 3: (0.325, 0.005), 4: (0.23, 0.004)}
+"""Number of objects -> how far apart they stand from left to right, and by how much each may be off its place."""
+ROW_SPACING = 0.31
+"""How far apart the rows are; like SPACING, in fractions of the image's side."""
 
 HELD_OUT_COLOUR_SHAPE = frozenset(
     {
@@ -47,6 +51,8 @@ HELD_OUT_TEXTURE_SHAPE = frozenset(
 SPLITS = {"train": 0, "val": 1, "test": 2, "seen": 3}
 """Each split's number in the seed sequence. `seen`: no held-out pair, yet new scenes, to measure the gap by."""
 HELD_OUT_SPLITS = frozenset({"val", "test"})
+FROM_THE_BACK = frozenset({"seen", "test"})
+"""The splits that read the permutation of cells, which they share with `train` or `val`, from its end."""
 
 
 class Look(NamedTuple):
@@ -60,7 +66,9 @@ class Look(NamedTuple):
     def held_out(self) -> bool:
         """Whether a model trained on `train` has never seen this combination."""
         colour, shape, texture = self
-        return (colour, shape) in HELD_OUT_COLOUR_SHAPE or (texture, shape) in HELD_OUT_TEXTURE_SHAPE
+        if (colour, shape) in HELD_OUT_COLOUR_SHAPE:
+            return True
+        return (texture, shape) in HELD_OUT_TEXTURE_SHAPE
 
 
 LOOKS = tuple(Look(*look) for look in product(COLOURS, SHAPES, TEXTURES))
@@ -79,6 +87,7 @@ class SceneObject:
 
     @property
     def facts(self) -> tuple[str, ...]:
+        """Colour, shape, texture, size and row."""
         return (*self.look, self.size, self.row)
 
 
@@ -106,15 +115,17 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
+        """Whether one of its objects has a look that `train` never shows."""
         return any(thing.look.held_out for thing in self.objects)
 
 
 def capacity(split: str) -> int:
-    """How many scenes a split can have."""
+    """How many scenes a split can have. Raises ValueError for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     cells = len(_cells(split in HELD_OUT_SPLITS))
-    return cells // 8 if split in ("seen", "test") else cells - cells // 8
+    from_the_back = cells // 8
+    return from_the_back if split in FROM_THE_BACK else cells - from_the_back
 
 
 def scene_at(seed: int, split: str, index: int) -> Scene:
@@ -124,51 +135,70 @@ def scene_at(seed: int, split: str, index: int) -> Scene:
     `train` (`val`) and from the back by `seen` (`test`), which makes them distinct; all else is drawn independently.
     Raises ValueError for an unknown split, a negative seed, or an index outside `capacity(split)`.
     """
-    if not 0 <= index < capacity(split):
-        raise ValueError(f"scene {index} of {split!r} does not exist: the split has at most {capacity(split)} scenes")
+    most = capacity(split)
+    if not 0 <= index < most:
+        raise ValueError(f"scene {index} of {split!r} does not exist: the split has at most {most} scenes")
     held_out = split in HELD_OUT_SPLITS
-    position = index if split in ("train", "val") else -1 - index
-    background, first, second = _cells(held_out)[_order(seed, held_out)[position]]
+    position = -1 - index if split in FROM_THE_BACK else index
+    cell = _order(seed, held_out)[position]
+    background, first, second = _cells(held_out)[cell]
     draws = Draws(seed, SPLITS[split], index)
+    looks = [LOOKS[first], LOOKS[second]]
+    choice = LOOKS if held_out else SEEN_LOOKS
     count = draws.pick(COUNTS)
-    extra = [draws.pick(LOOKS if held_out else SEEN_LOOKS) for _ in range(count - 2)]
-    objects = _placed([LOOKS[first], LOOKS[second], *extra], draws)
-    return Scene(objects, BACKGROUNDS[background], _relation(objects, draws))
+    while len(looks) < count:
+        looks.append(draws.pick(choice))
+    objects = _placed(looks, draws)
+    relation = _relation(objects, draws)
+    return Scene(objects, BACKGROUNDS[background], relation)
 
 
 class Draws:
     """A short stream of draws, a function of its key and of nothing else."""
 
     def __init__(self, *key: int) -> None:
-        self._words = iter(np.random.SeedSequence(key).generate_state(128).tolist())
+        words = np.random.SeedSequence(key).generate_state(128)
+        self._words = iter(words.tolist())
 
     def pick(self, options: Sequence[T]) -> T:
-        return options[next(self._words) % len(options)]
+        """One of the options."""
+        word = next(self._words)
+        return options[word % len(options)]
 
     def offset(self, reach: float) -> float:
         """In [-reach, reach)."""
-        return reach * (next(self._words) / 2**31 - 1)
+        word = next(self._words)
+        return reach * (word / 2**31 - 1)
 
 
 def _placed(looks: list[Look], draws: Draws) -> tuple[SceneObject, ...]:
     """Give each look a size and a place such that no two touch: neighbours that are too wide get different rows."""
-    spacing, reach = {2: (0.4, 0.06), 3: (0.325, 0.005), 4: (0.23, 0.004)}[len(looks)]
+    spacing, reach = SPACING[len(looks)]
+    middle = (len(looks) - 1) / 2
     objects: list[SceneObject] = []
     for column, look in enumerate(looks):
         size = draws.pick(SIZES)
-        x = 0.5 + (column - (len(looks) - 1) / 2) * spacing + draws.offset(reach)
-        before = objects[-1] if objects else None
-        crowded = before is not None and x - before.x < RADIUS[size] + RADIUS[before.size]
-        row = draws.pick([row for row in ROWS if not (crowded and before is not None and row == before.row)])
-        y = 0.5 + (ROWS.index(row) - 1) * 0.31 + draws.offset(0.02)
+        x = 0.5 + (column - middle) * spacing + draws.offset(reach)
+        rows = list(ROWS)
+        if objects:
+            before = objects[-1]
+            radii = RADIUS[size] + RADIUS[before.size]
+            if x - before.x < radii:
+                rows.remove(before.row)
+        row = draws.pick(rows)
+        level = ROWS.index(row) - 1
+        y = 0.5 + level * ROW_SPACING + draws.offset(0.02)
         objects.append(SceneObject(look, size, row, x, y))
     return tuple(objects)
 
 
 def _relation(objects: tuple[SceneObject, ...], draws: Draws) -> Relation:
-    subject, anchor = draws.pick([(a, b) for a in range(len(objects)) for b in range(len(objects)) if a != b])
+    """One of the relations that hold between two of the objects."""
+    pairs = list(permutations(range(len(objects)), 2))
+    subject, anchor = draws.pick(pairs)
     kinds = ["left of" if subject < anchor else "right of"]
-    rise = ROWS.index(objects[anchor].row) - ROWS.index(objects[subject].row)
+    row = ROWS.index(objects[subject].row)
+    rise = ROWS.index(objects[anchor].row) - row
     if rise:
         kinds.append("above" if rise > 0 else "below")
     return Relation(subject, draws.pick(kinds), anchor)
@@ -178,12 +208,18 @@ def _relation(objects: tuple[SceneObject, ...], draws: Draws) -> Relation:
 def _cells(held_out: bool) -> np.ndarray:
     """(N, 3) background, first look, second look: all with a held-out look among the two, or all with none."""
     novel = np.array([look.held_out for look in LOOKS])
-    chosen = (novel[:, None] | novel[None, :]) == held_out
-    pairs = np.argwhere(chosen)
-    return np.concatenate([np.insert(pairs, 0, number, axis=1) for number in range(len(BACKGROUNDS))])
+    either = novel[:, None] | novel[None, :]
+    pairs = np.argwhere(either == held_out)
+    cells = []
+    for background in range(len(BACKGROUNDS)):
+        cells.append(np.insert(pairs, 0, background, axis=1))
+    return np.concatenate(cells)
 
 
 @lru_cache(maxsize=8)
 def _order(seed: int, held_out: bool) -> np.ndarray:
-    keys = np.random.SeedSequence((seed, held_out)).generate_state(len(_cells(held_out)), np.uint64)
+    """(N,) the seed's permutation of the cells."""
+    count = len(_cells(held_out))
+    source = np.random.SeedSequence((seed, held_out))
+    keys = source.generate_state(count, np.uint64)
     return np.argsort(keys, kind="stable")

@@ -16,11 +16,11 @@ SLOT = round(SLOT_SECONDS * RATE)
 scenes = st.builds(scene_at, st.integers(0, 5), st.sampled_from(sorted(SPLITS)), st.integers(0, 9999))
 
 
-def heard_colours(sound: np.ndarray, objects: int) -> list[str]:
+def heard_colours(waveform: np.ndarray, objects: int) -> list[str]:
     """The colour whose octave-free pitch is strongest in each slot. The glides stay within a tenth of the pitch."""
     heard = []
     for number in range(objects):
-        slot = sound[number * SLOT : (number + 1) * SLOT]
+        slot = waveform[number * SLOT : (number + 1) * SLOT]
         spectrum = np.abs(np.fft.rfft(slot)) ** 2
         frequency = np.fft.rfftfreq(len(slot), 1 / RATE)
         power = {c: spectrum[np.abs(frequency / p - 1) < 0.11].sum() for c, p in PITCH.items()}
@@ -41,19 +41,19 @@ def steady(scene: Scene) -> Scene:
 @settings(max_examples=30)
 def test_objects_are_heard_from_left_to_right(scene: Scene) -> None:
     """Colours heard slot by slot are the colours of the objects in order of x."""
-    sound = render_audio(steady(scene))
+    waveform = render_audio(steady(scene))
     by_place = sorted(scene.objects, key=lambda thing: thing.x)
-    assert heard_colours(sound, len(scene.objects)) == [thing.look.colour for thing in by_place]
+    assert heard_colours(waveform, len(scene.objects)) == [thing.look.colour for thing in by_place]
 
 
 @given(scenes)
 @settings(max_examples=30)
-def test_a_sound_is_a_short_waveform_and_a_function_of_the_facts(scene: Scene) -> None:
-    sound = render_audio(scene)
+def test_an_audio_clip_is_a_short_waveform_and_a_function_of_the_facts(scene: Scene) -> None:
+    waveform = render_audio(scene)
     moved = replace(scene, objects=tuple(replace(thing, x=thing.x + 0.01) for thing in scene.objects))
-    assert (render_audio(moved) == sound).all()
-    assert sound.dtype == np.float32 and sound.shape == (len(scene.objects) * SLOT + RATE // 5,)
-    assert 0.05 < np.abs(sound).max() <= 1 and len(sound) <= 1.8 * RATE
+    assert (render_audio(moved) == waveform).all()
+    assert waveform.dtype == np.float32 and waveform.shape == (len(scene.objects) * SLOT + RATE // 5,)
+    assert 0.05 < np.abs(waveform).max() <= 1 and len(waveform) <= 1.8 * RATE
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ def test_every_fact_is_audible(kind: str, values: tuple[str, ...]) -> None:
             assert np.abs(one - other).mean() > 0.05
 
 
-def test_different_scenes_sound_different() -> None:
-    sounds = {render_audio(scene_at(0, split, index)).tobytes() for split in SPLITS for index in range(100)}
-    assert len(sounds) == 100 * len(SPLITS)
+def test_different_scenes_differ_in_their_audio() -> None:
+    clips = {render_audio(scene_at(0, split, index)).tobytes() for split in SPLITS for index in range(100)}
+    assert len(clips) == 100 * len(SPLITS)
 
 
-def test_a_sample_rate_that_cannot_carry_the_sound_is_refused() -> None:
+def test_a_sample_rate_that_cannot_carry_the_audio_is_refused() -> None:
     with pytest.raises(ValueError, match="8000 Hz cannot carry"):
         render_audio(scene_at(0, "val", 0), 8000)
     assert len(render_audio(scene_at(0, "val", 0), 48_000)) == 3 * len(render_audio(scene_at(0, "val", 0)))

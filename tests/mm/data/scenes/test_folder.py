@@ -46,9 +46,9 @@ def test_written_scenes_are_left_alone_until_the_recipe_changes(
     ensure_scenes(root, sizes={"val": 5}, seed=1)
     assert open_split(root, "val")[0].captions != first
     monkeypatch.setattr(folder, "VERSION", folder.VERSION + 1)
-    stamp = (root / "scenes.json").stat().st_mtime_ns
+    written = (root / "scenes.json").stat().st_mtime_ns
     ensure_scenes(root, sizes={"val": 5}, seed=1)
-    assert (root / "scenes.json").stat().st_mtime_ns != stamp
+    assert (root / "scenes.json").stat().st_mtime_ns != written
 
 
 def test_an_interrupted_writing_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def test_the_last_scene_of_the_full_splits_are_still_distinct() -> None:
 
 
 @given(scenes)
-def test_objects_are_ordered_from_left_to_right_inside_the_picture_and_apart(scene: Scene) -> None:
+def test_objects_are_ordered_from_left_to_right_inside_the_image_and_apart(scene: Scene) -> None:
     objects = scene.objects
     assert 2 <= len(objects) <= 4
     assert all(a.x < b.x for a, b in pairwise(objects))
