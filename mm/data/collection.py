@@ -3,21 +3,23 @@
 from pathlib import Path
 
 from mm.data import open_split
+from mm.data.config import DataConfig
 from mm.data.dataset import CaptionDataset
-from mm.data.module import DataConfig
 
 
-def same_collection(judged: CaptionDataset, split: str, read: DataConfig, trained: DataConfig) -> bool:
+def same_collection(evaluated: CaptionDataset, split: str, read: DataConfig, trained: DataConfig) -> bool:
     """Whether a split that was read by `read` belongs to what a run was trained on by `trained`.
 
     It does if it lies in the same folder, or if an image of it, by id and captions, is among the training images or in
     that folder's split of the same name: a copy, the same set as shards or with speech. If no such split can be opened
     any more, nobody can tell, and the name of the folder decides.
     """
-    here, there = Path(read.folder).resolve(), Path(trained.folder).resolve()
+    here = Path(read.folder).resolve()
+    there = Path(trained.folder).resolve()
     if here == there:
         return True
-    images, opened = _images(judged), False
+    images = _images(evaluated)
+    opened = False
     for name in dict.fromkeys((trained.train, split)):
         try:
             other = open_split(there, name, karpathy=trained.karpathy)
@@ -30,4 +32,5 @@ def same_collection(judged: CaptionDataset, split: str, read: DataConfig, traine
 
 
 def _images(dataset: CaptionDataset) -> set[tuple[int, tuple[str, ...]]]:
+    """The images of a dataset by (id, captions)."""
     return set(zip(dataset.image_ids, dataset.captions, strict=True))

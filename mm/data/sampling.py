@@ -10,21 +10,34 @@ import numpy as np
 from torch.utils.data import Sampler
 
 Key = tuple[int, int]
+"""(index, epoch) of a sample."""
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     """The permutation (size,) of one epoch."""
-    return np.random.default_rng((seed, epoch)).permutation(size)
+    rng = np.random.default_rng((seed, epoch))
+    return rng.permutation(size)
 
 
 class StepSampler(Sampler[list[Key]]):
     """Batch sampler over a fixed number of steps; each step yields a list of (index, epoch) keys.
 
-    `batch_size` is the global batch: with `world_size` processes each yields batch_size / world_size keys, and their
-    union over the ranks of a step is the same for every world size. An epoch is size // batch_size steps; which
-    samples are left over changes with every epoch. Iteration runs from `start_step` to `steps`; the length is `steps`.
-    With a `limit`, only so many samples take part: a random choice that is the same for every seed, and of which a
-    smaller limit takes a part.
+    An epoch is size // batch_size steps; which samples remain over changes with every epoch. The union of the ranks'
+    keys in a step is the same for every world size.
+
+    Args:
+        size: samples of the split.
+        batch_size: the global batch; each of `world_size` processes yields batch_size / world_size keys.
+        steps: iteration ends there; also the length.
+        seed: another seed, another order.
+        start_step: iteration begins there.
+        rank: which of the processes this is.
+        world_size: how many processes there are.
+        limit: if not 0, only so many samples take part: a random choice that is the same for every seed, and of which
+            a smaller limit takes a part.
+
+    Raises:
+        ValueError: the batch is larger than the split or does not divide over the processes, or a number is impossible.
     """
 
     def __init__(
@@ -41,11 +54,11 @@ class StepSampler(Sampler[list[Key]]):
         if limit > size:
             raise ValueError(f"a limit of {limit} images, but the split has {size}")
         self.chosen = epoch_order(size, 0, 0)[:limit] if limit else np.arange(size)
-        size = len(self.chosen)
-        if batch_size < 1 or batch_size > size:
+        self.size = len(self.chosen)
+        if batch_size < 1 or batch_size > self.size:
             raise ValueError(
-                f"a batch of {batch_size} cannot be drawn from a split of {size} images; "
-                f"set a batch size between 1 and {size}"
+                f"a batch of {batch_size} cannot be drawn from a split of {self.size} images; "
+                f"set a batch size between 1 and {self.size}"
             )
         if batch_size % world_size:
             raise ValueError(f"the global batch of {batch_size} does not divide over {world_size} processes")
@@ -53,11 +66,16 @@ class StepSampler(Sampler[list[Key]]):
             raise ValueError(f"rank {rank} is not one of {world_size} processes")
         if start_step < 0 or steps < 0:
             raise ValueError(f"steps cannot be negative: start {start_step}, total {steps}")
-        self.size, self.batch_size, self.steps, self.seed, self.start_step = size, batch_size, steps, seed, start_step
-        self.rank, self.world_size = rank, world_size
+        self.batch_size = batch_size
+        self.steps = steps
+        self.seed = seed
+        self.start_step = start_step
+        self.rank = rank
+        self.world_size = world_size
 
     @property
     def steps_per_epoch(self) -> int:
+        """Whole batches in the split."""
         return self.size // self.batch_size
 
     def __len__(self) -> int:
@@ -65,10 +83,13 @@ class StepSampler(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         share = self.batch_size // self.world_size
-        order, order_epoch = np.empty(0, dtype=np.int64), -1
+        order = np.empty(0, dtype=np.int64)
+        order_epoch = -1
         for step in range(self.start_step, self.steps):
             epoch, position = divmod(step, self.steps_per_epoch)
             if epoch != order_epoch:
-                order, order_epoch = epoch_order(self.size, self.seed, epoch), epoch
+                order = epoch_order(self.size, self.seed, epoch)
+                order_epoch = epoch
             first = position * self.batch_size + self.rank * share
-            yield [(int(self.chosen[at]), epoch) for at in order[first : first + share]]
+            indices = self.chosen[order[first : first + share]]
+            yield [(index, epoch) for index in indices.tolist()]

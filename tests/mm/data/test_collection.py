@@ -8,7 +8,7 @@ import pytest
 from mm.data import open_split
 from mm.data.coco import write_coco
 from mm.data.collection import same_collection
-from mm.data.module import DataConfig
+from mm.data.config import DataConfig
 from mm.data.scenes import write_scenes
 from mm.data.scenes.folder import sample_at
 
