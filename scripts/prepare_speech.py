@@ -5,74 +5,37 @@ python scripts/train_align.py --data.root SPOKEN
 """
 
 import logging
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mm.cli import run_command
 from mm.data.coco import CocoFolder
-from mm.data.prepare.speech import build_synthesizer, mirror_pictures, speak_split
+from mm.data.prepare.console import console, count_bar, print_list, resumable
+from mm.data.prepare.speech import SpeechPreparation, link_images, speak_split
+from mm.data.prepare.synthesizers import build_synthesizer
 
-SHOWN = 10
-console = Console(soft_wrap=True, highlight=False)
 
-
-def prepare_speech(
-    root: Path,
-    out: Path | None = None,
-    splits: Sequence[str] = ("train", "val"),
-    karpathy: Path | None = None,
-    synthesizer: str = "espeak-ng",
-    command: str | None = None,
-    caption: int = 0,
-    sample_rate: int = 16000,
-    workers: int | None = None,
-) -> None:
-    """Write one audio per image, `audio/<picture's stem>.flac`; started again, it goes on where it stopped.
-
-    Args:
-        root: the folder in COCO caption layout.
-        out: folder for the audio clips, root itself if not given; it gets the annotations and links to images.
-        splits: names as in `captions_<split>.json`, or Karpathy's with `karpathy`.
-        karpathy: the official dataset_coco.json.
-        synthesizer: espeak-ng.
-        command: any other program, such as "flite -o {output} -t {text}"; {voice} too, and without {text} it is piped.
-        caption: which of an image's captions is spoken, counted from 0.
-        sample_rate: hertz.
-        workers: synthesizer processes at a time; one per processor if not given.
-    """
-    speaker = build_synthesizer(synthesizer, command)
-    folder = out or root
-    for split in splits:
-        dataset = CocoFolder(root, split, karpathy=karpathy)
-        columns = (TextColumn(split), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task(split, total=len(dataset))
+def prepare_speech(config: SpeechPreparation) -> None:
+    """Speak the captions of each split, and make the folder of audio clips a set of its own."""
+    synthesizer = build_synthesizer(config.synthesizer, config.command)
+    folder = config.out or config.root
+    for split in config.splits:
+        dataset = CocoFolder(config.root, split, karpathy=config.karpathy)
+        with count_bar(split, len(dataset)) as advance:
             done = speak_split(
                 dataset,
                 folder,
-                speaker,
-                caption=caption,
-                sample_rate=sample_rate,
-                workers=workers,
-                advance=lambda count: progress.advance(task, count),  # noqa: B023  # used in the loop
+                synthesizer,
+                caption=config.caption,
+                sample_rate=config.sample_rate,
+                workers=config.workers,
+                advance=advance,
             )
-        if done.failed:
-            more = [f"… and {len(done.failed) - SHOWN} more"] if len(done.failed) > SHOWN else []
-            lines = [f"{len(done.failed)} captions have no speech; going on without them:", *done.failed[:SHOWN], *more]
-            console.print("\n  ".join(lines), markup=False)
+        print_list(f"{len(done.failed)} captions have no speech; going on without them:", done.failed)
         kept = f", {done.kept} kept from an earlier run" if done.kept else ""
         console.print(f"{split}: {done.rendered} captions spoken in {folder / 'audio'}{kept}")
-    mirror_pictures(root, folder)
+    link_images(config.root, folder)
 
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s %(message)s")
-    try:
-        run_command(prepare_speech)
-    except KeyboardInterrupt:
-        print("prepare_speech: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    with resumable("prepare_speech"):
+        run_command(SpeechPreparation, prepare_speech)

@@ -1,17 +1,11 @@
 """Behaviour: every image gets the speech of one caption, by a voice of its own, once."""
 
-import shutil
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from mm.data import CocoFolder, open_split
-from mm.data.coco import write_coco
-from mm.data.prepare.speech import CommandSynthesizer, build_synthesizer, mirror_pictures, speak_split, voice_of
-
-needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+from mm.data import open_split
+from mm.data.coco import CocoFolder, write_coco
+from mm.data.prepare.speech import link_images, speak_split, voice_of
 
 
 class Humming:
@@ -74,63 +68,16 @@ def test_voices_are_fixed_by_the_image_and_all_of_them_speak():
     assert all(60 < chosen.count(voice) < 140 for voice in voices)
 
 
-def test_the_folder_of_sounds_becomes_a_set_of_its_own(source, tmp_path):
+def test_the_folder_of_clips_becomes_a_set_of_its_own(source, tmp_path):
     root = tmp_path / "coco"
     speak_split(source, tmp_path / "out", Humming())
     (root / "inside").mkdir()
-    mirror_pictures(root, tmp_path / "out")
-    mirror_pictures(root, tmp_path / "out")  # a second time changes nothing
+    link_images(root, tmp_path / "out")
+    link_images(root, tmp_path / "out")  # a second time changes nothing
     assert open_split(tmp_path / "out", "train").modalities == {"image", "audio", "text"}
     assert not (root / "audio").exists()
-    mirror_pictures(root, root / "inside")  # a folder inside the set is not linked into itself
+    link_images(root, root / "inside")  # a folder inside the set is not linked into itself
     assert not (root / "inside" / "inside").exists()
     before = sorted(root.rglob("*"))
-    mirror_pictures(root, root)
+    link_images(root, root)
     assert sorted(root.rglob("*")) == before
-
-
-def test_any_command_can_speak(tmp_path):
-    """The text goes in as one argument or as standard input, whatever it contains; no shell reads it."""
-    script = tmp_path / "speak.py"
-    script.write_text(
-        "import sys, wave\n"
-        "text = sys.argv[2] if len(sys.argv) > 2 else sys.stdin.read()\n"
-        "with wave.open(sys.argv[1], 'wb') as file:\n"
-        "    file.setparams((1, 2, 8000, 0, 'NONE', ''))\n"
-        "    file.writeframes(b''.join(ord(c).to_bytes(2, 'little') for c in text))\n"
-    )
-    text = "a 'quoted' $(caption); {output} {voice}"
-    for tail in ("{text}", ""):
-        waveform, rate = build_synthesizer("", f"{sys.executable} -S {script} {{output}} {tail}")(text, "")
-        assert rate == 8000 and "".join(chr(round(sample * 32768)) for sample in waveform) == text
-
-
-def test_what_is_wrong_with_a_synthesizer_is_one_line():
-    with pytest.raises(FileNotFoundError, match="'no-such-program' is not installed; install it"):
-        CommandSynthesizer("no-such-program", ("no-such-program",))("text", "")
-    with pytest.raises(ValueError, match=r"must say \{output\}"):
-        build_synthesizer("", "flite -t {text}")
-    with pytest.raises(ValueError, match="'parrot' is not one of espeak-ng"):
-        build_synthesizer("parrot")
-    failing = CommandSynthesizer("python", (sys.executable, "-c", "raise SystemExit('no voice')", "{output}"))
-    with pytest.raises(ValueError, match=r"cannot speak 'hello' \(exit code 1\): no voice"):
-        failing("hello", "")
-
-
-@needs_espeak
-def test_espeak_speaks_with_different_voices(source, tmp_path):
-    speaker = build_synthesizer("espeak-ng")
-    first, rate = speaker("A dog runs over the grass.", speaker.voices[0])
-    assert 0.5 < len(first) / rate < 6 and 0.05 < np.abs(first).max() <= 1
-    longer, _ = speaker("A dog runs over the grass and then it jumps into the water.", speaker.voices[0])
-    assert len(longer) > 1.4 * len(first)
-    other, _ = speaker("A dog runs over the grass.", speaker.voices[-1])
-    assert len(other) != len(first) or not np.array_equal(other, first)
-    assert not Path("speech.wav").exists()
-
-
-@needs_espeak
-def test_every_espeak_voice_exists():
-    speaker = build_synthesizer("espeak-ng")
-    sounds = {speaker("dog", voice)[0].tobytes() for voice in speaker.voices}
-    assert len(sounds) == len(speaker.voices)
