@@ -18,7 +18,7 @@ from mm.data.coco import write_coco
 from mm.data.domains.chemistry import ChemistryLoader
 from mm.data.domains.table import TableLoader
 from mm.data.scenes import Layout
-from mm.data.shards import write_shards
+from mm.data.shard_writer import write_shards
 
 SHOWN = 10
 ADAPTERS = (ChemistryLoader, TableLoader)

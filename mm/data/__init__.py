@@ -2,11 +2,8 @@
 
 from pathlib import Path
 
-from mm.data.coco import CocoFolder
 from mm.data.dataset import CaptionDataset
 from mm.data.domains.base import DomainAdapter
-from mm.data.shard_index import has_shards
-from mm.data.shards import ShardFolder
 
 
 def open_split(
@@ -17,9 +14,16 @@ def open_split(
     Raises FileNotFoundError for a missing folder or annotation file (naming the splits that exist), ValueError for
     files that cannot be read.
     """
-    if karpathy is None and has_shards(root, split):
+    # What reads a layout is imported with the first folder of it: `import mm.data` needs no pycocotools.
+    from mm.data.shard_index import has_shards
+
+    if karpathy is None and has_shards(Path(root), split):
+        from mm.data.shards import ShardFolder
+
         return ShardFolder(root, split)
+    from mm.data.coco import CocoFolder
+
     return CocoFolder(root, split, karpathy=karpathy, audio_root=audio_root)
 
 
-__all__ = ["CaptionDataset", "CocoFolder", "DomainAdapter", "ShardFolder", "open_split"]
+__all__ = ["CaptionDataset", "DomainAdapter", "open_split"]

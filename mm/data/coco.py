@@ -1,47 +1,27 @@
 """The COCO caption layout on disk: `annotations/captions_<split>.json`, images, optionally `audio/<stem>.wav|flac`.
 
-Serves any folder in that layout, the official COCO 2014 and 2017 downloads, and the Karpathy splits over them
-(Karpathy & Fei-Fei 2015, arXiv:1412.2306). Lin et al. 2014, arXiv:1405.0312; annotations are read with pycocotools.
+Serves any folder in that layout, the official COCO 2014 and 2017 downloads (Lin et al. 2014, arXiv:1405.0312), and the
+Karpathy splits over them (Karpathy & Fei-Fei 2015, arXiv:1412.2306).
 """
 
-import contextlib
-import io
-import json
-import logging
-import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from pycocotools.coco import COCO
-
 from mm.batch import Sample
+from mm.data.annotations import AnnotatedImage, ImageFinder, find_annotations, read_annotations, read_karpathy
 from mm.data.media import (
     AUDIO_EXTENSIONS,
     IMAGE_EXTENSIONS,
-    SUSPICIOUSLY_SMALL,
+    KEY,
     EncodedSample,
-    audio_frames,
-    decode_audio,
-    decode_image,
+    decode_sample,
     encode_sample,
+    has_samples,
 )
+from mm.data.skipped import counts_line, warn_of_skipped
 from mm.files import write_json
-
-logger = logging.getLogger(__name__)
-OFFICIAL_YEARS = ("2017", "2014")
-KARPATHY_SPLITS = ("train", "restval", "val", "test")
-
-
-@dataclass(frozen=True)
-class _Record:
-    """One image of an annotation file: id, file name as written there, [(caption id, caption)]."""
-
-    image_id: int
-    file_name: str
-    captions: list[tuple[int, str]]
 
 
 class CocoFolder:
@@ -57,72 +37,114 @@ class CocoFolder:
             with `karpathy` one of train, restval, val, test or several joined by "+".
         karpathy: the official `dataset_coco.json`.
         audio_root: where `audio/` lies, if not in `root`.
+
+    Raises:
+        FileNotFoundError: the folder or its annotation file is not there.
+        ValueError: the annotation file cannot be read, leaves the folder, or names no image that can be used.
     """
 
     def __init__(
         self, root: str | Path, split: str, *, karpathy: str | Path | None = None, audio_root: str | Path | None = None
     ) -> None:
-        self.root, self.split = Path(root), split
+        self.root = Path(root)
+        self.split = split
         if not self.root.is_dir():
             raise FileNotFoundError(f"data folder {self.root} does not exist")
         self.name = f"{self.root.resolve().name}/{split}"
         skipped: Counter[str] = Counter()
-        source = Path(karpathy) if karpathy is not None else _annotation_file(self.root, split)
-        records = _read_karpathy(source, split) if karpathy is not None else _read_annotations(source, skipped)
+        if karpathy is None:
+            source = find_annotations(self.root, split)
+            images = read_annotations(source, skipped)
+        else:
+            source = Path(karpathy)
+            images = read_karpathy(source, split)
         self.missing: list[str] = []
         self.files: list[Path] = []
         self.image_ids: list[int] = []
         self.captions: list[tuple[str, ...]] = []
         self.caption_ids: list[tuple[int, ...]] = []
-        self._collect(records, _Images(self.root, split, trusted=source), skipped)
+        self._collect(images, ImageFinder(self.root, split, source), skipped)
         if not self.files:
-            raise ValueError(
-                f"{source}: no image can be used ({_counts(skipped) or 'it lists none'})"
-                + (f"; the first missing file is {self.missing[0]}" if self.missing else "")
-            )
+            raise ValueError(self._nothing_usable(source, skipped))
         self.keys = _unique_keys(self.files, self.image_ids)
-        self._audio = _audio_files(Path(audio_root or self.root) / "audio", [f.stem for f in self.files], skipped)
+        audio_folder = Path(audio_root or self.root) / "audio"
+        self._audio = self._audio_files(audio_folder, skipped)
         self.has_audio = [path is not None for path in self._audio]
-        self.modalities = frozenset({"image", "text"} | ({"audio"} if any(self.has_audio) else set()))
+        self.modalities = frozenset({"image", "text"})
+        if any(self.has_audio):
+            self.modalities |= {"audio"}
         self.skipped = dict(skipped)
-        if self.skipped:
-            logger.warning("%s: skipped %s", self.name, _counts(skipped))
+        warn_of_skipped(self.name, self.skipped)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:
-        path, sound = self.files[index], self._audio[index]
-        image = decode_image(path.read_bytes(), str(path))
-        audio, rate = (None, 0) if sound is None else decode_audio(sound.read_bytes(), str(sound))
-        return Sample(
-            self.keys[index], self.image_ids[index], self.captions[index], self.caption_ids[index], image, audio, rate
-        )
+        names = {_extension(path): str(path) for path in self._paths(index)}
+        return decode_sample(self.encoded(index), names)
 
     def encoded(self, index: int) -> EncodedSample:
         """The sample with its image and audio as the bytes of their files."""
-        files = [path for path in (self.files[index], self._audio[index]) if path is not None]
-        members = {path.suffix[1:].lower().replace("jpeg", "jpg"): path.read_bytes() for path in files}
+        members = {_extension(path): path.read_bytes() for path in self._paths(index)}
         return EncodedSample(
-            self.keys[index], self.image_ids[index], self.captions[index], self.caption_ids[index], members
+            key=self.keys[index],
+            image_id=self.image_ids[index],
+            captions=self.captions[index],
+            caption_ids=self.caption_ids[index],
+            members=members,
         )
 
-    def _collect(self, records: Iterable[_Record], images: "_Images", skipped: Counter[str]) -> None:
-        for record in records:
-            captions = [(i, text.strip()) for i, text in record.captions if text.strip()]
-            if empty := len(record.captions) - len(captions):
+    def _paths(self, index: int) -> list[Path]:
+        """The files of a sample: its image and, if there is one, its audio."""
+        paths = [self.files[index]]
+        audio = self._audio[index]
+        if audio is not None:
+            paths.append(audio)
+        return paths
+
+    def _collect(self, images: Iterable[AnnotatedImage], finder: ImageFinder, skipped: Counter[str]) -> None:
+        """Keep the images that are on disk and have captions."""
+        for image in images:
+            pairs = _not_empty(image.captions)
+            empty = len(image.captions) - len(pairs)
+            if empty:
                 skipped["empty caption"] += empty
-            path = images.find(record.file_name, record.image_id)
+            path = finder.find(image.file_name, image.image_id)
             if path is None:
-                self.missing.append(record.file_name)
+                self.missing.append(image.file_name)
                 skipped["missing image"] += 1
-            elif not captions:
+            elif not pairs:
                 skipped["image without captions"] += 1
             else:
                 self.files.append(path)
-                self.image_ids.append(record.image_id)
-                self.captions.append(tuple(text for _, text in captions))
-                self.caption_ids.append(tuple(i for i, _ in captions))
+                self.image_ids.append(image.image_id)
+                caption_ids, captions = zip(*pairs, strict=True)
+                self.captions.append(captions)
+                self.caption_ids.append(caption_ids)
+
+    def _nothing_usable(self, source: Path, skipped: Counter[str]) -> str:
+        reasons = counts_line(skipped) or "it lists none"
+        message = f"{source}: no image can be used ({reasons})"
+        if self.missing:
+            message += f"; the first missing file is {self.missing[0]}"
+        return message
+
+    def _audio_files(self, folder: Path, skipped: Counter[str]) -> list[Path | None]:
+        """By position, the audio file of the image's stem. One without samples is skipped."""
+        if not folder.is_dir():
+            return [None] * len(self.files)
+        there = {}
+        for path in folder.iterdir():
+            if _extension(path) in AUDIO_EXTENSIONS:
+                there[path.stem] = path
+        found: list[Path | None] = []
+        for file in self.files:
+            audio = there.get(file.stem)
+            if audio is not None and _is_empty(audio):
+                skipped["zero-length audio"] += 1
+                audio = None
+            found.append(audio)
+        return found
 
 
 def write_coco(
@@ -133,164 +155,68 @@ def write_coco(
     audio_format: str = "flac",
     quality: int = 90,
 ) -> Path:
-    """Write samples as `images/`, `audio/` and, last and atomically, `annotations/captions_<split>.json` (returned)."""
+    """Write samples as `images/`, `audio/` and, last and atomically, `annotations/captions_<split>.json` (returned).
+
+    Raises ValueError for a sample without an image, and for a key that occurs twice.
+    """
     folder = Path(folder)
     for name in ("annotations", "images"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    images, annotations, keys = [], [], set[str]()
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    keys: set[str] = set()
     for sample in samples:
         encoded = encode_sample(sample, image_format, audio_format, quality)
-        if encoded.key in keys or not encoded.members.keys() & set(IMAGE_EXTENSIONS):
+        images_of_it = encoded.members.keys() & set(IMAGE_EXTENSIONS)
+        if encoded.key in keys or not images_of_it:
             raise ValueError(f"sample {encoded.key!r} of {split} has no image, or its key occurs twice")
         keys.add(encoded.key)
-        for extension, data in encoded.members.items():
-            place = folder / ("audio" if extension in AUDIO_EXTENSIONS else "images")
-            place.mkdir(exist_ok=True)
-            (place / f"{encoded.key}.{extension}").write_bytes(data)
-            if extension in IMAGE_EXTENSIONS:
-                images.append({"id": encoded.image_id, "file_name": f"{encoded.key}.{extension}"})
-        annotations += [
-            {"id": i, "image_id": encoded.image_id, "caption": text}
-            for i, text in zip(encoded.caption_ids, encoded.captions, strict=True)
-        ]
+        for name in _write_images(encoded, folder):
+            images.append({"id": encoded.image_id, "file_name": name})
+        for caption_id, text in zip(encoded.caption_ids, encoded.captions, strict=True):
+            annotations.append({"id": caption_id, "image_id": encoded.image_id, "caption": text})
     path = folder / "annotations" / f"captions_{split}.json"
-    write_json(path, {"info": {}, "licenses": [], "images": images, "annotations": annotations}, indent=None)
+    content = {"info": {}, "licenses": [], "images": images, "annotations": annotations}
+    write_json(path, content, indent=None)
     return path
 
 
-def _annotation_file(root: Path, split: str) -> Path:
-    folder = root / "annotations"
-    for name in (split, *(split + year for year in OFFICIAL_YEARS if split in ("train", "val"))):
-        if (folder / f"captions_{name}.json").is_file():
-            return folder / f"captions_{name}.json"
-    there = sorted(path.stem.removeprefix("captions_") for path in folder.glob("captions_*.json"))
-    raise FileNotFoundError(
-        f"no {folder / f'captions_{split}.json'}; "
-        + (
-            f"the splits there are {', '.join(there)}"
-            if there
-            else f"{root} holds no annotations/captions_<split>.json"
-        )
-    )
+def _write_images(encoded: EncodedSample, folder: Path) -> list[str]:
+    """Write a sample's files, its audio too; returns the names of its images."""
+    names = []
+    for extension, data in encoded.members.items():
+        place = folder / ("audio" if extension in AUDIO_EXTENSIONS else "images")
+        place.mkdir(exist_ok=True)
+        name = f"{encoded.key}.{extension}"
+        (place / name).write_bytes(data)
+        if extension in IMAGE_EXTENSIONS:
+            names.append(name)
+    return names
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"annotation file {path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"annotation file {path} is not JSON: {error}") from error
+def _is_empty(audio: Path) -> bool:
+    size = audio.stat().st_size
+    return not has_samples(size, audio.read_bytes, str(audio))
 
 
-def _read_annotations(path: Path, skipped: Counter[str]) -> list[_Record]:
-    coco = COCO()
-    coco.dataset = _read_json(path)
-    if not (isinstance(coco.dataset, dict) and {"images", "annotations"} <= coco.dataset.keys()):
-        raise ValueError(f"{path} is not a COCO caption file: it has no lists `images` and `annotations`")
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # createIndex prints
-            coco.createIndex()
-        unknown = sum(len(anns) for image_id, anns in coco.imgToAnns.items() if image_id not in coco.imgs)
-        if unknown:
-            skipped["annotation of unknown images"] = unknown
-        for image in coco.dataset["images"]:
-            if image["file_name"] != (other := coco.imgs[image["id"]]["file_name"]):
-                raise ValueError(f"image id {image['id']} stands for {image['file_name']!r} and for {other!r}")
-        return [
-            _Record(
-                int(i),
-                str(image["file_name"]),
-                [(int(a["id"]), _text(a["caption"])) for a in coco.imgToAnns.get(i, [])],
-            )
-            for i, image in coco.imgs.items()
-        ]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not a COCO caption file: {type(error).__name__} {error}") from error
+def _extension(path: Path) -> str:
+    """What a file is, in lower case and without the dot: jpg, png, flac, wav, …"""
+    return path.suffix[1:].lower().replace("jpeg", "jpg")
 
 
-def _text(caption: Any) -> str:
-    """A caption as a file says it; null is an empty one, not the word "None"."""
-    return "" if caption is None else str(caption)
-
-
-def _read_karpathy(path: Path, split: str) -> list[_Record]:
-    wanted = split.split("+")
-    if unknown := [name for name in wanted if name not in KARPATHY_SPLITS]:
-        raise ValueError(f"{unknown[0]!r} is not a Karpathy split; use {', '.join(KARPATHY_SPLITS)} or train+restval")
-    try:
-        return [
-            _Record(
-                int(image["cocoid"]),
-                "/".join(filter(None, (image.get("filepath"), image["filename"]))),
-                [(int(s["sentid"]), _text(s["raw"])) for s in image["sentences"]],
-            )
-            for image in _read_json(path)["images"]
-            if image["split"] in wanted
-        ]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not Karpathy's dataset_coco.json: {type(error).__name__} {error}") from error
-
-
-class _Images:
-    """Finds the images an annotation file names, by listing each folder once. File names are data, not paths."""
-
-    def __init__(self, root: Path, split: str, trusted: Path) -> None:
-        self.root, self.source = root, trusted
-        names = [
-            "images",
-            split,
-            *(split + year for year in OFFICIAL_YEARS),
-            *(s + year for s in ("train", "val") for year in OFFICIAL_YEARS),
-            "",
-        ]
-        year = re.search(r"20\d\d", trusted.stem)
-        names.sort(key=lambda name: bool(year) and name != "images" and year.group() not in name)  # type: ignore[union-attr]
-        self.folders = [root / name for name in dict.fromkeys(names) if (root / name).is_dir()]
-        self.listed: dict[Path, set[str]] = {}
-
-    def find(self, file_name: str, image_id: int) -> Path | None:
-        name = PurePosixPath(file_name)
-        if name.is_absolute() or ".." in name.parts or "\\" in file_name or ":" in file_name or not name.name:
-            raise ValueError(f"{self.source}: file name {file_name!r} of image {image_id} leaves the data folder")
-        # The 2017 download renamed the 2014 images to their twelve-digit ids, so Karpathy's names are tried as both.
-        candidates = [name, PurePosixPath(name.name)]
-        if re.fullmatch(r"COCO_(train|val)2014_\d{12}\.jpg", name.name):
-            candidates.append(PurePosixPath(name.name[-16:]))
-        for candidate in candidates:
-            for folder in self.folders:
-                if self._exists(folder / candidate):
-                    return folder / candidate
-        return None
-
-    def _exists(self, path: Path) -> bool:
-        if path.parent not in self.listed:
-            self.listed[path.parent] = {p.name for p in path.parent.iterdir()} if path.parent.is_dir() else set()
-        return path.name in self.listed[path.parent]
+def _not_empty(captions: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The captions that say something, without the white space around them."""
+    stripped = [(caption_id, text.strip()) for caption_id, text in captions]
+    return [(caption_id, text) for caption_id, text in stripped if text]
 
 
 def _unique_keys(files: list[Path], image_ids: list[int]) -> list[str]:
+    """A key for each image: its stem if that is plain and occurs once, else its id."""
     stems = Counter(path.stem for path in files)
-    ok = re.compile(r"[A-Za-z0-9_-]{1,80}")
-    return [
-        path.stem if ok.fullmatch(path.stem) and stems[path.stem] == 1 else f"image-{image_id:012d}"
-        for path, image_id in zip(files, image_ids, strict=True)
-    ]
-
-
-def _audio_files(folder: Path, stems: list[str], skipped: Counter[str]) -> list[Path | None]:
-    if not folder.is_dir():
-        return [None] * len(stems)
-    there = {path.stem: path for path in folder.iterdir() if path.suffix[1:].lower() in AUDIO_EXTENSIONS}
-    return [_with_samples(there.get(stem), skipped) for stem in stems]
-
-
-def _with_samples(path: Path | None, skipped: Counter[str]) -> Path | None:
-    if path is None or path.stat().st_size >= SUSPICIOUSLY_SMALL or audio_frames(path.read_bytes(), str(path)):
-        return path
-    skipped["zero-length audio"] += 1
-    return None
-
-
-def _counts(skipped: Counter[str]) -> str:
-    return ", ".join(f"{n} × {what}" for what, n in skipped.items())
+    keys = []
+    for path, image_id in zip(files, image_ids, strict=True):
+        key = path.stem
+        if stems[key] > 1 or not KEY.fullmatch(key):
+            key = f"image-{image_id:012d}"
+        keys.append(key)
+    return keys

@@ -5,6 +5,7 @@ Kept apart from the datasets so that a folder, a shard and a generator all decod
 
 import io
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,8 +19,10 @@ from mm.batch import Sample
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
 AUDIO_EXTENSIONS = ("wav", "flac")
-# A audio file smaller than this may hold a header and no samples; larger ones are not opened to find out.
-SUSPICIOUSLY_SMALL = 8192
+HEADER_BYTES = 8192
+"""An audio file smaller than this may hold a header and no samples; a larger one is not opened to find out."""
+KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+"""What a sample's key may be, since it names files and the members of tars."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,10 @@ class EncodedSample:
 
 
 def decode_image(data: bytes, name: str) -> Image:
-    """Bytes -> RGB image, fully decoded (a broken file fails here, not later). ValueError names the file."""
+    """Bytes -> RGB image, fully decoded: a broken file fails here, not later.
+
+    Raises ValueError, naming the file, for bytes that are no image.
+    """
     try:
         image = PIL.Image.open(io.BytesIO(data))
         image.load()
@@ -44,7 +50,10 @@ def decode_image(data: bytes, name: str) -> Image:
 
 
 def encode_image(image: Image, extension: str, quality: int = 90) -> bytes:
-    """Image -> JPEG (lossy, `quality` 1-95) or PNG (exact) bytes."""
+    """Image -> JPEG (lossy, `quality` 1-95) or PNG (exact) bytes.
+
+    Raises ValueError for another extension.
+    """
     buffer = io.BytesIO()
     if extension == "png":
         image.save(buffer, "PNG")
@@ -56,18 +65,25 @@ def encode_image(image: Image, extension: str, quality: int = 90) -> bytes:
 
 
 def decode_audio(data: bytes, name: str) -> tuple[np.ndarray, int]:
-    """Bytes -> (mono float32 waveform (S,) in [-1, 1], its sample rate in hertz). Channels are averaged."""
+    """Bytes -> (mono float32 waveform (S,) in [-1, 1], its sample rate in hertz). Channels are averaged.
+
+    Raises ValueError, naming the file, for bytes that are no audio and for samples that are not finite.
+    """
     try:
         waveform, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, ValueError) as error:
         raise ValueError(f"audio {name} does not decode: {_line(error)}") from error
     if not np.isfinite(waveform).all():
         raise ValueError(f"audio {name} holds samples that are not finite numbers")
-    return waveform[:, 0] if waveform.shape[1] == 1 else waveform.mean(axis=1), rate
+    mono = waveform[:, 0] if waveform.shape[1] == 1 else waveform.mean(axis=1)
+    return mono, rate
 
 
 def encode_audio(waveform: np.ndarray, sample_rate: int, extension: str = "flac") -> bytes:
-    """Mono waveform (S,) in [-1, 1] -> 16-bit FLAC or WAV bytes."""
+    """Mono waveform (S,) in [-1, 1] at `sample_rate` hertz -> 16-bit FLAC or WAV bytes.
+
+    Raises ValueError for another extension.
+    """
     if extension not in AUDIO_EXTENSIONS:
         raise ValueError(f"audio extension {extension!r} is not one of {', '.join(AUDIO_EXTENSIONS)}")
     buffer = io.BytesIO()
@@ -75,29 +91,34 @@ def encode_audio(waveform: np.ndarray, sample_rate: int, extension: str = "flac"
     return buffer.getvalue()
 
 
-def audio_frames(data: bytes, name: str) -> int:
-    """Length in samples, read from the header; a file without even a header has none."""
-    if not data:
-        return 0
-    try:
-        return int(soundfile.info(io.BytesIO(data)).frames)
-    except (soundfile.SoundFileError, OSError, ValueError) as error:
-        raise ValueError(f"audio {name} does not decode: {_line(error)}") from error
+def has_samples(size: int, read: Callable[[], bytes], name: str) -> bool:
+    """Whether an audio file of `size` bytes holds samples. Only a file that may be a bare header is read.
+
+    Raises ValueError, naming the file, if it is read and is no audio.
+    """
+    return size >= HEADER_BYTES or _audio_frames(read(), name) > 0
 
 
 def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
-    """(S,) at `rate` -> (S · target / rate,) at `target` hertz, band-limited (torchaudio's windowed sinc)."""
+    """(S,) at `rate` -> (S · target / rate,) at `target` hertz, band-limited (torchaudio's windowed sinc).
+
+    Raises ValueError for a rate that is not positive.
+    """
     if rate == target:
         return waveform
     if rate <= 0:
         raise ValueError(f"a waveform needs its sample rate, got {rate}")
-    return torchaudio.functional.resample(torch.from_numpy(np.ascontiguousarray(waveform)), rate, target).numpy()
+    samples = torch.from_numpy(np.ascontiguousarray(waveform))
+    return torchaudio.functional.resample(samples, rate, target).numpy()
 
 
 def encode_sample(
     sample: Sample | EncodedSample, image_format: str = "jpg", audio_format: str = "flac", quality: int = 90
 ) -> EncodedSample:
-    """Images and audio clips -> file bytes. An audio clip without samples is skipped. Encoded ones pass untouched."""
+    """Image and audio -> file bytes, of extension `image_format` and `audio_format`; `quality` is that of a JPEG.
+
+    An audio clip without samples is skipped. What is encoded already passes untouched.
+    """
     if isinstance(sample, EncodedSample):
         return sample
     members = {}
@@ -108,6 +129,36 @@ def encode_sample(
     return EncodedSample(sample.key, sample.image_id, sample.captions, sample.caption_ids, members)
 
 
+def decode_sample(encoded: EncodedSample, names: Mapping[str, str]) -> Sample:
+    """File bytes -> image and waveform. `names` says, by extension, what an error calls that member.
+
+    Raises ValueError for a member that does not decode.
+    """
+    image = None
+    audio = None
+    sample_rate = 0
+    for extension, data in encoded.members.items():
+        if extension in AUDIO_EXTENSIONS:
+            audio, sample_rate = decode_audio(data, names[extension])
+        else:
+            image = decode_image(data, names[extension])
+    return Sample(
+        encoded.key, encoded.image_id, encoded.captions, encoded.caption_ids, image, audio, sample_rate=sample_rate
+    )
+
+
+def _audio_frames(data: bytes, name: str) -> int:
+    """Length in samples, read from the header; a file without even a header has none."""
+    if not data:
+        return 0
+    try:
+        return int(soundfile.info(io.BytesIO(data)).frames)
+    except (soundfile.SoundFileError, OSError, ValueError) as error:
+        raise ValueError(f"audio {name} does not decode: {_line(error)}") from error
+
+
 def _line(error: BaseException) -> str:
     """Its first line, without the memory address of the buffer that was decoded."""
-    return re.sub(r"\s*<_io\.BytesIO[^>]*>", "", (str(error) or type(error).__name__).splitlines()[0])
+    text = str(error) or type(error).__name__
+    first = text.splitlines()[0]
+    return re.sub(r"\s*<_io\.BytesIO[^>]*>", "", first)

@@ -9,108 +9,180 @@ import json
 import re
 import tarfile
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO, NotRequired, TypedDict
 
 INDEX_VERSION = 1
+Members = dict[str, list[int]]
+"""Extension -> [offset, size] in bytes."""
 
 
-def shard_path(folder: str | Path, split: str, number: int) -> Path:
-    return Path(folder) / f"{split}-{number:06d}.tar"
+class SampleText(TypedDict):
+    """What a sample's `.json` member holds."""
+
+    image_id: int
+    captions: list[str]
+    caption_ids: list[int]
 
 
-def index_path(folder: str | Path, split: str) -> Path:
-    return Path(folder) / f"{split}.index.json"
+class SampleEntry(SampleText):
+    """A sample, and where it lies in its shard."""
+
+    key: str
+    members: Members
+    shard: NotRequired[int]
+    """Its shard's position in the index."""
 
 
-def has_shards(folder: str | Path, split: str) -> bool:
-    """Whether a split lies there as shards, whole or unfinished."""
-    marks = (index_path(folder, split), unfinished_path(folder, split))
-    return any(path.is_file() for path in marks) or bool(shard_files(Path(folder), split))
+class ShardEntry(TypedDict):
+    """A tar."""
+
+    name: str
+    """Its file name."""
+    size: int
+    """In bytes."""
+    sha256: str
+    """Its checksum, in hexadecimal."""
 
 
-def unfinished_path(folder: str | Path, split: str) -> Path:
+class ShardRecord(ShardEntry):
+    """A tar and what it holds."""
+
+    samples: list[SampleEntry]
+    left_out: NotRequired[list[str]]
+    """A line for each thing that was skipped; the key is that of the files of earlier versions."""
+
+
+class Index(TypedDict):
+    """The content of an index."""
+
+    version: int
+    settings: Any
+    """What the shards were made with and of; any JSON value."""
+    left_out: list[str]
+    """A line for each thing that was skipped; the key is that of the files of earlier versions."""
+    shards: list[ShardEntry]
+    samples: list[SampleEntry]
+
+
+def shard_path(folder: Path, split: str, number: int) -> Path:
+    """Where a shard of a split lies; the first is number 0."""
+    return folder / f"{split}-{number:06d}.tar"
+
+
+def index_path(folder: Path, split: str) -> Path:
+    """Where the index of a split lies."""
+    return folder / f"{split}.index.json"
+
+
+def unfinished_path(folder: Path, split: str) -> Path:
     """The marker that stands beside shards while they are being written."""
-    return Path(folder) / f"{split}.unfinished"
+    return folder / f"{split}.unfinished"
 
 
-def join_records(records: list[dict[str, Any]], settings: Any) -> dict[str, Any]:
+def has_shards(folder: Path, split: str) -> bool:
+    """Whether a split lies there as shards, whole or unfinished."""
+    for mark in (index_path(folder, split), unfinished_path(folder, split)):
+        if mark.is_file():
+            return True
+    return bool(shard_files(folder, split))
+
+
+def join_records(records: list[ShardRecord], settings: Any) -> Index:
     """Shard records -> the content of the index."""
-    shards = [{key: record[key] for key in ("name", "size", "sha256")} for record in records]
-    samples = [{**sample, "shard": number} for number, record in enumerate(records) for sample in record["samples"]]
-    skipped_lines = [line for record in records for line in record.get("left_out", [])]
-    return {
-        "version": INDEX_VERSION,
-        "settings": settings,
-        "left_out": skipped_lines,
-        "shards": shards,
-        "samples": samples,
-    }
-
-
-def read_index(folder: str | Path, split: str) -> dict[str, Any]:
-    """The content of the index. ValueError if it is not JSON, of another version or without its lists."""
-    path = index_path(folder, split)
-    try:
-        index = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"shard index {path} is not JSON ({error}); delete it to have it rebuilt") from error
-    version = index.get("version") if isinstance(index, dict) else None
-    if version != INDEX_VERSION:
-        raise ValueError(
-            f"shard index {path} has version {version}, this program reads {INDEX_VERSION}; "
-            "delete it to have it rebuilt"
-        )
-    if absent := {"shards", "samples"} - index.keys():
-        raise ValueError(f"shard index {path} has no {', '.join(sorted(absent))}; delete it to have it rebuilt")
+    index = Index(version=INDEX_VERSION, settings=settings, left_out=[], shards=[], samples=[])
+    for number, record in enumerate(records):
+        index["left_out"] += record.get("left_out", [])
+        shard = ShardEntry(name=record["name"], size=record["size"], sha256=record["sha256"])
+        index["shards"].append(shard)
+        for sample in record["samples"]:
+            index["samples"].append({**sample, "shard": number})
     return index
 
 
-def skipped_before(index: dict[str, Any]) -> dict[str, int]:
+def read_index(folder: Path, split: str) -> Index:
+    """The content of the index.
+
+    Raises ValueError, naming the remedy, if it is not JSON, of another version or without its lists.
+    """
+    path = index_path(folder, split)
+    remedy = "delete it to have it rebuilt"
+    try:
+        index = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"shard index {path} is not JSON ({error}); {remedy}") from error
+    version = index.get("version") if isinstance(index, dict) else None
+    if version != INDEX_VERSION:
+        raise ValueError(f"shard index {path} has version {version}, this program reads {INDEX_VERSION}; {remedy}")
+    absent = sorted({"shards", "samples"} - index.keys())
+    if absent:
+        raise ValueError(f"shard index {path} has no {', '.join(absent)}; {remedy}")
+    return index
+
+
+def skipped_before(index: Index) -> dict[str, int]:
     """What could not go into the shards when they were made, counted by reason."""
-    settings, files = index.get("settings"), len(index.get("left_out", ()))
-    counts = dict(settings.get("skipped", {})) if isinstance(settings, dict) else {}
-    return counts | ({"unreadable file": files} if files else {})
+    counts: dict[str, int] = {}
+    settings = index.get("settings")
+    if isinstance(settings, dict):
+        counts |= settings.get("skipped", {})
+    unreadable = index.get("left_out", [])
+    if unreadable:
+        counts["unreadable file"] = len(unreadable)
+    return counts
 
 
-def scan_shard(path: Path) -> dict[str, Any]:
-    """Read a tar's member table and captions. ValueError names a tar that is truncated or has unsafe members."""
-    samples: dict[str, dict[str, Any]] = {}
+def scan_split(folder: Path, split: str) -> list[ShardRecord]:
+    """The records of every shard of a split, read from the tars themselves."""
+    return [scan_shard(path) for path in shard_files(folder, split)]
+
+
+def scan_shard(path: Path) -> ShardRecord:
+    """Read a tar's member table and captions.
+
+    Raises ValueError, naming the tar, if it is truncated, has unsafe members, or holds no captions.
+    """
+    places: dict[str, Members] = {}
+    texts: dict[str, SampleText] = {}
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file) as tar:
             for member in tar:
                 key, extension = _split_name(member, path)
-                sample = samples.setdefault(key, {"key": key, "members": {}})
-                sample["members"][extension] = [member.offset_data, member.size]
+                members = places.setdefault(key, {})
+                members[extension] = [member.offset_data, member.size]
                 if extension == "json":
                     file.seek(member.offset_data)
-                    sample.update(_read_text(file.read(member.size)))
+                    texts[key] = _read_text(file.read(member.size))
             _require_end(file, path)
     except (tarfile.TarError, json.JSONDecodeError, KeyError, TypeError, EOFError) as error:
         raise ValueError(f"shard {path} is truncated or not a caption shard: {error}") from error
-    for sample in samples.values():
-        if "captions" not in sample:
-            raise ValueError(f"shard {path}: sample {sample['key']} has no .json member with its captions")
-    return {"name": path.name, "size": path.stat().st_size, "sha256": sha256(path), "samples": list(samples.values())}
+    size = path.stat().st_size
+    record = ShardRecord(name=path.name, size=size, sha256=sha256(path), samples=[])
+    for key, members in places.items():
+        if key not in texts:
+            raise ValueError(f"shard {path}: sample {key} has no .json member with its captions")
+        sample = SampleEntry(key=key, members=members, **texts[key])
+        record["samples"].append(sample)
+    return record
 
 
 def sha256(path: Path) -> str:
+    """The checksum of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def scan_split(folder: str | Path, split: str) -> list[dict[str, Any]]:
-    """The records of every shard of a split, read from the tars themselves."""
-    return [scan_shard(path) for path in shard_files(Path(folder), split)]
-
-
 def shard_files(folder: Path, split: str) -> list[Path]:
+    """The tars of a split, in order."""
     pattern = re.compile(re.escape(split) + r"-\d{6}\.tar")
-    return sorted(path for path in folder.glob("*.tar") if pattern.fullmatch(path.name))
+    files = [path for path in folder.glob("*.tar") if pattern.fullmatch(path.name)]
+    return sorted(files)
 
 
-def _read_text(data: bytes) -> dict[str, Any]:
+def _read_text(data: bytes) -> SampleText:
+    """A `.json` member's content. Raises TypeError or KeyError for another kind of it."""
     text = json.loads(data)
-    captions, caption_ids = [str(c) for c in text["captions"]], [int(i) for i in text["caption_ids"]]
+    captions = [str(caption) for caption in text["captions"]]
+    caption_ids = [int(caption_id) for caption_id in text["caption_ids"]]
     if len(captions) != len(caption_ids):
         raise TypeError(f"{len(captions)} captions but {len(caption_ids)} caption ids for image {text['image_id']}")
     return {"image_id": int(text["image_id"]), "captions": captions, "caption_ids": caption_ids}
@@ -119,14 +191,20 @@ def _read_text(data: bytes) -> dict[str, Any]:
 def _split_name(member: tarfile.TarInfo, path: Path) -> tuple[str, str]:
     """(key, extension) as webdataset cuts them: the extension starts at the first dot of the last path component."""
     name = PurePosixPath(member.name)
-    if not member.isreg() or name.is_absolute() or ".." in name.parts or "." not in name.name.lstrip("."):
+    leaves = name.is_absolute() or ".." in name.parts
+    extended = "." in name.name.lstrip(".")
+    if leaves or not extended or not member.isreg():
         raise ValueError(f"shard {path} holds {member.name!r}, which is not a plain `key.extension` member")
     stem, _, extension = name.name.partition(".")
     return str(name.parent / stem), extension.lower()
 
 
-def _require_end(file: Any, path: Path) -> None:
-    # A tar cut exactly between two members reads without an error; only its closing zero blocks tell.
-    file.seek(max(0, path.stat().st_size - 1024))
+def _require_end(file: BinaryIO, path: Path) -> None:
+    """Raise ValueError for a tar that lacks its closing zero blocks.
+
+    One that is cut exactly between two members reads without an error; only those blocks tell.
+    """
+    size = path.stat().st_size
+    file.seek(max(0, size - 1024))
     if file.read().strip(b"\0"):
         raise ValueError(f"shard {path} is truncated: its end-of-archive blocks are missing")

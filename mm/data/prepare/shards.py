@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,16 +12,10 @@ from typing import Any, Literal
 from PIL.Image import Image, Resampling
 
 from mm.data.coco import CocoFolder
-from mm.data.media import (
-    AUDIO_EXTENSIONS,
-    IMAGE_EXTENSIONS,
-    EncodedSample,
-    decode_audio,
-    decode_image,
-    encode_image,
-)
+from mm.data.media import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, EncodedSample, decode_audio, decode_image, encode_image
 from mm.data.shard_index import index_path, read_index
-from mm.data.shards import ShardFolder, SplitWriter
+from mm.data.shard_writer import SplitWriter
+from mm.data.shards import ShardFolder
 
 
 @dataclass(frozen=True)
@@ -42,13 +37,46 @@ class Preparation:
 
 
 @dataclass(frozen=True)
+class CocoPreparation:
+    """Write shards of some splits; started again after a kill, it goes on where it stopped."""
+
+    root: Path
+    """the folder in COCO caption layout (where --download puts it)."""
+    out: Path
+    """folder for the shards."""
+    splits: Sequence[str] = ("train", "val")
+    """names as in `captions_<split>.json`, or Karpathy's train, restval, val, test, train+restval."""
+    karpathy: Path | None = None
+    """the official dataset_coco.json."""
+    audio_root: Path | None = None
+    """where `audio/` lies, if not in root."""
+    size: int = Preparation.size
+    """pixels that the image's side is reduced to; smaller images are kept as they are."""
+    side: Literal["short", "long"] = Preparation.side
+    """which side `size` measures; the aspect is kept."""
+    quality: int = Preparation.quality
+    """JPEG quality of resized images."""
+    samples_per_shard: int = Preparation.samples_per_shard
+    """images in one tar."""
+    workers: int = os.cpu_count() or 1
+    """images decoded at a time."""
+    download: Literal["2014", "2017"] | None = None
+    """fetch this year's official archives into root first."""
+    mirror: str | None = None
+    """address to fetch from instead of images.cocodataset.org."""
+
+
+@dataclass(frozen=True)
 class Prepared:
-    """What one split came to: samples written, shards kept from an earlier run, and a line per thing skipped."""
+    """What one split came to."""
 
     index: Path
     samples: int
+    """Samples in its shards."""
     kept_shards: int
-    skipped_lines: list[str]
+    """Shards of an earlier run that needed not be written again."""
+    skipped: list[str]
+    """A line for each thing that could not be read."""
 
 
 def prepare_split(
@@ -60,24 +88,32 @@ def prepare_split(
     workers: int = 1,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Prepared:
-    """Write a COCO split as shards. `advance` is called with the number of images dealt with, for a progress bar."""
+    """Write a COCO split as shards. `advance` is called with the number of images dealt with, for a progress bar.
+
+    Raises ValueError if no image can be read.
+    """
     settings = {**asdict(preparation), "source": _fingerprint(dataset), "skipped": dataset.skipped}
-    if (whole := _already_whole(folder, split, settings)) is not None:
+    whole = _already_whole(Path(folder), split, settings)
+    if whole is not None:
         advance(len(dataset))
         return whole
-    writer, kept, skipped_lines, samples = SplitWriter(folder, split, settings), 0, list[str](), 0
+    writer = SplitWriter(folder, split, settings)
+    shards = _chunks(len(dataset), preparation.samples_per_shard)
+    kept = 0
+    samples = 0
+    skipped: list[str] = []
     with ThreadPoolExecutor(workers) as pool:
-        for number, first in enumerate(range(0, len(dataset), preparation.samples_per_shard)):
-            positions = range(first, min(first + preparation.samples_per_shard, len(dataset)))
+        for number, positions in enumerate(shards):
             record = writer.finished(number)
-            kept += record is not None
             if record is None:
-                record = _write(writer, number, dataset, positions, preparation, pool, advance)
+                encoded, unreadable = _prepared_samples(dataset, positions, preparation, pool, advance)
+                record = writer.write(number, encoded, unreadable)
             else:
+                kept += 1
                 advance(len(positions))
-            skipped_lines += record["left_out"]
             samples += len(record["samples"])
-    return Prepared(writer.close(), samples, kept, skipped_lines)
+            skipped += record["left_out"]
+    return Prepared(writer.close(), samples, kept, skipped)
 
 
 def shrunk(image: Image, size: int, side: Literal["short", "long"]) -> Image:
@@ -85,61 +121,88 @@ def shrunk(image: Image, size: int, side: Literal["short", "long"]) -> Image:
     measured = min(image.size) if side == "short" else max(image.size)
     if measured <= size:
         return image
-    width, height = (max(1, round(length * size / measured)) for length in image.size)
+    width = max(1, round(image.width * size / measured))
+    height = max(1, round(image.height * size / measured))
     return image.resize((width, height), Resampling.BICUBIC, reducing_gap=3.0)
 
 
-def _write(
-    writer: SplitWriter,
-    number: int,
+def _chunks(count: int, size: int) -> list[range]:
+    """The positions 0 … count - 1, `size` at a time."""
+    positions = range(count)
+    return [positions[first : first + size] for first in range(0, count, size)]
+
+
+def _prepared_samples(
     dataset: CocoFolder,
     positions: range,
     preparation: Preparation,
     pool: ThreadPoolExecutor,
     advance: Callable[[int], None],
-) -> dict[str, Any]:
-    samples, skipped_lines = [], []
-    for sample, troubles in pool.map(lambda position: _prepared(dataset, position, preparation), positions):
-        skipped_lines += troubles
+) -> tuple[list[EncodedSample], list[str]]:
+    """The samples of one shard, and a line for each thing that could not be read."""
+    samples = []
+    skipped = []
+    prepared = pool.map(lambda position: _prepared(dataset, position, preparation), positions)
+    for sample, troubles in prepared:
+        skipped += troubles
         if sample is not None:
             samples.append(sample)
         advance(1)
-    return writer.write(number, samples, skipped_lines)
+    return samples, skipped
 
 
 def _prepared(dataset: CocoFolder, position: int, preparation: Preparation) -> tuple[EncodedSample | None, list[str]]:
     """One sample with its image reduced and its audio checked, and what had to be skipped of it."""
+    name = str(dataset.files[position])
     try:
         sample = dataset.encoded(position)
-        extension, data = next((e, d) for e, d in sample.members.items() if e not in AUDIO_EXTENSIONS)
-        image = decode_image(data, str(dataset.files[position]))
+        members = _reduced_image(sample, name, preparation)
     except (OSError, ValueError) as error:
         return None, [str(error)]
-    smaller = shrunk(image, preparation.size, preparation.side)
-    if smaller is not image or extension not in IMAGE_EXTENSIONS:
-        extension, data = "jpg", encode_image(smaller, "jpg", preparation.quality)
-    members, troubles = {extension: data}, []
-    for kind in sample.members.keys() & set(AUDIO_EXTENSIONS):
+    troubles = []
+    for extension, data in sample.members.items():
+        if extension not in AUDIO_EXTENSIONS:
+            continue
         try:
-            decode_audio(sample.members[kind], f"{sample.key}.{kind}")
-            members[kind] = sample.members[kind]
+            decode_audio(data, f"{sample.key}.{extension}")
+            members[extension] = data
         except ValueError as error:
             troubles.append(str(error))
     return replace(sample, members=members), troubles
 
 
-def _already_whole(folder: str | Path, split: str, settings: dict[str, Any]) -> Prepared | None:
-    if not index_path(folder, split).is_file():
+def _reduced_image(sample: EncodedSample, name: str, preparation: Preparation) -> dict[str, bytes]:
+    """The sample's image as a member; its own bytes, if it is small enough and of a kind that shards hold.
+
+    Raises ValueError, naming the image, if it does not decode.
+    """
+    extension = next(extension for extension in sample.members if extension not in AUDIO_EXTENSIONS)
+    data = sample.members[extension]
+    image = decode_image(data, name)
+    smaller = shrunk(image, preparation.size, preparation.side)
+    if smaller is image and extension in IMAGE_EXTENSIONS:
+        return {extension: data}
+    return {"jpg": encode_image(smaller, "jpg", preparation.quality)}
+
+
+def _already_whole(folder: Path, split: str, settings: dict[str, Any]) -> Prepared | None:
+    """What an earlier run came to, if it finished with the same settings and its shards are as they were."""
+    path = index_path(folder, split)
+    if not path.is_file():
         return None
     index = read_index(folder, split)
     if index["settings"] != settings:
         return None
     ShardFolder(folder, split).verify()
-    return Prepared(index_path(folder, split), len(index["samples"]), len(index["shards"]), index["left_out"])
+    return Prepared(path, len(index["samples"]), len(index["shards"]), index["left_out"])
 
 
 def _fingerprint(dataset: CocoFolder) -> str:
     """Changes with any image, caption or audio of the split, so that shards of other data are not kept."""
-    files = [(path.name, path.stat().st_size if path.exists() else None) for path in dataset.files]
+    files = []
+    for path in dataset.files:
+        size = path.stat().st_size if path.exists() else None
+        files.append((path.name, size))
     content = [files, dataset.image_ids, dataset.captions, dataset.caption_ids, dataset.has_audio]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    text = json.dumps(content)
+    return hashlib.sha256(text.encode()).hexdigest()

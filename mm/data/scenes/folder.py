@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -16,7 +16,7 @@ from mm.data.scenes.audio import render_audio
 from mm.data.scenes.grammar import captions
 from mm.data.scenes.image import render_image
 from mm.data.scenes.scene import SPLITS, capacity, scene_at
-from mm.data.shards import write_shards
+from mm.data.shard_writer import write_shards
 
 VERSION = 1
 """Raise it when a scene, image, caption or audio changes: what an older version wrote is then written anew."""
@@ -31,57 +31,60 @@ def sample_at(seed: int, split: str, index: int, image_size: int = 64) -> Sample
     scene = scene_at(seed, split, index)
     image_id = SPLITS[split] * 1_000_000 + index
     texts = captions(scene)
+    first_id = image_id * len(texts)
     return Sample(
         key=f"{split}_{index:06d}",
         image_id=image_id,
         captions=texts,
-        caption_ids=tuple(image_id * len(texts) + k for k in range(len(texts))),
+        caption_ids=tuple(range(first_id, first_id + len(texts))),
         image=render_image(scene, image_size),
         audio=render_audio(scene, SAMPLE_RATE),
         sample_rate=SAMPLE_RATE,
     )
 
 
-def ensure_scenes(
-    root: str | Path,
-    *,
-    seed: int = 0,
-    sizes: Mapping[str, int] = SIZES,
-    image_size: int = 64,
-    layout: Layout = "shards",
-) -> Path:
+class SceneOptions(TypedDict, total=False):
+    """Which scenes a folder holds, and how."""
+
+    seed: int
+    """Another seed, other scenes; 0 if not given."""
+    sizes: Mapping[str, int]
+    """Scenes of each split; SIZES if not given."""
+    image_size: int
+    """Side of the images in pixels; 64 if not given."""
+    layout: Layout
+    """shards (one sample = one image with its captions and audio) or coco; shards if not given."""
+
+
+def ensure_scenes(root: str | Path, **options: Unpack[SceneOptions]) -> Path:
     """Return `root`, which then holds exactly these scenes; write them unless its recipe says that it already does.
 
     Processes that ask at the same time wait for the first one. Raises ValueError as `write_scenes` does.
     """
     root = Path(root)
-    wanted = _recipe(seed, sizes, image_size, layout)
+    wanted = _recipe(**options)
     with _locked(root):
         if _written_recipe(root) != wanted:
             _write(root, wanted)
     return root
 
 
-def write_scenes(
-    root: str | Path,
-    *,
-    seed: int = 0,
-    sizes: Mapping[str, int] = SIZES,
-    image_size: int = 64,
-    layout: Layout = "shards",
-) -> Path:
+def write_scenes(root: str | Path, **options: Unpack[SceneOptions]) -> Path:
     """Write the scenes to `root`, replacing scenes that are there; a killed process leaves what was there before.
 
     Raises ValueError for an impossible recipe, or if `root` holds anything that was not written by this function.
     """
     root = Path(root)
-    recipe = _recipe(seed, sizes, image_size, layout)
+    recipe = _recipe(**options)
     with _locked(root):
         _write(root, recipe)
     return root
 
 
-def _recipe(seed: int, sizes: Mapping[str, int], image_size: int, layout: str) -> dict[str, Any]:
+def _recipe(
+    seed: int = 0, sizes: Mapping[str, int] = SIZES, image_size: int = 64, layout: str = "shards"
+) -> dict[str, Any]:
+    """What scenes.json says of these scenes. Raises ValueError for options that are impossible."""
     if layout not in get_args(Layout):
         raise ValueError(f"unknown layout {layout!r}: choose one of {', '.join(get_args(Layout))}")
     if seed < 0:
@@ -105,15 +108,20 @@ def _written_recipe(root: Path) -> Any:
 
 
 def _write(root: Path, recipe: dict[str, Any]) -> None:
-    if root.exists() and _written_recipe(root) is None and (not root.is_dir() or any(root.iterdir())):
-        raise ValueError(f"{root} exists and was not written by prepare_scenes: name another folder for the scenes")
-    partial, old = _beside(root, "partial"), _beside(root, "old")
+    """Write the scenes beside `root` and put them in its place once they are whole."""
+    if root.exists() and _written_recipe(root) is None:
+        holds_others = not root.is_dir() or any(root.iterdir())
+        if holds_others:
+            raise ValueError(f"{root} exists and was not written by prepare_scenes: name another folder for the scenes")
+    partial = _beside(root, "partial")
+    old = _beside(root, "old")
     for left_by_a_killed_process in (partial, old):
         shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
     partial.mkdir()
     try:
         _fill(partial, recipe)
-        (partial / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
+        text = json.dumps(recipe, indent=2)
+        (partial / RECIPE).write_text(text + "\n")
         if root.exists():
             root.rename(old)
         partial.rename(root)
@@ -123,22 +131,25 @@ def _write(root: Path, recipe: dict[str, Any]) -> None:
 
 
 def _fill(folder: Path, recipe: dict[str, Any]) -> None:
-    title = TextColumn("writing scenes: {task.description}")
+    """Write every split of a recipe, with a bar for each."""
     write = write_shards if recipe["layout"] == "shards" else write_coco
+    title = TextColumn("writing scenes: {task.description}")
     with Progress(title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
-        for split, size in recipe["sizes"].items():
-            task = progress.add_task(split, total=size)
+        for split in recipe["sizes"]:
+            write(_samples(recipe, split, progress), folder, split, image_format="png", audio_format="flac")
 
-            def samples(split: str = split, size: int = size, task: Any = task) -> Iterator[Sample]:
-                for index in range(size):
-                    yield sample_at(recipe["seed"], split, index, recipe["image_size"])
-                    progress.advance(task)
 
-            write(samples(), folder, split, image_format="png", audio_format="flac")
+def _samples(recipe: dict[str, Any], split: str, progress: Progress) -> Iterator[Sample]:
+    size = recipe["sizes"][split]
+    task = progress.add_task(split, total=size)
+    for index in range(size):
+        yield sample_at(recipe["seed"], split, index, recipe["image_size"])
+        progress.advance(task)
 
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
+    """Keep other processes from writing the same scenes meanwhile."""
     root.parent.mkdir(parents=True, exist_ok=True)
     with _beside(root, "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,6 +1,5 @@
 """Behaviour: any COCO caption layout is read, and what is wrong with it is a one-line error or a counted skip."""
 
-import json
 import logging
 import shutil
 from dataclasses import replace
@@ -16,37 +15,18 @@ from mm.data.coco import CocoFolder, write_coco
 SHARED = Path(__file__).parents[3] / ".." / "shared" / "data"
 
 
-def annotate(root: Path, split: str, images: list, annotations: list) -> None:
-    (root / "annotations").mkdir(parents=True, exist_ok=True)
-    (root / "annotations" / f"captions_{split}.json").write_text(
-        json.dumps({"images": images, "annotations": annotations})
-    )
-
-
 @pytest.fixture
 def root(tmp_path, photographs):
     write_coco(photographs(4, audio=True), tmp_path, "train", image_format="png")
     return tmp_path
 
 
-def edit(root: Path, change) -> None:
-    path = root / "annotations" / "captions_train.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def test_what_was_written_is_read_back(root, photographs):
+def test_what_was_written_is_read_back(root, photographs, text_of):
     dataset = open_split(root, "train")
     assert dataset.modalities == {"image", "audio", "text"} and dataset.skipped == {} and len(dataset) == 4
     for position, sample in enumerate(photographs(4, audio=True)):
         read = dataset[position]
-        assert (read.key, read.image_id, read.captions, read.caption_ids) == (
-            sample.key,
-            sample.image_id,
-            sample.captions,
-            sample.caption_ids,
-        )
+        assert text_of(read) == text_of(sample)
         assert np.array_equal(np.asarray(read.image), np.asarray(sample.image))
         assert read.sample_rate == 16000 and np.allclose(read.audio, sample.audio, atol=1 / 32000)
 
@@ -63,7 +43,7 @@ def test_nothing_is_printed(root, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_skips_are_counted_and_reported_in_one_line(root, caplog):
+def test_skips_are_counted_and_reported_in_one_line(root, edit, caplog):
     def spoil(content):
         content["images"] += [{"id": 900, "file_name": "gone.jpg"}, {"id": 901, "file_name": "photo_000.png"}]
         content["annotations"][0]["caption"] = "   "
@@ -73,7 +53,7 @@ def test_skips_are_counted_and_reported_in_one_line(root, caplog):
             {"id": 801, "image_id": 77777, "caption": "an annotation of nothing"},
         ]
 
-    edit(root, spoil)
+    edit(root / "annotations" / "captions_train.json", spoil)
     soundfile.write(root / "audio" / "photo_001.flac", np.zeros(0), 16000)
     with caplog.at_level(logging.WARNING):
         dataset = CocoFolder(root, "train")
@@ -90,13 +70,6 @@ def test_skips_are_counted_and_reported_in_one_line(root, caplog):
     assert len(caplog.records) == 1 and "missing image" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../b.png", "..\\b.png", "C:b.png", ""])
-def test_a_file_name_that_leaves_the_folder_is_refused(root, name):
-    edit(root, lambda content: content["images"][0].update(file_name=name))
-    with pytest.raises(ValueError, match="leaves the data folder"):
-        CocoFolder(root, "train")
-
-
 def test_missing_folder_and_split_are_named(root):
     with pytest.raises(FileNotFoundError, match=r"nowhere does not exist"):
         open_split(root / "nowhere", "train")
@@ -104,55 +77,31 @@ def test_missing_folder_and_split_are_named(root):
         open_split(root, "test")
 
 
-def test_an_id_of_two_pictures_is_named(root):
-    edit(root, lambda content: content["images"].append({"id": 100, "file_name": "photo_001.png"}))
-    with pytest.raises(ValueError, match=r"image id 100 stands for 'photo_000\.png' and for 'photo_001\.png'"):
-        CocoFolder(root, "train")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "{",
-        "[]",
-        "{}",
-        '{"images": [{"id": 1}], "annotations": [{"id": 2}]}',
-        '"text"',
-        '{"images": [{"id": "x", "file_name": "a.jpg"}], "annotations": []}',
-    ],
-)
-def test_a_broken_annotation_file_is_one_line(root, text):
-    (root / "annotations" / "captions_train.json").write_text(text)
-    with pytest.raises(ValueError, match=r"captions_train\.json") as caught:
-        CocoFolder(root, "train")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_split_without_any_picture_says_which_is_missing(root):
+def test_a_split_without_any_image_says_which_is_missing(root):
     shutil.rmtree(root / "images")
     with pytest.raises(ValueError, match=r"4 × missing image.*photo_000\.png"):
         CocoFolder(root, "train")
 
 
-def test_a_picture_that_does_not_decode_is_named(root):
+def test_an_image_that_does_not_decode_is_named(root):
     path = root / "images" / "photo_002.png"
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(ValueError, match=r"photo_002\.png does not decode") as caught:
         CocoFolder(root, "train")[2]
     assert "\n" not in str(caught.value)
-    path.write_bytes(b"no picture at all")
+    path.write_bytes(b"no image at all")
     with pytest.raises(ValueError, match=r"photo_002\.png does not decode: cannot identify image file$"):
         CocoFolder(root, "train")[2]
 
 
-def test_a_sound_that_does_not_decode_is_named(root):
+def test_an_audio_clip_that_does_not_decode_is_named(root):
     (root / "audio" / "photo_002.flac").write_bytes(b"fLaC" + bytes(9000))
     with pytest.raises(ValueError, match=r"photo_002\.flac does not decode") as caught:
         CocoFolder(root, "train")[2]
     assert "BytesIO" not in str(caught.value)
 
 
-def test_a_sound_of_samples_that_are_no_numbers_is_named(root):
+def test_an_audio_clip_of_samples_that_are_no_numbers_is_named(root):
     (root / "audio" / "photo_002.flac").unlink()
     soundfile.write(root / "audio" / "photo_002.wav", np.full(6000, np.nan), 16000, subtype="FLOAT")
     with pytest.raises(ValueError, match=r"photo_002\.wav holds samples that are not finite"):
@@ -166,70 +115,11 @@ def test_stereo_becomes_the_mean_and_keeps_its_rate(root):
     assert sample.sample_rate == 22050 and sample.audio.shape == (6000,) and np.allclose(sample.audio, 0.25, atol=1e-4)
 
 
-def test_sounds_may_lie_elsewhere(root, tmp_path_factory):
-    elsewhere = tmp_path_factory.mktemp("sounds")
+def test_audio_may_lie_elsewhere(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
     shutil.move(root / "audio", elsewhere / "audio")
     assert "audio" not in open_split(root, "train").modalities
     assert all(open_split(root, "train", audio_root=elsewhere).has_audio)
-
-
-def test_official_layout_and_karpathy_splits(tmp_path, photographs):
-    """`val` finds captions_val2014.json and val2014/; Karpathy's restval lies in val2014 too, named by `filepath`."""
-    pictures = photographs(3)
-    names = ["COCO_train2014_000000000100.jpg", "COCO_val2014_000000000101.jpg", "COCO_val2014_000000000102.jpg"]
-    for sample, name in zip(pictures, names, strict=True):
-        folder = tmp_path / name.split("_")[1]
-        folder.mkdir(exist_ok=True)
-        sample.image.save(folder / name)
-    annotate(tmp_path, "val2014", [{"id": 101, "file_name": names[1]}], [{"id": 1, "image_id": 101, "caption": "one"}])
-    assert open_split(tmp_path, "val").image_ids == [101]
-
-    karpathy = tmp_path / "dataset_coco.json"
-    karpathy.write_text(
-        json.dumps(
-            {
-                "images": [
-                    {
-                        "cocoid": 100 + i,
-                        "filename": name,
-                        "filepath": name.split("_")[1],
-                        "split": split,
-                        "sentences": [{"raw": f"caption {i} ", "sentid": i}],
-                    }
-                    for i, (name, split) in enumerate(zip(names, ["train", "restval", "test"], strict=True))
-                ]
-            }
-        )
-    )
-    both = open_split(tmp_path, "train+restval", karpathy=karpathy)
-    assert both.image_ids == [100, 101] and both.captions == [("caption 0",), ("caption 1",)]
-    assert open_split(tmp_path, "test", karpathy=karpathy).caption_ids == [(2,)]
-    with pytest.raises(ValueError, match="'dev' is not a Karpathy split"):
-        open_split(tmp_path, "dev", karpathy=karpathy)
-    with pytest.raises(FileNotFoundError, match=r"other\.json does not exist"):
-        open_split(tmp_path, "test", karpathy=tmp_path / "other.json")
-
-
-def test_karpathys_2014_names_are_found_among_2017_files(tmp_path, photographs):
-    (tmp_path / "train2017").mkdir()
-    photographs(1)[0].image.save(tmp_path / "train2017" / "000000000100.jpg")
-    karpathy = tmp_path / "dataset_coco.json"
-    karpathy.write_text(
-        json.dumps(
-            {
-                "images": [
-                    {
-                        "cocoid": 100,
-                        "filename": "COCO_val2014_000000000100.jpg",
-                        "filepath": "val2014",
-                        "split": "test",
-                        "sentences": [{"raw": "a caption", "sentid": 5}],
-                    }
-                ]
-            }
-        )
-    )
-    assert open_split(tmp_path, "test", karpathy=karpathy).files == [tmp_path / "train2017" / "000000000100.jpg"]
 
 
 @pytest.mark.skipif(not (SHARED / "coco_mini").is_dir(), reason="../shared/data/coco_mini is not there")

@@ -10,7 +10,7 @@ import pytest
 from encoders import ImageConfig
 from mm.data import DomainAdapter, open_split
 from mm.data.coco import write_coco
-from mm.data.shards import write_shards
+from mm.data.shard_writer import write_shards
 from mm.data.views import EvalView
 from mm.modalities import build_readers
 

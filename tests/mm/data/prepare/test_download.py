@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from mm.data.prepare import download
-from mm.data.prepare.download import archives, fetch, unpack
+from mm.data.prepare.download import archives, download_coco, fetch, unpack
 
 CONTENT = bytes(range(256)) * 4000
 
@@ -57,9 +57,9 @@ def server(monkeypatch):
 def test_a_broken_download_goes_on_from_its_last_byte(server, tmp_path):
     server.broken = 2
     seen = []
-    path = fetch(f"{server.address}/a.zip", tmp_path, lambda name, there, total: seen.append((name, there, total)))
+    path = fetch(f"{server.address}/a.zip", tmp_path, lambda there, total: seen.append((there, total)))
     assert path.read_bytes() == CONTENT and server.asked == [None, "bytes=300000-", "bytes=600000-"]
-    assert seen[-1] == ("a.zip", len(CONTENT), len(CONTENT)) and [p.name for p in tmp_path.iterdir()] == ["a.zip"]
+    assert seen[-1] == (len(CONTENT), len(CONTENT)) and [p.name for p in tmp_path.iterdir()] == ["a.zip"]
     fetch(f"{server.address}/a.zip", tmp_path)
     assert len(server.asked) == 3  # what is there is not fetched again
 
@@ -96,6 +96,30 @@ def test_addresses_follow_the_splits_and_the_mirror():
         "file:///m/zips/val2014.zip",
         "file:///m/caption_datasets.zip",
     ]
+
+
+@pytest.mark.parametrize(
+    ("splits", "karpathy", "files"),
+    [
+        (["val2014"], False, ["instances.json", "val2014.jpg"]),
+        (["train+restval", "test"], True, ["dataset_coco.json", "train2014.jpg", "val2014.jpg"]),
+    ],
+)
+def test_what_the_splits_need_is_fetched_and_unpacked(tmp_path, capsys, splits, karpathy, files):
+    mirror = tmp_path / "mirror"
+    for name, member in (
+        ("zips/train2014", "train2014.jpg"),
+        ("zips/val2014", "val2014.jpg"),
+        ("annotations/annotations_trainval2014", "instances.json"),
+        ("caption_datasets", "dataset_coco.json"),
+    ):
+        (mirror / name).parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(mirror / f"{name}.zip", "w") as file:
+            file.writestr(member, b"content")
+    root = tmp_path / "coco"
+    download_coco(root, "2014", splits, karpathy, mirror.as_uri())
+    assert sorted(path.name for path in root.iterdir() if path.suffix != ".zip") == files
+    assert capsys.readouterr().out.count(": 1 files unpacked") == len(files)
 
 
 def test_unpacking_goes_on_and_checks(tmp_path):

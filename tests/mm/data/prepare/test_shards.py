@@ -9,8 +9,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from mm.data import CocoFolder, open_split
-from mm.data.coco import write_coco
+from mm.data import open_split
+from mm.data.coco import CocoFolder, write_coco
 from mm.data.prepare.shards import Preparation, prepare_split, shrunk
 from mm.data.shard_index import shard_path
 
@@ -24,7 +24,7 @@ def source(tmp_path, photographs):
 def test_shards_hold_the_same_samples_smaller(source, tmp_path):
     done = prepare_split(source, tmp_path / "shards", "train", Preparation(size=20, samples_per_shard=3))
     dataset = open_split(tmp_path / "shards", "train")
-    assert done.samples == len(dataset) == 8 and done.skipped_lines == []
+    assert done.samples == len(dataset) == 8 and done.skipped == []
     assert dataset.image_ids == source.image_ids and dataset.captions == source.captions
     assert dataset.caption_ids == source.caption_ids and all(dataset.has_audio)
     assert dataset[5].image.size == (30, 20)
@@ -32,7 +32,7 @@ def test_shards_hold_the_same_samples_smaller(source, tmp_path):
     assert np.abs(np.asarray(dataset[5].image, dtype=float) - reference).mean() < 6
 
 
-def test_a_picture_that_is_small_enough_keeps_its_bytes(source, tmp_path):
+def test_an_image_that_is_small_enough_keeps_its_bytes(source, tmp_path):
     prepare_split(source, tmp_path / "shards", "train", Preparation(size=40))
     assert open_split(tmp_path / "shards", "train").encoded(0).members["jpg"] == source.files[0].read_bytes()
 
@@ -51,13 +51,13 @@ def test_either_side_can_be_measured_and_nothing_grows(size, side, expected):
 
 
 def test_what_cannot_be_read_is_listed_and_the_rest_goes_on(source, tmp_path):
-    source.files[2].write_bytes(b"not a picture")
+    source.files[2].write_bytes(b"not an image")
     source.files[4].unlink()
     (tmp_path / "coco" / "audio" / "photo_006.flac").write_bytes(bytes(10000))
     done = prepare_split(source, tmp_path / "shards", "train", Preparation(samples_per_shard=3))
     dataset = open_split(tmp_path / "shards", "train")
-    assert len(done.skipped_lines) == 3
-    for line, name in zip(done.skipped_lines, ["photo_002.jpg", "photo_004.jpg", "photo_006.flac"], strict=True):
+    assert len(done.skipped) == 3
+    for line, name in zip(done.skipped, ["photo_002.jpg", "photo_004.jpg", "photo_006.flac"], strict=True):
         assert name in line and "\n" not in line
     assert dataset.image_ids == [100, 101, 103, 105, 106, 107] and dataset.skipped == {"unreadable file": 3}
     assert [dataset.has_audio[i] for i in (3, 4, 5)] == [True, False, True]
@@ -70,7 +70,7 @@ def test_shards_still_count_what_the_folder_lacked(source, tmp_path):
     assert open_split(tmp_path / "shards", "train").skipped == lacking.skipped == {"missing image": 1}
 
 
-def test_pictures_of_every_mode_and_format_come_out_as_rgb(tmp_path, photographs):
+def test_images_of_every_mode_and_format_come_out_as_rgb(tmp_path, photographs):
     write_coco(photographs(4), tmp_path / "coco", "train")
     source = CocoFolder(tmp_path / "coco", "train")
     for path, (mode, file_format) in zip(
@@ -79,7 +79,7 @@ def test_pictures_of_every_mode_and_format_come_out_as_rgb(tmp_path, photographs
         buffer = io.BytesIO()
         PIL.Image.open(path).convert("L").convert(mode).save(buffer, file_format)
         path.write_bytes(buffer.getvalue())
-    assert prepare_split(source, tmp_path / "shards", "train", Preparation()).skipped_lines == []
+    assert prepare_split(source, tmp_path / "shards", "train", Preparation()).skipped == []
     assert {open_split(tmp_path / "shards", "train")[i].image.mode for i in range(4)} == {"RGB"}
 
 
@@ -118,14 +118,14 @@ def test_a_killed_run_goes_on_where_it_stopped(source, tmp_path):
 
 
 def test_a_finished_split_is_left_alone_until_something_changes(source, tmp_path):
-    source.files[2].write_bytes(b"not a picture")
+    source.files[2].write_bytes(b"not an image")
 
     def prepare(**changes):
         return prepare_split(source, tmp_path, "train", Preparation(samples_per_shard=3, **changes))
 
     assert prepare().kept_shards == 0
     again = prepare()
-    assert again.kept_shards == 3 and again.samples == 7 and len(again.skipped_lines) == 1
+    assert again.kept_shards == 3 and again.samples == 7 and len(again.skipped) == 1
     assert prepare(size=10).kept_shards == 0
     source.captions[0] = ("another caption", *source.captions[0][1:])
     assert prepare(size=10).kept_shards == 0 and open_split(tmp_path, "train").captions[0][0] == "another caption"
