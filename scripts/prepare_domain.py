@@ -5,24 +5,17 @@ python scripts/prepare_domain.py --adapter TableLoader --adapter.table_path FILE
 PYTHONPATH=. python scripts/prepare_domain.py --adapter my_module.MyAdapter --out data/mine --layout shards
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-
-from mm.batch import Sample
 from mm.cli import run_command
 from mm.data import DomainAdapter
-from mm.data.coco import write_coco
 from mm.data.domains.chemistry import ChemistryLoader
 from mm.data.domains.table import TableLoader
+from mm.data.prepare.domain import write_domain
 from mm.data.scenes import Layout
-from mm.data.shard_writer import write_shards
 
-SHOWN = 10
 ADAPTERS = (ChemistryLoader, TableLoader)
-console = Console(soft_wrap=True, highlight=False)
+"""What --adapter finds by its bare name, because it is imported here."""
 
 
 def prepare_domain(
@@ -43,25 +36,7 @@ def prepare_domain(
         seed: another seed, another split.
         limit: at most this many rows of each split.
     """
-    if not len(adapter):
-        raise ValueError(f"{adapter.name} is empty: a domain set needs at least one row")
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out={held_out} must lie between 0 and 1")
-    if adapter.skipped_lines:
-        more = [f"… and {len(adapter.skipped_lines) - SHOWN} more"] if len(adapter.skipped_lines) > SHOWN else []
-        lines = [f"{len(adapter.skipped_lines)} rows skipped:", *adapter.skipped_lines[:SHOWN], *more]
-        console.print("\n  ".join(lines), markup=False)
-    for split, rows in adapter.splits(held_out, seed).items():
-        dataset = adapter.dataset(split, rows[:limit], augment=split == "train")
-
-        def samples(dataset=dataset, split=split) -> Iterator[Sample]:  # type: ignore[no-untyped-def]  # bound in the loop
-            for index in track(range(len(dataset)), f"writing {split}", console=console):
-                yield dataset[index]
-
-        write = write_coco if layout == "coco" else write_shards
-        write(samples(), out, split, image_format="png")
-        captions = sum(map(len, dataset.captions))
-        console.print(f"{split}: {len(dataset)} rows, {captions} captions in {out}", markup=False)
+    write_domain(adapter, out, layout, held_out=held_out, seed=seed, limit=limit)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Murcko 1996. RDKit's own wheel carries 5,000 molecules of the NCI: `rdkit/Data/N
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +39,23 @@ GROUPS = {
 class ChemistryLoader(DomainAdapter):
     """Molecules, one SMILES at the start of each line (a title may follow), drawn and described.
 
-    What does not parse is listed in `skipped_lines`; a molecule that occurs twice is one row.
+    What does not parse is listed in `skipped`; a molecule that occurs twice is one row.
 
     Args:
         smiles_path: the file; also .csv with the SMILES in the first column.
         randomised: randomised SMILES of a training row, as captions beside the text of its properties.
         size: side of the drawing in pixels.
+
+    Raises:
+        ValueError: the file is no text, or holds no molecule.
     """
 
     def __init__(self, smiles_path: str | Path, randomised: int = 2, size: int = 192) -> None:
-        self.chemistry, self.path = require("rdkit.Chem"), Path(smiles_path)
-        self.randomised, self.size = randomised, size
-        self.smiles, self.skipped_lines = self._read()
+        self.chemistry = require("rdkit.Chem")
+        self.path = Path(smiles_path)
+        self.randomised = randomised
+        self.size = size
+        self.smiles, self.skipped = self._read()
 
     @property
     def name(self) -> str:
@@ -75,39 +80,56 @@ class ChemistryLoader(DomainAdapter):
         groups: dict[str, list[int]] = defaultdict(list)
         for row, smiles in enumerate(self.smiles):
             groups[scaffold.MurckoScaffoldSmiles(smiles)].append(row)
-        wanted, held = round(held_out * len(self)), list[int]()
-        for name in sorted(groups, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()):
-            if len(held) + len(groups[name]) <= wanted:
-                held += groups[name]
-        return {"train": sorted(set(range(len(self))) - set(held)), "val": sorted(held)}
+        wanted = round(held_out * len(self))
+        held: list[int] = []
+        for name in sorted(groups, key=lambda name: _chance(seed, name)):
+            rows = groups[name]
+            if len(held) + len(rows) <= wanted:
+                held += rows
+        kept = set(range(len(self))) - set(held)
+        return {"train": sorted(kept), "val": sorted(held)}
 
     def _read(self) -> tuple[list[str], list[str]]:
+        """The molecules as canonical SMILES, each once, and a line for each line that is none."""
+        found: dict[str, None] = {}
+        skipped = []
+        with require("rdkit.rdBase").BlockLogs():
+            for number, written in self._written():
+                molecule = self.chemistry.MolFromSmiles(written)
+                if molecule is None or not molecule.GetNumAtoms():
+                    skipped.append(f"{self.path.name} line {number}: {written!r} is no SMILES")
+                else:
+                    found[self.chemistry.MolToSmiles(molecule)] = None
+        if not found:
+            reason = skipped[0] if skipped else "it is empty"
+            raise ValueError(f"{self.path} holds no molecule: {reason}")
+        return list(found), skipped
+
+    def _written(self) -> Iterator[tuple[int, str]]:
+        """(number, first word) of each line that has one; a first line that says "smiles" is a header."""
         try:
             lines = self.path.read_text().splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.path} is not a text file of SMILES: {error}") from error
-        found: dict[str, None] = {}
-        skipped_lines = []
-        with require("rdkit.rdBase").BlockLogs():
-            for number, line in enumerate(lines, 1):
-                written = re.split(r"[\s,]+", line.strip())[0]
-                if not written or (number == 1 and "smiles" in written.lower()):
-                    continue
-                molecule = self.chemistry.MolFromSmiles(written)
-                if molecule is None or not molecule.GetNumAtoms():
-                    skipped_lines.append(f"{self.path.name} line {number}: {written!r} is no SMILES")
-                else:
-                    found[self.chemistry.MolToSmiles(molecule)] = None
-        if not found:
-            raise ValueError(f"{self.path} holds no molecule: {skipped_lines[0] if skipped_lines else 'it is empty'}")
-        return list(found), skipped_lines
+        for number, line in enumerate(lines, 1):
+            written = re.split(r"[\s,]+", line.strip())[0]
+            header = number == 1 and "smiles" in written.lower()
+            if written and not header:
+                yield number, written
 
     def _molecule(self, index: int) -> Any:
         return self.chemistry.MolFromSmiles(self.smiles[index])
 
     def _drawing(self, index: int) -> Callable[[], Image]:
         draw = require("rdkit.Chem.Draw")
-        return lambda: draw.MolToImage(self._molecule(index), size=(self.size, self.size))
+        size = (self.size, self.size)
+        return lambda: draw.MolToImage(self._molecule(index), size=size)
+
+
+def _chance(seed: int, scaffold: str) -> bytes:
+    """What scaffolds are ordered by: as good as random, and the same for every file that holds them."""
+    text = f"{seed} {scaffold}"
+    return hashlib.sha256(text.encode()).digest()
 
 
 def tokens(smiles: str) -> list[str]:
@@ -124,27 +146,48 @@ def spell(smiles: str) -> str:
     BPE lowers all letters, so that benzene (c1ccccc1) and cyclohexane (C1CCCCC1) would read alike, and joins atoms
     into syllables of English. Aromatic atoms are therefore marked by a q, which no element has, and tokens stand apart.
     """
-    return " ".join(re.sub(r"^(\[\d*)?([a-z])", r"\1q\2", token) for token in tokens(smiles))
+    words = [re.sub(r"^(\[\d*)?([a-z])", r"\1q\2", token) for token in tokens(smiles)]
+    return " ".join(words)
 
 
 def properties(molecule: Any) -> str:
     """What RDKit computes of a molecule, in the order in which a drawing shows it: rings, groups, formula, numbers."""
-    fragments, descriptors = require("rdkit.Chem.Fragments"), require("rdkit.Chem.Descriptors")
     formula = require("rdkit.Chem.rdMolDescriptors").CalcMolFormula(molecule)
-    rings, aromatic = descriptors.RingCount(molecule), descriptors.NumAromaticRings(molecule)
-    counts = {name: getattr(fragments, function)(molecule) for name, function in GROUPS.items()}
-    groups = [name if count == 1 else f"{count} × {name}" for name, count in counts.items() if count]
-    shown = [f"{rings} ring{'s' * (rings > 1)}, {aromatic} aromatic" if rings else "no ring", *groups, formula]
+    parts = [_rings(molecule), *_groups(molecule), formula, *_numbers(molecule)]
+    return ", ".join(parts)
+
+
+def _rings(molecule: Any) -> str:
+    descriptors = require("rdkit.Chem.Descriptors")
+    rings = descriptors.RingCount(molecule)
+    if not rings:
+        return "no ring"
+    plural = "s" if rings > 1 else ""
+    return f"{rings} ring{plural}, {descriptors.NumAromaticRings(molecule)} aromatic"
+
+
+def _groups(molecule: Any) -> list[str]:
+    """Its functional groups, with their number where there are several of one."""
+    fragments = require("rdkit.Chem.Fragments")
+    groups = []
+    for name, function in GROUPS.items():
+        count = getattr(fragments, function)(molecule)
+        if count == 1:
+            groups.append(name)
+        elif count:
+            groups.append(f"{count} × {name}")
+    return groups
+
+
+def _numbers(molecule: Any) -> list[str]:
+    """Weight in dalton, polar surface in square ångström, counts, and the octanol-water partition coefficient."""
+    descriptors = require("rdkit.Chem.Descriptors")
     numbers = {
         "weight": descriptors.MolWt(molecule),
         "polar surface": descriptors.TPSA(molecule),
         "donors": descriptors.NumHDonors(molecule),
         "rotatable bonds": descriptors.NumRotatableBonds(molecule),
     }
-    return ", ".join(
-        [
-            *shown,
-            *(f"{name} {value:.0f}" for name, value in numbers.items()),
-            f"logP {descriptors.MolLogP(molecule):.1f}",
-        ]
-    )
+    words = [f"{name} {value:.0f}" for name, value in numbers.items()]
+    words.append(f"logP {descriptors.MolLogP(molecule):.1f}")
+    return words

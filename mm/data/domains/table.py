@@ -17,6 +17,9 @@ class TableLoader(DomainAdapter):
         text: its columns of captions; an empty cell is no caption.
         audio: its column of audio files, if it has one.
         folder: where the files lie; by default beside the table. What a cell names must lie inside it.
+
+    Raises:
+        ValueError: the file is no CSV in UTF-8, or lacks one of the columns.
     """
 
     def __init__(
@@ -28,17 +31,19 @@ class TableLoader(DomainAdapter):
         folder: str | Path | None = None,
     ) -> None:
         path = Path(table_path)
+        self.title = path.stem
         self.folder = path.parent if folder is None else Path(folder)
-        self.image, self.text, self.audio, self.title = image, tuple(text), audio, path.stem
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
-                self.rows, header = list(reader), reader.fieldnames or ()
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from error
-        for column in (image, *self.text, *([audio] if audio else [])):
+        self.image = image
+        self.text = tuple(text)
+        self.audio = audio
+        self.rows, header = _read_table(path)
+        columns = [image, *self.text]
+        if audio:
+            columns.append(audio)
+        for column in columns:
             if column not in header:
-                raise ValueError(f"{path} has no column {column!r}; its columns are {', '.join(header) or 'none'}")
+                known = ", ".join(header) or "none"
+                raise ValueError(f"{path} has no column {column!r}; its columns are {known}")
 
     @property
     def name(self) -> str:
@@ -49,7 +54,8 @@ class TableLoader(DomainAdapter):
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         row = self.rows[index]
-        fields: dict[str, Any] = {"text": tuple(row[c].strip() for c in self.text if (row[c] or "").strip())}
+        captions = [(row[column] or "").strip() for column in self.text]
+        fields: dict[str, Any] = {"text": tuple(caption for caption in captions if caption)}
         for field, column in (("image", self.image), ("audio", self.audio)):
             if column and row[column]:
                 fields[field] = self.inside(row[column], index)
@@ -61,3 +67,15 @@ class TableLoader(DomainAdapter):
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise ValueError(f"{self.name}, row {index}: {name!r} lies outside of {self.folder}: set its `folder`")
         return path
+
+
+def _read_table(path: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """(rows by column, columns) of a CSV file. Raises ValueError if it is none in UTF-8."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            columns = list(reader.fieldnames or ())
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from error
+    return rows, columns

@@ -26,32 +26,32 @@ class Rows(DomainAdapter):
         return self.rows[index]
 
 
-def picture(number: int = 0) -> PIL.Image.Image:
+def image(number: int = 0) -> PIL.Image.Image:
     return PIL.Image.new("RGB", (8, 6), (number, 0, 0))
 
 
-SOUND = (np.zeros(160, np.float32), 16000)
+AUDIO = (np.zeros(160, np.float32), 16000)
 
 
 def test_any_subset_of_the_fields_becomes_a_sample() -> None:
-    dataset = Rows({"image": picture(), "text": "one"}, {"audio": SOUND, "text": ("two", "three")}).dataset()
+    dataset = Rows({"image": image(), "text": "one"}, {"audio": AUDIO, "text": ("two", "three")}).dataset()
     assert dataset.modalities == {"image", "audio", "text"} and dataset.has_audio == [False, True]
     assert dataset.captions == [("one",), ("two", "three")] and dataset.caption_ids == [(0,), (1, 2)]
     assert dataset[0].image is not None and dataset[0].audio is None
     assert dataset[1].image is None and dataset[1].sample_rate == 16000
-    assert Rows({"image": picture()}).dataset().modalities == {"image"}
+    assert Rows({"image": image()}).dataset().modalities == {"image"}
 
 
-def test_a_picture_is_drawn_when_it_is_asked_for() -> None:
+def test_an_image_is_drawn_when_it_is_asked_for() -> None:
     drawn = []
-    dataset = Rows({"image": lambda: drawn.append(1) or picture(7), "text": "seven"}).dataset()
+    dataset = Rows({"image": lambda: drawn.append(1) or image(7), "text": "seven"}).dataset()
     assert dataset.captions == [("seven",)] and not drawn
     assert dataset[0].image.getpixel((0, 0)) == (7, 0, 0) and drawn == [1]
 
 
 @pytest.mark.parametrize("write", [write_coco, write_shards])
 def test_collation_and_both_layouts_are_inherited(write: Any, tmp_path: Path) -> None:
-    dataset = Rows(*({"image": picture(i), "text": f"number {i}"} for i in range(3))).dataset()
+    dataset = Rows(*({"image": image(i), "text": f"number {i}"} for i in range(3))).dataset()
     assert EvalView(dataset, build_readers({"image": ImageConfig(size=8)}))[1].rows["image"].shape == (8, 8, 3)
     write((dataset[i] for i in range(3)), tmp_path, "train", image_format="png")
     read = open_split(tmp_path, "train")
@@ -97,7 +97,7 @@ def test_what_shows_only_when_it_is_read_names_its_row_too(row: Any, message: st
 
 
 def test_a_file_that_does_not_decode_names_itself_and_its_row(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"broken\.png of Rows/all, row 0 does not decode"):
         Rows({"image": tmp_path / "broken.png"}).dataset()[0]
 

@@ -58,7 +58,7 @@ def test_randomised_smiles_are_the_same_molecule_and_only_training_sees_them(
 def test_what_does_not_parse_is_counted_and_listed(loader: Callable[..., ChemistryLoader]) -> None:
     molecules = loader("smiles", "CCO ethanol", "C1CC", "OCC", "hello")
     assert molecules.smiles == ["CCO"] and molecules.dataset().skipped == {"unusable row": 2}
-    assert molecules.skipped_lines == [
+    assert molecules.skipped == [
         "molecules.smi line 3: 'C1CC' is no SMILES",
         "molecules.smi line 5: 'hello' is no SMILES",
     ]
