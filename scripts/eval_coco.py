@@ -24,7 +24,7 @@ import numpy as np
 from rich.console import Console
 
 from eval.protocols import Figures, figures_table
-from mm.artifacts.run import commit, hardware
+from mm.artifacts.environment import commit, hardware
 from mm.cli import run_command
 from mm.evaluation.coco import EvaluationData, evaluate_file, evaluate_model
 from mm.evaluation.models import EvaluatedModel, FinishedRun, OpenClipPeer
