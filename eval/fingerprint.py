@@ -17,6 +17,9 @@ from numpy.typing import ArrayLike
 
 TOLERANCE = 0.01
 KEPT = 4096
+LARGEST = 65000
+Probe = Callable[[], Mapping[str, ArrayLike]]
+"""A fixed batch through the model, in evaluation mode -> its named float outputs."""
 
 
 class FingerprintError(ValueError):
@@ -25,10 +28,12 @@ class FingerprintError(ValueError):
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """outputs: name -> the first `KEPT` values (float16, flat); shapes: name -> full shape of that output."""
+    """What a model gave on its probe batch."""
 
     outputs: dict[str, np.ndarray]
+    """Name -> the first `KEPT` values (float16, flat)."""
     shapes: dict[str, tuple[int, ...]]
+    """Name -> full shape of that output."""
 
     @property
     def digest(self) -> str:
@@ -36,56 +41,75 @@ class Fingerprint:
         content = hashlib.sha256()
         for name in sorted(self.outputs):
             content.update(f"{name} {self.shapes[name]}".encode())
-            content.update(self.outputs[name].astype("<f2").tobytes())
+            content.update(_half_bytes(self.outputs[name]))
         return content.hexdigest()[:16]
 
     def as_json(self) -> dict[str, Any]:
         """For model.json; `of_json` reads it back."""
-        stored = {
-            name: {"shape": list(self.shapes[name]), "half": base64.b64encode(v.astype("<f2").tobytes()).decode()}
-            for name, v in self.outputs.items()
-        }
+        stored = {}
+        for name, values in self.outputs.items():
+            half = base64.b64encode(_half_bytes(values)).decode()
+            stored[name] = {"shape": list(self.shapes[name]), "half": half}
         return {"digest": self.digest, "outputs": stored}
 
     @classmethod
     def of_json(cls, stored: Mapping[str, Any]) -> "Fingerprint":
-        """Raises FingerprintError when the digest is not that of the stored values."""
-        outputs = {n: np.frombuffer(base64.b64decode(v["half"]), dtype="<f2") for n, v in stored["outputs"].items()}
-        found = cls(outputs, {n: tuple(v["shape"]) for n, v in stored["outputs"].items()})
+        """What `as_json` made.
+
+        Raises:
+            FingerprintError: when the digest is not that of the stored values.
+        """
+        outputs = {}
+        shapes = {}
+        for name, output in stored["outputs"].items():
+            outputs[name] = np.frombuffer(base64.b64decode(output["half"]), dtype="<f2")
+            shapes[name] = tuple(output["shape"])
+        found = cls(outputs, shapes)
         if found.digest != stored["digest"]:
             raise FingerprintError(f"the stored fingerprint is damaged: digest {stored['digest']}, here {found.digest}")
         return found
 
 
-def fingerprint(probe: Callable[[], Mapping[str, ArrayLike]]) -> Fingerprint:
-    """Run the probe (a fixed batch through the model, in evaluation mode) and keep its named float outputs.
+def fingerprint(probe: Probe) -> Fingerprint:
+    """Run the probe and keep its outputs.
 
-    Raises FingerprintError on outputs that are not finite.
+    Raises:
+        FingerprintError: on outputs that are not finite in half precision.
     """
-    found = {name: np.asarray(value, dtype=np.float32) for name, value in probe().items()}
-    for name, value in found.items():
-        if not np.isfinite(value).all() or np.abs(value).max(initial=0) > 65000:
+    outputs = {}
+    shapes = {}
+    for name, output in probe().items():
+        values = np.asarray(output, dtype=np.float32)
+        if not np.isfinite(values).all() or np.abs(values).max(initial=0) > LARGEST:
             raise FingerprintError(f"probe output {name!r} is not finite in half precision: no fingerprint can be kept")
-    kept = {name: value.ravel()[:KEPT].astype(np.float16) for name, value in found.items()}
-    return Fingerprint(kept, {name: value.shape for name, value in found.items()})
+        outputs[name] = values.ravel()[:KEPT].astype(np.float16)
+        shapes[name] = values.shape
+    return Fingerprint(outputs, shapes)
 
 
-def check(stored: Fingerprint, probe: Callable[[], Mapping[str, ArrayLike]], tolerance: float = TOLERANCE) -> float:
-    """Run the probe again; -> the largest error relative to an output's RMS. FingerprintError beyond `tolerance`."""
-    now, worst = fingerprint(probe), 0.0
+def check(stored: Fingerprint, probe: Probe, tolerance: float = TOLERANCE) -> float:
+    """Run the probe again.
+
+    Returns:
+        the largest error relative to an output's RMS.
+
+    Raises:
+        FingerprintError: beyond `tolerance`, and on other outputs or shapes.
+    """
+    now = fingerprint(probe)
     if set(now.outputs) != set(stored.outputs):
         raise FingerprintError(
             f"the model gives {sorted(now.outputs)} on the probe batch; its weights were stored with"
             f" {sorted(stored.outputs)}"
         )
+    worst = 0.0
     for name, was in stored.outputs.items():
         if now.shapes[name] != stored.shapes[name]:
             raise FingerprintError(
                 f"probe output {name!r} has shape {now.shapes[name]}, stored {stored.shapes[name]}:"
                 " another architecture or another tokenizer"
             )
-        before, after = was.astype(np.float32), now.outputs[name].astype(np.float32)
-        error = float(np.sqrt(np.mean((after - before) ** 2)) / max(float(np.sqrt(np.mean(before**2))), 1e-6))
+        error = _relative_error(was, now.outputs[name])
         worst = max(worst, error)
         if error > tolerance:
             raise FingerprintError(
@@ -94,3 +118,18 @@ def check(stored: Fingerprint, probe: Callable[[], Mapping[str, ArrayLike]], tol
                 " normalisation"
             )
     return worst
+
+
+def _relative_error(was: np.ndarray, now: np.ndarray) -> float:
+    """RMS of the difference over the RMS of what was stored."""
+    before = was.astype(np.float32)
+    after = now.astype(np.float32)
+    return _rms(after - before) / max(_rms(before), 1e-6)
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
+def _half_bytes(values: np.ndarray) -> bytes:
+    return values.astype("<f2").tobytes()
