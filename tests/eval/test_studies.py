@@ -57,7 +57,7 @@ def test_what_is_not_there_is_named(study: Callable[..., Study], tmp_path: Path)
         Study.load(tmp_path / "bad.csv")
 
 
-def test_the_picture_has_a_row_for_each_variant_and_a_dot_for_each_seed(study: Callable[..., Study]) -> None:
+def test_the_plot_has_a_row_for_each_variant_and_a_dot_for_each_seed(study: Callable[..., Study]) -> None:
     (axes,) = study(a=[1.0, 2.0], b=[3.0, 4.0]).plot(["R"]).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
     dots = [line for line in axes.lines if line.get_linestyle() == "None"]
