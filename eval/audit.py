@@ -5,15 +5,17 @@ once per image. Few decimals fit everything and say nothing; each verdict states
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from rich.table import Table
 
 Direction = Literal["i2t", "t2i"]
 FLOAT32 = 1.2e-7
 """Figures with more than seven decimals were printed from float32 means and are only that exact."""
+SLACK = 1e-9
 
 QUERIES: dict[str, dict[int, str]] = {
     "t2i": {
@@ -29,14 +31,15 @@ QUERIES: dict[str, dict[int, str]] = {
 
 @dataclass(frozen=True)
 class Fit:
-    """Can the figure be a count over `queries`? `count` is the nearest; `chance` that a random figure of so many
-    decimals would fit as well."""
+    """Can the figure be a count over `queries`?"""
 
     queries: int
     meaning: str
     fits: bool
     count: int
+    """The nearest."""
     chance: float
+    """That a random figure of so many decimals would fit as well."""
 
     @property
     def verdict(self) -> str:
@@ -99,29 +102,69 @@ PUBLISHED = (
 )
 
 
+@dataclass(frozen=True)
+class Audit:
+    """A figure and the sizes that it fits."""
+
+    figure: Published
+    fits: list[Fit]
+    smallest: list[int]
+    """The smallest numbers of queries that the figure fits at all."""
+
+    def as_json(self) -> dict[str, Any]:
+        fits = [asdict(fit) | {"verdict": fit.verdict} for fit in self.fits]
+        return asdict(self.figure) | {"smallest": self.smallest, "fits": fits}
+
+    def table(self) -> Table:
+        """A line for each number of queries."""
+        figure = self.figure
+        title = f"{figure.value} {figure.direction} {figure.what} ({figure.source})"
+        table = Table(title=title, title_justify="left")
+        for column in ("queries", "meaning", "nearest count", "verdict", "chance of fitting"):
+            table.add_column(column)
+        for fit in self.fits:
+            table.add_row(f"{fit.queries:,}", fit.meaning, f"{fit.count:,}", fit.verdict, f"{fit.chance:.2g}")
+        return table
+
+
+def audit_figure(figure: Published, queries: Sequence[int] = ()) -> Audit:
+    """`audit` and `smallest_sizes` of a figure."""
+    fits = audit(figure.value, figure.direction, queries)
+    return Audit(figure, fits, smallest_sizes(figure.value))
+
+
 def audit(value: str, direction: Direction, queries: Sequence[int] = ()) -> list[Fit]:
     """Evaluate one figure against the known numbers of queries of a direction and any further ones.
 
-    value is text, as printed, because its decimals count: `0.36584`, `36.584%` or `36.584` (above 1 is percent).
-    Raises ValueError on anything else.
+    Args:
+        value: text, as printed, because its decimals count: `0.36584`, `36.584%` or `36.584` (above 1 is percent).
+        direction: `i2t` asks once per image, `t2i` once per caption.
+        queries: further numbers of queries.
+
+    Raises:
+        ValueError: on anything else.
     """
     if direction not in QUERIES:
         raise ValueError(f"direction is i2t (one query per image) or t2i (one per caption), not {direction!r}")
     share, half = parse(value)
-    sizes = QUERIES[direction] | {n: "asked for" for n in queries if n not in QUERIES[direction]}
+    sizes = dict(QUERIES[direction])
+    for size in queries:
+        sizes.setdefault(size, "asked for")
     fits = []
-    for n, meaning in sizes.items():
-        count = round(share * n)
-        ok = abs(count / n - share) <= half * (1 + 1e-9)
-        fits.append(Fit(n, meaning, ok, count, min(1.0, 2 * half * n)))
+    for size, meaning in sizes.items():
+        count = round(share * size)
+        near = abs(count / size - share) <= half * (1 + SLACK)
+        fits.append(Fit(size, meaning, near, count, min(1.0, 2 * half * size)))
     return fits
 
 
 def smallest_sizes(value: str, limit: int = 40_000, show: int = 5) -> list[int]:
     """The smallest numbers of queries that the figure fits at all."""
     share, half = parse(value)
-    n = np.arange(1, limit + 1)
-    return n[np.abs(np.round(share * n) / n - share) <= half * (1 + 1e-9)][:show].tolist()
+    sizes = np.arange(1, limit + 1)
+    nearest = np.round(share * sizes) / sizes
+    near = np.abs(nearest - share) <= half * (1 + SLACK)
+    return sizes[near][:show].tolist()
 
 
 def parse(value: str) -> tuple[float, float]:
@@ -132,7 +175,11 @@ def parse(value: str) -> tuple[float, float]:
     except InvalidOperation:
         raise ValueError(f"{value!r} is not a number such as 0.36584 or 36.58%") from None
     percent = text.endswith("%") or number > 1
-    share, places = number / (100 if percent else 1), -int(number.as_tuple().exponent) + (2 if percent else 0)
+    places = -int(number.as_tuple().exponent)
+    share = number
+    if percent:
+        share = number / 100
+        places += 2
     if not 0 <= share <= 1:
         raise ValueError(f"{value!r} is not a share between 0 and 1 or a percentage")
     return float(share), max(0.5 * 10.0**-places, FLOAT32)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.audit import PUBLISHED, audit, parse, smallest_sizes
+from eval.audit import PUBLISHED, Published, audit, audit_figure, parse, smallest_sizes
 
 
 def verdicts(value, direction, queries=()):
@@ -40,3 +40,13 @@ def test_percent_and_share_are_told_apart_and_nonsense_is_refused():
             parse(wrong)
     with pytest.raises(ValueError, match="direction"):
         audit("0.5", "a2b")
+
+
+def test_an_audit_lists_every_size_with_its_verdict():
+    found = audit_figure(Published("0.36584", "t2i", "what", "where"), queries=[25_000, 50_000])
+    sizes = [fit.queries for fit in found.fits]
+    assert sizes == [25_010, 25_000, 25_014, 5_000, 1_000, 50_000] and found.fits[-1].meaning == "asked for"
+    content = found.as_json()
+    assert content["value"] == "0.36584" and content["smallest"] == smallest_sizes("0.36584")
+    assert [fit["verdict"] for fit in content["fits"]][:3] == ["ruled out", "fits", "fits"]
+    assert found.table().row_count == 6
