@@ -4,126 +4,178 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eval.adapted import stored_rows
+from eval.adapted import AdaptedRow
+from eval.coco import DIRECTIONS
+from eval.figures import first_protocol, split_figures
 from eval.studies import Study
 
-NO_FEATURE = ("not measured here: the feature does not exist yet", "—")
-DIRECTIONS = ("image_to_text", "text_to_image")
-Row = tuple[str, str]
-"""What was measured, and by which command."""
+UNMEASURED = "not measured here"
+NO_FEATURE = f"{UNMEASURED}: the feature does not exist yet"
+NO_COMMAND = "—"
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All results that are stored.
+    """All results that are stored."""
 
-    runs: result.json contents; studies by name; others: all JSON by name, among it benchmarks and the table of
-    scripts/bench_adapt.py.
-    """
-
-    runs: Sequence[dict]
+    runs: Sequence[Mapping[str, Any]]
+    """Contents of result.json, as today's code writes them."""
     studies: Mapping[str, Study] = field(default_factory=dict)
-    others: Mapping[str, Any] = field(default_factory=dict)
+    """By name."""
+    adapted: Sequence[AdaptedRow] = ()
+    """The table of scripts/bench_adapt.py."""
+    benchmarks: Mapping[str, Any] = field(default_factory=dict)
+    """Other JSON by the name of its file."""
 
 
-def claims(evidence: Evidence) -> list[tuple[str, str, str]]:
-    """(claim, what was measured here, command) of every claim."""
-    rows: list[tuple[str, Row]] = [
-        ("128 experts, 8 active, at a fifth of the hardware of a dense model of that size", experts(evidence)),
-        ("92.3 % image-text matching on MS-COCO, without a stated protocol", matching(evidence)),
-        ("+7.1 points over a baseline", ("not measured here: the baseline is not named", "—")),
-        (
+@dataclass(frozen=True)
+class Claim:
+    """What the article says, and what was measured of it."""
+
+    claim: str
+    measured: str
+    command: str
+    """That measured it, or would."""
+
+
+def claims(evidence: Evidence) -> list[Claim]:
+    """Every claim, in the order of the article."""
+    return [
+        experts(evidence),
+        matching(evidence),
+        Claim("+7.1 points over a baseline", f"{UNMEASURED}: the baseline is not named", NO_COMMAND),
+        Claim(
             "ZeRO-3 uses 68 % less memory",
-            ("not measured here: it needs GPUs", "`train_align.py --train.strategy deepspeed_stage_3`"),
+            f"{UNMEASURED}: it needs GPUs",
+            "`train_align.py --train.strategy deepspeed_stage_3`",
         ),
-        ("91 % scaling efficiency with 3-D parallelism", NO_FEATURE),
-        ("batching delay of at most 15 ms", NO_FEATURE),
-        ("domain adaptation gains 19 %", adaptation(evidence)),
-        (
+        Claim("91 % scaling efficiency with 3-D parallelism", NO_FEATURE, NO_COMMAND),
+        Claim("batching delay of at most 15 ms", NO_FEATURE, NO_COMMAND),
+        adaptation(evidence),
+        Claim(
             "8-bit quantisation takes 28 GB to 3.5 GB",
-            (
-                "cannot be: 28 GB of fp32 are 7 GB in 8 bits. 3.5 GB are 4 bits, which training packs; export in 8 bits"
-                " is not built yet",
-                "`finetune.py --strategy qlora`",
-            ),
+            "cannot be: 28 GB of fp32 are 7 GB in 8 bits. 3.5 GB are 4 bits, which training packs; export in 8 bits"
+            " is not built yet",
+            "`finetune.py --strategy qlora`",
         ),
-        ("8 inferences a second at the edge", NO_FEATURE),
-        ("checkpointing takes 48 GB to 16 GB", checkpointing(evidence)),
-        (
+        Claim("8 inferences a second at the edge", NO_FEATURE, NO_COMMAND),
+        checkpointing(evidence),
+        Claim(
             "FlashAttention is 3 times faster on the KV path",
-            ("not measured here: torch's fused kernels are used, but there is no GPU", "—"),
+            f"{UNMEASURED}: torch's fused kernels are used, but there is no GPU",
+            NO_COMMAND,
         ),
-        ("compiled inference takes 120 ms to 45 ms", NO_FEATURE),
+        Claim("compiled inference takes 120 ms to 45 ms", NO_FEATURE, NO_COMMAND),
     ]
-    return [(claim, *row) for claim, row in rows]
 
 
-def experts(evidence: Evidence) -> Row:
+def experts(evidence: Evidence) -> Claim:
     """What parameters count, and what a study of equal training took; of another model's hardware nothing is known."""
+    claim = "128 experts, 8 active, at a fifth of the hardware of a dense model of that size"
     shares = {}
     for run in evidence.runs:
+        name = run["config"]["name"]
         moe = run["config"]["model"]["backbone"]["moe"]
         share = 100 * run["parameters_active"] / run["parameters_total"]
-        shares[run["config"]["name"]] = f"{moe['experts']} experts, {moe['active']} active, {share:.0f} % of parameters"
-    said = "; ".join(f"{name}: {text}" for name, text in shares.items())
+        shares[name] = f"{name}: {moe['num_experts']} experts, {moe['top_k']} active, {share:.0f} % of parameters"
+    measured = "; ".join(shares.values())
     study = evidence.studies.get("experts")
     if not study:
-        return f"{said}; hardware not measured here", "`train_align.py`"
-    trained = []
-    for variant in study.variants:
-        active, total = (study.of(variant, f"parameters_{kind}")[0] / 1e6 for kind in ("active", "total"))
-        rsum, seconds = (study.of(variant, measure).mean() for measure in ("RSUM", "seconds"))
-        trained.append(f"{variant}: {active:.1f} of {total:.1f} M parameters active, RSUM {rsum:.1f}, {seconds:.0f} s")
+        return Claim(claim, f"{measured}; hardware {UNMEASURED}", "`train_align.py`")
     seeds = len(study.of(study.variants[0], "RSUM"))
-    return (
-        f"{said}. Trained alike, {seeds} seeds of few steps: {'; '.join(trained)}",
-        "`ablate.py configs/ablations/experts.yaml`",
-    )
+    trained = "; ".join(_trained(study, variant) for variant in study.variants)
+    measured += f". Trained alike, {seeds} seeds of few steps: {trained}"
+    return Claim(claim, measured, "`ablate.py configs/ablations/experts.yaml`")
 
 
-def matching(evidence: Evidence) -> Row:
+def _trained(study: Study, variant: str) -> str:
+    """Size, RSUM and seconds of a variant."""
+    active = study.of(variant, "parameters_active").mean() / 1e6
+    total = study.of(variant, "parameters_total").mean() / 1e6
+    rsum = study.of(variant, "RSUM").mean()
+    seconds = study.of(variant, "seconds").mean()
+    return f"{variant}: {active:.1f} of {total:.1f} M parameters active, RSUM {rsum:.1f}, {seconds:.0f} s"
+
+
+def matching(evidence: Evidence) -> Claim:
     """Retrieval on whatever COCO photographs were evaluated (a small gallery is no 5K test), and balanced matching."""
+    claim = "92.3 % image-text matching on MS-COCO, without a stated protocol"
     found = []
     for run in evidence.runs:
-        stamp = next(iter(run["protocol"].values()))
-        name = run["config"]["name"]
-        if "coco" in stamp["dataset"]:
-            recalls = " / ".join(f"{run['metrics'][f'{direction}/R@1']:.1f}" for direction in DIRECTIONS)
-            found.append(f"{name} on {stamp['images']} images of {stamp['dataset']}: R@1 {recalls} (not the 5K test)")
-        for protocol, figures in run.get("protocols", {}).items():
-            if protocol.startswith("matching/"):
-                low, high = figures["intervals"]["accuracy"]
-                _, negatives, scored = protocol.split("/")
-                found.append(
-                    f"{name} on {stamp['dataset']}, {negatives} negatives, {scored}: accuracy"
-                    f" {figures['metrics']['accuracy']:.1f} % [{low:.1f}, {high:.1f}]"
-                )
-    return ("; ".join(found), "`eval_coco.py --data.validation …`") if found else ("not measured here", "—")
+        if "coco" in first_protocol(run).dataset:
+            found.append(_recalls_on_coco(run))
+        found += _accuracies(run)
+    if not found:
+        return Claim(claim, UNMEASURED, NO_COMMAND)
+    return Claim(claim, "; ".join(found), "`eval_coco.py --data.validation …`")
 
 
-def adaptation(evidence: Evidence) -> Row:
+def _recalls_on_coco(run: Mapping[str, Any]) -> str:
+    """R@1 of both directions, and the size of the gallery."""
+    protocol = first_protocol(run)
+    values = [run["metrics"][f"{direction}/R@1"] for direction in DIRECTIONS]
+    recalls = " / ".join(f"{value:.1f}" for value in values)
+    where = f"{protocol.images} images of {protocol.name}"
+    return f"{run['config']['name']} on {where}: R@1 {recalls} (not the 5K test)"
+
+
+def _accuracies(run: Mapping[str, Any]) -> list[str]:
+    """Of each kind of negatives and scorer."""
+    found = []
+    for evaluation, figures in split_figures(run).items():
+        if not evaluation.startswith("matching/"):
+            continue
+        _, negatives, scorer = evaluation.split("/")
+        accuracy = figures.metrics["accuracy"]
+        low, high = figures.intervals["accuracy"]
+        found.append(
+            f"{run['config']['name']} on {figures.protocol.name}, {negatives} negatives, {scorer}:"
+            f" accuracy {accuracy:.1f} % [{low:.1f}, {high:.1f}]"
+        )
+    return found
+
+
+def adaptation(evidence: Evidence) -> Claim:
     """Of each set the strategy that gained most, in the metric's own unit and in percent, and what it forgot."""
-    best: dict[str, tuple[float, str]] = {}
-    for row in stored_rows(evidence.others.get("adapt", {"rows": []})):
-        before, after = row.mean("domain before"), row.mean("domain after")
-        text = f"{row.judged}, {row.strategy}: {before:.1f} → {after:.1f} ({100 * (after / before - 1):+.0f} %)"
-        if all("general after" in seed for seed in row.seeds):
-            text += f", RSUM of its own set {row.mean('general before'):.1f} → {row.mean('general after'):.1f}"
-        best[row.judged] = max(best.get(row.judged, (float("-inf"), "")), (after, text))
+    claim = "domain adaptation gains 19 %"
+    best: dict[str, AdaptedRow] = {}
+    for row in evidence.adapted:
+        known = best.setdefault(row.score, row)
+        if row.mean("domain after") > known.mean("domain after"):
+            best[row.score] = row
     if not best:
-        return "not measured here yet", "`finetune.py`"
-    return "; ".join(text for _, text in best.values()), "`finetune.py`, `bench_adapt.py`"
+        return Claim(claim, f"{UNMEASURED} yet", "`finetune.py`")
+    measured = "; ".join(_gain(row) for row in best.values())
+    return Claim(claim, measured, "`finetune.py`, `bench_adapt.py`")
 
 
-def checkpointing(evidence: Evidence) -> Row:
+def _gain(row: AdaptedRow) -> str:
+    """What a strategy learned of the new set, and what it forgot where that was measured."""
+    before = row.mean("domain before")
+    after = row.mean("domain after")
+    percent = 100 * (after / before - 1)
+    text = f"{row.score}, {row.strategy}: {before:.1f} → {after:.1f} ({percent:+.0f} %)"
+    if all("general after" in seed for seed in row.seeds):
+        kept = row.mean("general after")
+        text += f", RSUM of its own set {row.mean('general before'):.1f} → {kept:.1f}"
+    return text
+
+
+def checkpointing(evidence: Evidence) -> Claim:
     """Peak bytes of one training step, with and without gradient checkpointing of the backbone."""
+    claim = "checkpointing takes 48 GB to 16 GB"
     command = "`bench_step.py --model.backbone.checkpoint true`"
-    steps = [evidence.others.get(name) for name in ("step_default", "step_default_checkpoint")]
-    if not all(steps):
-        return "not measured here", command
-    plain, saved = (next(row for row in step["rows"] if row["implementation"] == "ours") for step in steps if step)
-    return (
-        f"default step, on a CPU: {plain['peak_bytes'] / 1e6:.0f} MB to {saved['peak_bytes'] / 1e6:.0f} MB, for"
-        f" {plain['milliseconds']:.0f} ms to {saved['milliseconds']:.0f} ms; no GPU",
-        command,
-    )
+    steps = []
+    for name in ("step_default", "step_default_checkpoint"):
+        if name in evidence.benchmarks:
+            steps.append(_own_row(evidence.benchmarks[name]))
+    if len(steps) < 2:
+        return Claim(claim, UNMEASURED, command)
+    sizes = " to ".join(f"{step['peak_bytes'] / 1e6:.0f} MB" for step in steps)
+    times = " to ".join(f"{step['milliseconds']:.0f} ms" for step in steps)
+    return Claim(claim, f"default step, on a CPU: {sizes}, for {times}; no GPU", command)
+
+
+def _own_row(benchmark: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of the implementations that were timed, this project's."""
+    return next(row for row in benchmark["rows"] if row["implementation"] == "ours")

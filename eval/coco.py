@@ -3,137 +3,138 @@
 5K with all captions (25,010 on the Karpathy test split) and with five per image (25,000); 1K as the mean of five
 disjoint folds (Karpathy and Fei-Fei 2015; VSE++); CxC any-hit recalls (Parekh et al. 2021); ECCV Caption mAP@R,
 R-Precision and R@1 (Chun et al. 2022); PMRP (Chun et al. 2021). The last three use the 25,000-caption gallery, as the
-`eccv_caption` package does. PMRP's plausible matches are computed from COCO's instance annotations and are not among
-ECCV Caption's files: it is evaluated only where `pm_image_to_caption.json` and `pm_caption_to_image.json` lie beside
-them (the package calls them so), and has been checked by hand-made cases alone.
+`eccv_caption` package does.
 """
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
-from torch import Tensor
 
+from eval.embeddings import Embeddings
+from eval.figures import Direction, Figures, QueryValues, mean_figures, retrieval_figures
+from eval.ground_truth import GroundTruth
+from eval.intervals import DEFAULT_BOOTSTRAP, Bootstrap
 from eval.measures import Placed, hit_at, map_at_r, r_precision
-from eval.protocols import Figures, Protocol, mean_figures, retrieval_figures
-from eval.ranks import PairCounts, count_pairs
-from eval.retrieval import RECALL_AT, ids_of, matching_pairs, result_of
+from eval.protocols import Protocol, Stated
+from eval.ranks import Counts, count_pairs
+from eval.retrieval import RECALL_AT, matching_pairs, result_of, retrieval_both
+from kernels.collectives import Group
 
-if TYPE_CHECKING:
-    import torch.distributed as dist
-
-FOLDS, FOLD_IMAGES, PER_IMAGE = 5, 1000, 5
-
-
-@dataclass(frozen=True)
-class Matches:
-    """Extra matches by id: image id -> caption ids, and caption id -> image ids (the two are not transposes)."""
-
-    image_to_text: Mapping[int, list[int]]
-    text_to_image: Mapping[int, list[int]]
+FOLDS = 5
+FOLD_IMAGES = 1000
+PER_IMAGE = 5
+DIRECTIONS = ("image_to_text", "text_to_image")
+PROTOCOLS = ("all", "five", "folds", "cxc", "eccv", "pmrp", "audio_text", "image_audio")
+"""Names of what `evaluate_embeddings` finds."""
 
 
-@dataclass(frozen=True)
-class GroundTruth:
-    """The Karpathy test split by COCO's own ids: captions (25000,) in fold order, the image of each, extra matches."""
-
-    captions: np.ndarray
-    images: np.ndarray
-    extra: dict[str, Matches]
-
-    @classmethod
-    def load(cls, folder: Path | str) -> "GroundTruth":
-        """From a folder that holds ECCV Caption's files (or has them in `eccv_caption/`); `pm_*.json` are optional.
-
-        Raises FileNotFoundError that names the missing file.
-        """
-        folder = Path(folder)
-        folder = folder / "eccv_caption" if (folder / "eccv_caption").is_dir() else folder
-        ids = folder / "coco_test_ids.npy"
-        if not ids.is_file():
-            raise FileNotFoundError(f"{ids}: no ground truth there; point at the folder of ECCV Caption's data files")
-        captions = np.load(ids, allow_pickle=False).astype(np.int64)
-        image_of = _read(folder / "original_caption_to_image.json")
-        names = {"cxc": "cxc", "eccv": "eccv"}
-        if (folder / "pm_image_to_caption.json").is_file():
-            names["pmrp"] = "pm"
-        extra = {
-            name: Matches(
-                _read(folder / f"{stem}_image_to_caption.json"), _read(folder / f"{stem}_caption_to_image.json")
-            )
-            for name, stem in names.items()
-        }
-        return cls(captions, np.array([image_of[int(c)][0] for c in captions]), extra)
-
-    def positives(self, caption_ids: np.ndarray, image_ids: np.ndarray) -> set[tuple[int, int]]:
-        """Every (image id, caption id) that anybody calls a match: what a hard negative must not be."""
-        found = set(zip(self.images.tolist(), self.captions.tolist(), strict=True))
-        for matches in self.extra.values():
-            found |= {(i, c) for i, captions in matches.image_to_text.items() for c in captions}
-            found |= {(i, c) for c, images in matches.text_to_image.items() for i in images}
-        keep_image, keep_caption = set(image_ids.tolist()), set(caption_ids.tolist())
-        return {(i, c) for i, c in found if i in keep_image and c in keep_caption}
-
-
-def judge(
-    image: Tensor | ArrayLike,
-    text: Tensor | ArrayLike,
-    image_ids: ArrayLike,
-    caption_image_ids: ArrayLike,
-    caption_ids: ArrayLike | None = None,
+def evaluate_embeddings(
+    items: Embeddings,
+    stated: Stated,
     *,
     ground_truth: GroundTruth | None = None,
-    dataset: str = "coco",
-    split: str = "unstated",
-    trained_on: str = "unstated",
-    group: "dist.ProcessGroup | None" = None,
-    samples: int = 1000,
-    seed: int = 0,
+    bootstrap: Bootstrap = DEFAULT_BOOTSTRAP,
+    group: Group = None,
 ) -> dict[str, Figures]:
-    """Evaluate unit vectors image (N, D) and text (M, D) under every protocol that their sizes and ids allow.
+    """Image-text under every COCO protocol that applies (`evaluate_coco`), and audio with text and with images.
 
-    Keys: `all`; `five` when some image has more than five captions; `folds` when there are 5,000 images; `cxc`, `eccv`,
-    `pmrp` when `ground_truth` is given and `caption_ids` (M,) are COCO's. Folds are in the order of the split's list
-    where the ground truth knows it, else in the order given. Raises ValueError on ids that do not fit.
+    Args:
+        items: the embeddings.
+        stated: for the protocols.
+        ground_truth: as `evaluate_coco`'s.
+        bootstrap: of the intervals.
+        group: ranks that share the work, as in `eval.retrieval.retrieval`.
+
+    Returns:
+        `evaluate_coco`'s figures and, with audio, `audio_text` and `image_audio`, each on the items that have a
+        partner.
     """
-    image_ids = ids_of(np.asarray(image_ids), image, "image_ids")
-    text_ids = ids_of(np.asarray(caption_image_ids), text, "caption_image_ids")
-    check_partners(image_ids, text_ids)
-    known = None if caption_ids is None else ids_of(np.asarray(caption_ids), text, "caption_ids")
-    if ground_truth is not None:
-        _check_split(ground_truth, image_ids, known)
-        split = "karpathy-test"
-    stated = {"dataset": dataset, "split": split, "trained_on": trained_on}
-    layout = _Layout.of(image_ids, text_ids, known, ground_truth)
-    pairs, member = _union(layout, image_ids, text_ids, known, ground_truth)
-    counts = count_pairs(image, text, pairs, row_part=layout.image_fold, column_part=layout.text_part, group=group)
-    assert counts.by_row is not None and counts.by_column is not None
-    view = _View(pairs, counts.by_row, counts.by_column, image_ids, text_ids, layout)
-    options: dict[str, Any] = {"samples": samples, "seed": seed}
-    found = {"all": view.recalls(member["original"], stated, options)}
-    five = replace(view, five=True)
-    if layout.extra.any():
-        found["five"] = five.recalls(member["original"], stated, options)
-    if layout.folds > 1:
-        found["folds"] = replace(five, in_fold=True).recalls(member["original"], stated, options)
-    for name in ground_truth.extra if ground_truth else {}:
-        found[name] = five.extra_truth(name, member, stated, options)
+    found = evaluate_coco(items, stated, ground_truth=ground_truth, bootstrap=bootstrap, group=group)
+    if items.audio is None or items.audio_image_ids is None:
+        return found
+    image = _Modality("image", items.image, items.image_ids)
+    audio = _Modality("audio", items.audio, items.audio_image_ids)
+    text = _Modality("text", items.text, items.caption_image_ids)
+    found["audio_text"] = _pair_figures(audio, text, stated, bootstrap, group)
+    found["image_audio"] = _pair_figures(image, audio, stated, bootstrap, group)
     return found
 
 
-def check_partners(image_ids: np.ndarray, text_ids: np.ndarray) -> None:
-    """Raises ValueError unless image_ids (N,) are different and the images of captions, text_ids (M,), are the same."""
-    if len(np.unique(image_ids)) != len(image_ids):
-        raise ValueError("image_ids repeat: COCO retrieval has one vector per image")
-    if len(alone := np.setxor1d(text_ids, image_ids)):
-        raise ValueError(
-            "every image needs a caption and every caption its image: image_ids and caption_image_ids"
-            f" differ in {len(alone)} images (the first is {alone[0]})"
-        )
+def evaluate_coco(
+    items: Embeddings,
+    stated: Stated,
+    *,
+    ground_truth: GroundTruth | None = None,
+    bootstrap: Bootstrap = DEFAULT_BOOTSTRAP,
+    group: Group = None,
+) -> dict[str, Figures]:
+    """Images and captions under every protocol that their sizes and ids allow.
+
+    Args:
+        items: the embeddings. Folds are in the order of the split's list where the ground truth knows it, else in the
+            order given.
+        stated: for the protocols.
+        ground_truth: of the Karpathy test split, whose ids the items must have.
+        bootstrap: of the intervals.
+        group: ranks that share the work, as in `eval.retrieval.retrieval`.
+
+    Returns:
+        `all`; `five` when some image has more than five captions; `folds` when there are 5,000 images; `cxc`, `eccv`,
+        `pmrp` when there is a ground truth.
+
+    Raises:
+        ValueError: on ids that do not fit the ground truth.
+    """
+    if ground_truth is not None:
+        ground_truth.check(items.image_ids, items.caption_ids)
+        stated = replace(stated, split="karpathy-test")
+    layout = _Layout.of(items, ground_truth)
+    pairs = _Pairs.of(items, ground_truth)
+    counts = count_pairs(
+        items.image, items.text, pairs.pairs, row_part=layout.image_fold, column_part=layout.text_part, group=group
+    )
+    every = _View(items, layout, pairs, counts)
+    five = replace(every, five=True)
+    found = {"all": every.recalls(stated, bootstrap)}
+    if layout.extra.any():
+        found["five"] = five.recalls(stated, bootstrap)
+    if layout.folds > 1:
+        found["folds"] = replace(five, in_fold=True).recalls(stated, bootstrap)
+    for name in ground_truth.extra if ground_truth else ():
+        found[name] = five.extra_truth(name, stated, bootstrap)
+    return found
+
+
+@dataclass(frozen=True)
+class _Modality:
+    """One side of a retrieval."""
+
+    name: str
+    vectors: np.ndarray
+    """(N, D)."""
+    ids: np.ndarray
+    """(N,) the image of each."""
+
+    def with_partner(self, other: "_Modality") -> "_Modality":
+        """The items whose image also occurs in the other modality."""
+        keep = np.isin(self.ids, other.ids)
+        return _Modality(self.name, self.vectors[keep], self.ids[keep])
+
+
+def _pair_figures(one: _Modality, other: _Modality, stated: Stated, bootstrap: Bootstrap, group: Group) -> Figures:
+    """Both directions between two modalities on the items that have a partner."""
+    a = one.with_partner(other)
+    b = other.with_partner(one)
+    if not len(a.ids):
+        raise ValueError(f"no {a.name} shares an image with any {b.name}: their image ids differ")
+    forward, backward = retrieval_both(a.vectors, b.vectors, a.ids, b.ids, group=group)
+    protocol = Protocol.of_ids(np.unique(a.ids), b.ids, stated, ground_truth=f"{a.name}-{b.name}")
+    directions = {
+        f"{a.name}_to_{b.name}": Direction(forward, a.ids),
+        f"{b.name}_to_{a.name}": Direction(backward, b.ids),
+    }
+    return retrieval_figures(protocol, directions, bootstrap)
 
 
 @dataclass(frozen=True)
@@ -141,122 +142,207 @@ class _Layout:
     """Which fold every image and caption is in, and which captions are beyond five per image."""
 
     image_fold: np.ndarray
+    """(N,)."""
     text_fold: np.ndarray
+    """(M,)."""
     extra: np.ndarray
+    """(M,) bool: captions that only the protocol with all captions keeps."""
     folds: int
 
     @property
     def text_part(self) -> np.ndarray:
+        """(M,): the fold, or folds + the fold for the captions beyond five."""
         return self.text_fold + self.folds * self.extra
 
     @classmethod
-    def of(
-        cls, image_ids: np.ndarray, text_ids: np.ndarray, caption_ids: np.ndarray | None, truth: GroundTruth | None
-    ) -> "_Layout":
-        order = image_ids if truth is None else truth.images[np.sort(np.unique(truth.images, return_index=True)[1])]
-        folds = FOLDS if len(image_ids) == FOLDS * FOLD_IMAGES else 1
+    def of(cls, items: Embeddings, truth: GroundTruth | None) -> "_Layout":
+        """Folds are a thousand images each, in the order of the ground truth, or as they come."""
+        order = items.image_ids if truth is None else truth.fold_order()
         sorter = np.argsort(order)
-        fold_of = sorter // FOLD_IMAGES if folds > 1 else np.zeros(len(order), np.int64)
-        image_fold = fold_of[np.searchsorted(order[sorter], image_ids)]
-        text_fold = fold_of[np.minimum(np.searchsorted(order[sorter], text_ids), len(order) - 1)]
-        extra = (
-            _beyond(text_ids, PER_IMAGE)
-            if truth is None or caption_ids is None
-            else ~np.isin(caption_ids, truth.captions)
-        )
-        return cls(image_fold, text_fold, extra, folds)
+        in_order = order[sorter]
+        folds = 1
+        fold_of = np.zeros(len(order), np.int64)
+        if len(items.image_ids) == FOLDS * FOLD_IMAGES:
+            folds = FOLDS
+            fold_of = sorter // FOLD_IMAGES
+        image_at = np.searchsorted(in_order, items.image_ids)
+        text_at = np.searchsorted(in_order, items.caption_image_ids)
+        if truth is None or items.caption_ids is None:
+            extra = _beyond(items.caption_image_ids, PER_IMAGE)
+        else:
+            extra = ~np.isin(items.caption_ids, truth.captions)
+        return cls(fold_of[image_at], fold_of[text_at], extra, folds)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """All pairs that any ground truth needs."""
+
+    pairs: np.ndarray
+    """(P, 2) positions in the images and in the captions."""
+    member: dict[str, np.ndarray]
+    """`original`, or `<ground truth>/<direction>` -> (P,) bool: the pairs that are its matches."""
+
+    @property
+    def images(self) -> np.ndarray:
+        """(P,)."""
+        return self.pairs[:, 0]
+
+    @property
+    def captions(self) -> np.ndarray:
+        """(P,)."""
+        return self.pairs[:, 1]
+
+    @classmethod
+    def of(cls, items: Embeddings, truth: GroundTruth | None) -> "_Pairs":
+        lists = {"original": matching_pairs(items.image_ids, items.caption_image_ids)}
+        for name, matches in truth.extra.items() if truth else ():
+            assert items.caption_ids is not None  # GroundTruth.check
+            to_text = _positions(matches.image_to_text, items.image_ids, items.caption_ids)
+            to_image = _positions(matches.text_to_image, items.caption_ids, items.image_ids)
+            lists[f"{name}/image_to_text"] = to_text
+            lists[f"{name}/text_to_image"] = to_image[:, ::-1]
+        captions = len(items.caption_image_ids)
+        # A pair is one number, so that lists of pairs can be merged and looked up.
+        numbers = {name: found[:, 0] * captions + found[:, 1] for name, found in lists.items()}
+        union = np.unique(np.concatenate(list(numbers.values())))
+        pairs = np.stack([union // captions, union % captions], 1)
+        member = {name: np.isin(union, own) for name, own in numbers.items()}
+        return cls(pairs, member)
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """C pairs in the rankings of their Q queries."""
+
+    asked: np.ndarray
+    """(Q,) positions of the queries in the images or in the captions."""
+    query: np.ndarray
+    """(C,) in 0 .. Q-1."""
+    greater: np.ndarray
+    """(C,) items above."""
+    tied: np.ndarray
+    """(C,) items level with it, itself included."""
 
 
 @dataclass(frozen=True)
 class _View:
     """Counted pairs seen under one protocol: with five captions per image or all, across the split or within a fold."""
 
-    pairs: np.ndarray
-    rows: PairCounts
-    columns: PairCounts
-    image_ids: np.ndarray
-    text_ids: np.ndarray
+    items: Embeddings
     layout: _Layout
+    pairs: _Pairs
+    counts: Counts
     five: bool = False
     in_fold: bool = False
 
-    def placed(self, chosen: np.ndarray, by_row: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Query positions of the chosen pairs and what stands above and level in this view's gallery."""
-        pairs, counts = self.pairs[chosen], self.rows if by_row else self.columns
-        fold = self.layout.image_fold[pairs[:, 0]]
-        folds = self.layout.folds
-        parts = range(folds if self.five or not by_row else counts.greater.shape[1])
-        keep = [(fold == part % folds) if self.in_fold else np.ones(len(pairs), bool) for part in parts]
-        greater = sum((counts.greater[chosen, part] * on for part, on in zip(parts, keep, strict=True)), np.int64(0))
-        tied = sum((counts.tied[chosen, part] * on for part, on in zip(parts, keep, strict=True)), np.int64(0))
-        return pairs[:, 0 if by_row else 1], np.asarray(greater), np.asarray(tied)
+    def recalls(self, stated: Stated, bootstrap: Bootstrap) -> Figures:
+        """The retrieval figures of the original matches."""
+        original = self.pairs.member["original"]
+        if self.five:
+            beyond_five = self.layout.extra[self.pairs.captions]
+            original = original & ~beyond_five
+        chosen = np.flatnonzero(original)
+        directions = {}
+        for name in DIRECTIONS:
+            standing = self._standing(chosen, name)
+            ids = self._ids(name)[standing.asked]
+            result = result_of(standing.query, standing.greater, standing.tied, ids)
+            fold = self._folds(name)[standing.asked] if self.in_fold else None
+            directions[name] = Direction(result, ids, fold)
+        return retrieval_figures(self._protocol(stated), directions, bootstrap)
 
-    def protocol(self, stated: dict[str, str], **more: Any) -> Protocol:
-        text_ids = self.text_ids[~self.layout.extra] if self.five else self.text_ids
-        whole = Protocol.of_ids(self.image_ids, text_ids, **stated, **more)
+    def extra_truth(self, name: str, stated: Stated, bootstrap: Bootstrap) -> Figures:
+        """The measures that a ground truth defines, of its own matches."""
+        groups = []
+        for direction in DIRECTIONS:
+            matches = self.pairs.member[f"{name}/{direction}"]
+            standing = self._standing(np.flatnonzero(matches), direction)
+            placed = Placed.of(standing.query, standing.greater, standing.tied, len(standing.asked))
+            values = {}
+            for measure, value in _extra_measures(name, placed).items():
+                values[f"{direction}/{measure}"] = 100 * value
+            ids = self._ids(direction)[standing.asked]
+            groups.append(QueryValues(ids, values))
+        return mean_figures(self._protocol(stated, ground_truth=name), groups, {}, bootstrap)
+
+    def _standing(self, chosen: np.ndarray, direction: str) -> "_Standing":
+        """Where pairs stand in this view's gallery.
+
+        A gallery of captions is counted in parts: those of each fold, then those beyond five of each fold.
+
+        Args:
+            chosen: (C,) positions in the pairs.
+            direction: `image_to_text` or `text_to_image`.
+        """
+        by_row = direction == "image_to_text"
+        counts = self.counts.by_row if by_row else self.counts.by_column
+        assert counts is not None
+        images = self.pairs.images[chosen]
+        fold = self.layout.image_fold[images]
         folds = self.layout.folds
+        parts = counts.greater.shape[1] if by_row and not self.five else folds
+        greater = np.zeros(len(chosen), np.int64)
+        tied = np.zeros(len(chosen), np.int64)
+        for part in range(parts):
+            counted = np.ones(len(chosen), bool)
+            if self.in_fold:
+                counted = fold == part % folds
+            greater += counts.greater[chosen, part] * counted
+            tied += counts.tied[chosen, part] * counted
+        queries = images if by_row else self.pairs.captions[chosen]
+        asked, query = np.unique(queries, return_inverse=True)
+        return _Standing(asked, query, greater, tied)
+
+    def _ids(self, direction: str) -> np.ndarray:
+        """The image of each query."""
+        return self.items.image_ids if direction == "image_to_text" else self.items.caption_image_ids
+
+    def _folds(self, direction: str) -> np.ndarray:
+        """The fold of each query."""
+        return self.layout.image_fold if direction == "image_to_text" else self.layout.text_fold
+
+    def _protocol(self, stated: Stated, ground_truth: str = "original") -> Protocol:
+        text_ids = self.items.caption_image_ids
+        if self.five:
+            text_ids = text_ids[~self.layout.extra]
+        whole = Protocol.of_ids(self.items.image_ids, text_ids, stated, ground_truth=ground_truth)
         if not self.in_fold:
             return whole
-        return replace(whole, folds=folds, images=whole.images // folds, captions=whole.captions // folds)
-
-    def recalls(self, original: np.ndarray, stated: dict[str, str], options: dict[str, Any]) -> Figures:
-        chosen = np.flatnonzero(original & ~self.layout.extra[self.pairs[:, 1]] if self.five else original)
-        directions, fold = {}, {}
-        for name, by_row in (("image_to_text", True), ("text_to_image", False)):
-            query, greater, tied = self.placed(chosen, by_row)
-            items, position = np.unique(query, return_inverse=True)
-            ids = self.image_ids[items] if by_row else self.text_ids[items]
-            directions[name] = (result_of(position, greater, tied, ids), ids)
-            fold[name] = (self.layout.image_fold if by_row else self.layout.text_fold)[items]
-        return retrieval_figures(self.protocol(stated), directions, fold=fold if self.in_fold else None, **options)
-
-    def extra_truth(
-        self, name: str, member: dict[str, np.ndarray], stated: dict[str, str], options: dict[str, Any]
-    ) -> Figures:
-        values, images = {}, {}
-        for direction, by_row in (("image_to_text", True), ("text_to_image", False)):
-            query, greater, tied = self.placed(np.flatnonzero(member[f"{name}/{direction}"]), by_row)
-            items, position = np.unique(query, return_inverse=True)
-            placed = Placed.of(position, greater, tied, len(items))
-            image = self.image_ids[items] if by_row else self.text_ids[items]
-            for measure, value in _extra_measures(name, placed):
-                values[f"{direction}/{measure}"], images[f"{direction}/{measure}"] = 100 * value, image
-        return mean_figures(self.protocol(stated, ground_truth=name), values, images, **options)
+        folds = self.layout.folds
+        images = whole.images // folds
+        captions = whole.captions // folds
+        return replace(whole, folds=folds, images=images, captions=captions)
 
 
-def _extra_measures(name: str, placed: Placed) -> Iterable[tuple[str, np.ndarray]]:
+def _extra_measures(name: str, placed: Placed) -> dict[str, np.ndarray]:
+    """What a ground truth is measured by: name -> (Q,)."""
     if name == "cxc":
-        return [(f"R@{k}", hit_at(placed, k)) for k in RECALL_AT]
+        return {f"R@{k}": hit_at(placed, k) for k in RECALL_AT}
     if name == "pmrp":
-        return [("r_precision", r_precision(placed))]
-    return [("map_at_r", map_at_r(placed)), ("r_precision", r_precision(placed)), ("R@1", hit_at(placed, 1))]
-
-
-def _union(
-    layout: _Layout,
-    image_ids: np.ndarray,
-    text_ids: np.ndarray,
-    caption_ids: np.ndarray | None,
-    truth: GroundTruth | None,
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """All pairs that any ground truth needs (P, 2), and for each ground truth which of them are its own (P,) bool."""
-    lists = {"original": matching_pairs(image_ids, text_ids)}
-    for name, matches in truth.extra.items() if truth else ():
-        assert caption_ids is not None  # _check_split
-        lists[f"{name}/image_to_text"] = _positions(matches.image_to_text, image_ids, caption_ids)
-        lists[f"{name}/text_to_image"] = _positions(matches.text_to_image, caption_ids, image_ids)[:, ::-1]
-    keys = {name: found[:, 0] * len(text_ids) + found[:, 1] for name, found in lists.items()}
-    union = np.unique(np.concatenate(list(keys.values())))
-    pairs = np.stack([union // len(text_ids), union % len(text_ids)], 1)
-    return pairs, {name: np.isin(union, key) for name, key in keys.items()}
+        return {"r_precision": r_precision(placed)}
+    return {"map_at_r": map_at_r(placed), "r_precision": r_precision(placed), "R@1": hit_at(placed, 1)}
 
 
 def _positions(matches: Mapping[int, list[int]], query_ids: np.ndarray, gallery_ids: np.ndarray) -> np.ndarray:
-    """(P, 2) positions of id -> ids matches."""
-    query = np.repeat(np.fromiter(matches, np.int64), [len(v) for v in matches.values()])
-    match = np.fromiter((m for found in matches.values() for m in found), np.int64)
+    """Matches by id as pairs of positions.
+
+    Args:
+        matches: id of a query -> ids in the gallery.
+        query_ids: (Q,).
+        gallery_ids: (G,).
+
+    Returns:
+        (P, 2) positions in the queries and in the gallery.
+    """
+    queries: list[int] = []
+    found: list[int] = []
+    for query, several in matches.items():
+        queries += [query] * len(several)
+        found += several
     sides = []
-    for ids, wanted in ((query_ids, query), (gallery_ids, match)):
+    for ids, listed in ((query_ids, queries), (gallery_ids, found)):
+        wanted = np.array(listed, np.int64)
         order = np.argsort(ids)
         sides.append(order[np.searchsorted(ids[order], wanted)])
     return np.stack(sides, 1)
@@ -265,27 +351,9 @@ def _positions(matches: Mapping[int, list[int]], query_ids: np.ndarray, gallery_
 def _beyond(ids: np.ndarray, limit: int) -> np.ndarray:
     """(M,) bool: items that are not among the first `limit` of their id."""
     order = np.argsort(ids, kind="stable")
-    values = ids[order]
-    rank = np.arange(len(ids)) - np.searchsorted(values, values, "left")
+    in_order = ids[order]
+    first = np.searchsorted(in_order, in_order, "left")
+    rank = np.arange(len(ids)) - first
     beyond = np.empty(len(ids), dtype=bool)
     beyond[order] = rank >= limit
     return beyond
-
-
-def _check_split(truth: GroundTruth, image_ids: np.ndarray, caption_ids: np.ndarray | None) -> None:
-    if set(image_ids.tolist()) != set(truth.images.tolist()):
-        raise ValueError(
-            f"the ground truth is for the {len(set(truth.images.tolist())):,} images of the Karpathy test"
-            " split by COCO id; these embeddings are of other images: leave the ground truth out"
-        )
-    if caption_ids is None or not np.isin(truth.captions, caption_ids).all():
-        raise ValueError("CxC and ECCV name captions by COCO id: embeddings need `caption_ids` with all 25,000 of them")
-
-
-def _read(path: Path) -> dict[int, list[int]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: this ground-truth file is missing")
-    try:
-        return {int(key): [int(v) for v in value] for key, value in json.loads(path.read_text()).items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} does not map ids to lists of ids: {error}") from None

@@ -1,6 +1,6 @@
 """How sure a number is: bootstrap intervals over images and paired tests between two runs on the same items.
 
-Captions of one image are not independent, so images are drawn, not captions (a cluster bootstrap); both directions of a
+Captions of one image are not independent, so images are drawn, not captions (a cluster bootstrap). Both directions of a
 sum such as RSUM move together because they use the same draws. Percentile intervals (Efron and Tibshirani, 1993).
 """
 
@@ -10,40 +10,89 @@ from dataclasses import dataclass
 import numpy as np
 
 Interval = tuple[float, float]
+"""Lower and upper end, in the unit of the value."""
 
 
-def image_draws(images: int, samples: int = 1000, seed: int = 0) -> np.ndarray:
-    """(samples, images) float32: how often each image is drawn in each bootstrap sample."""
-    if images < 1:
-        raise ValueError("an interval needs at least one image")
-    if samples < 1:
-        raise ValueError(f"an interval needs at least one bootstrap sample, not {samples}")
-    generator = np.random.default_rng(seed)
-    picks = generator.integers(0, images, (samples, images), dtype=np.int32)
-    picks += np.arange(samples, dtype=np.int32)[:, None] * images
-    return np.bincount(picks.ravel(), minlength=samples * images).reshape(samples, images).astype(np.float32)
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made."""
+
+    samples: int = 1000
+    """Bootstrap samples."""
+    seed: int = 0
+    """Seed of the draws, and of whatever else an evaluation draws."""
+
+    def draws(self, images: int) -> np.ndarray:
+        """How often each image is drawn in each bootstrap sample.
+
+        Args:
+            images: number of images I.
+
+        Returns:
+            (samples, I) float32; each row sums to I.
+
+        Raises:
+            ValueError: without an image, or without a sample.
+        """
+        if images < 1:
+            raise ValueError("an interval needs at least one image")
+        if self.samples < 1:
+            raise ValueError(f"an interval needs at least one bootstrap sample, not {self.samples}")
+        generator = np.random.default_rng(self.seed)
+        picks = generator.integers(0, images, (self.samples, images), dtype=np.int32)
+        # Every sample counts in a range of its own, so that one bincount serves all samples.
+        offsets = np.arange(self.samples, dtype=np.int32) * images
+        picks += offsets[:, None]
+        counts = np.bincount(picks.ravel(), minlength=self.samples * images)
+        return counts.reshape(self.samples, images).astype(np.float32)
+
+
+DEFAULT_BOOTSTRAP = Bootstrap()
 
 
 def resampled_means(values: np.ndarray, image: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Bootstrap distribution of means. values (Q, V) per query, image (Q,) in 0 .. I-1, draws (S, I) -> (S, V)."""
+    """Bootstrap distribution of means over queries.
+
+    Args:
+        values: (Q, V), V values of each query.
+        image: (Q,) in 0 .. I-1, the image of each query.
+        draws: (S, I), see `Bootstrap.draws`.
+
+    Returns:
+        (S, V) float32, the mean of each value in each sample.
+    """
     images = draws.shape[1]
-    sums = np.stack([np.bincount(image, weights=column, minlength=images) for column in values.T], 1)
-    weight = draws @ np.bincount(image, minlength=images).astype(np.float32)
-    return (draws @ sums.astype(np.float32)) / np.maximum(weight, 1)[:, None]
+    sums = [np.bincount(image, weights=column, minlength=images) for column in values.T]
+    queries = np.bincount(image, minlength=images)
+    drawn_sums = draws @ np.stack(sums, 1).astype(np.float32)
+    drawn_queries = draws @ queries.astype(np.float32)
+    return drawn_sums / np.maximum(drawn_queries, 1)[:, None]
 
 
 def interval(resampled: np.ndarray, level: float = 0.95) -> Interval:
     """The central `level` of a bootstrap distribution (S,)."""
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    outside = (1 - level) / 2
+    low, high = np.quantile(resampled, [outside, (1 + level) / 2])
     return float(low), float(high)
 
 
 def mean_intervals(
-    values: Mapping[str, np.ndarray], image: np.ndarray, *, samples: int = 1000, seed: int = 0
+    values: Mapping[str, np.ndarray], image: np.ndarray, bootstrap: Bootstrap = DEFAULT_BOOTSTRAP
 ) -> dict[str, Interval]:
-    """95 % interval of the mean of each per-query array (Q,); image (Q,) ids say which queries go together."""
+    """95 % interval of the mean of each array.
+
+    Args:
+        values: name -> (Q,), one value a query.
+        image: (Q,) ids; queries of one image are drawn together.
+        bootstrap: how the intervals are made.
+
+    Returns:
+        name -> interval.
+    """
     ids, position = np.unique(image, return_inverse=True)
-    means = resampled_means(np.stack(list(values.values()), 1), position, image_draws(len(ids), samples, seed))
+    draws = bootstrap.draws(len(ids))
+    columns = np.stack(list(values.values()), 1)
+    means = resampled_means(columns, position, draws)
     return {name: interval(means[:, index]) for index, name in enumerate(values)}
 
 
@@ -58,19 +107,42 @@ class PairedTest:
 
 
 def paired_test(a: np.ndarray, b: np.ndarray, image: np.ndarray, *, samples: int = 5000, seed: int = 0) -> PairedTest:
-    """Are two runs different? a, b (Q,) values of the same queries in the same order; image (Q,) ids.
+    """Are two runs different?
 
     The p-value is a sign-flip permutation test over images (Fisher): under no difference, swapping the two runs on any
     image changes nothing. The observed split counts as one of the permutations, so p is never 0.
+
+    Args:
+        a: (Q,) values of the first run.
+        b: (Q,) values of the second run, of the same queries in the same order.
+        image: (Q,) ids; queries of one image flip together.
+        samples: permutations; the interval takes at most 1,000 bootstrap samples.
+        seed: of the permutations and of the bootstrap.
+
+    Raises:
+        ValueError: where the arrays differ in shape.
     """
     if a.shape != b.shape or a.shape != image.shape:
         raise ValueError(f"a paired test needs the same items in both runs, not {a.shape} and {b.shape}")
     ids, position = np.unique(image, return_inverse=True)
-    difference = np.bincount(position, weights=b - a, minlength=len(ids))
-    means = resampled_means((b - a)[:, None], position, image_draws(len(ids), min(samples, 1000), seed))[:, 0]
+    gain = b - a
+    draws = Bootstrap(min(samples, 1000), seed).draws(len(ids))
+    means = resampled_means(gain[:, None], position, draws)
+    low, high = interval(means[:, 0])
+    by_image = np.bincount(position, weights=gain, minlength=len(ids))
+    extreme = _extreme_flips(by_image, samples, seed)
+    p = (extreme + 1) / (samples + 1)
+    return PairedTest(float(gain.mean()), low, high, p)
+
+
+def _extreme_flips(difference: np.ndarray, samples: int, seed: int, chunk: int = 500) -> int:
+    """How many of `samples` random sign flips of the differences (I,) sum to at least as much as the differences do."""
     generator = np.random.default_rng(seed)
-    observed, extreme, chunk = abs(difference.sum()), 0, 500
+    observed = abs(difference.sum())
+    extreme = 0
     for start in range(0, samples, chunk):
-        signs = generator.integers(0, 2, (min(chunk, samples - start), len(ids)), dtype=np.int8) * 2 - 1
-        extreme += int((np.abs(signs @ difference) >= observed - 1e-9).sum())
-    return PairedTest(float((b - a).mean()), *interval(means), (extreme + 1) / (samples + 1))
+        rows = min(chunk, samples - start)
+        flips = generator.integers(0, 2, (rows, len(difference)), dtype=np.int8)
+        sums = np.abs((flips * 2 - 1) @ difference)
+        extreme += int((sums >= observed - 1e-9).sum())
+    return extreme

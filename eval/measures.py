@@ -66,14 +66,28 @@ class Placed:
 
 
 def best_rank(placed: Placed) -> np.ndarray:
-    """(Q,) expected rank, from 1, of the best positive."""
+    """Expected rank of the best positive.
+
+    Of t tied items, l of them positive, the first positive is expected at place (t + 1) / (l + 1).
+
+    Returns:
+        (Q,) from 1.
+    """
     greater = placed.greater[placed.first]
     tied = placed.tied[placed.first]
-    return greater + (tied + 1) / (placed.level() + 1)
+    place = (tied + 1) / (placed.level() + 1)
+    return greater + place
 
 
 def hit_at(placed: Placed, k: int) -> np.ndarray:
-    """(Q,) probability that at least one positive is among the top k (any-hit recall)."""
+    """Any-hit recall.
+
+    Of t tied items, l of them positive, s find a place in the top k. All s are negative with the probability
+    (t - l) / t · (t - l - 1) / (t - 1) · …, a product of s factors.
+
+    Returns:
+        (Q,) probability that at least one positive is among the top k.
+    """
     greater = placed.greater[placed.first]
     tied = placed.tied[placed.first]
     level = placed.level()
@@ -89,20 +103,39 @@ def hit_at(placed: Placed, k: int) -> np.ndarray:
 
 
 def true_recall_at(placed: Placed, k: int) -> np.ndarray:
-    """(Q,) expected share of the positives that is among the top k."""
+    """Recall in the sense of information retrieval.
+
+    Each tied item is among the top k with the same probability: the places left over the items tied.
+
+    Returns:
+        (Q,) expected share of the positives that is among the top k.
+    """
     inside = (k - placed.greater) / placed.tied
-    return placed.sums(np.clip(inside, 0.0, 1.0)) / placed.positives
+    found = placed.sums(np.clip(inside, 0.0, 1.0))
+    return found / placed.positives
 
 
 def r_precision(placed: Placed) -> np.ndarray:
-    """(Q,) expected share of positives among the top R, R the query's number of positives."""
+    """R-Precision, R the query's number of positives.
+
+    Returns:
+        (Q,) expected share of positives among the top R.
+    """
     r = placed.positives[placed.query]
     inside = (r - placed.greater) / placed.tied
-    return placed.sums(np.clip(inside, 0.0, 1.0)) / placed.positives
+    found = placed.sums(np.clip(inside, 0.0, 1.0))
+    return found / placed.positives
 
 
 def map_at_r(placed: Placed) -> np.ndarray:
-    """(Q,) expected mAP@R (Musgrave et al., ECCV 2020): mean over r = 1..R of precision@r where item r is positive."""
+    """mAP@R (Musgrave et al., ECCV 2020): the mean over r = 1..R of precision@r where item r is positive.
+
+    Level positives are taken together: whichever of their tied items stands at a place, it is positive with the
+    probability members / tied, and the places before it hold their share of the other members.
+
+    Returns:
+        (Q,) expected value.
+    """
     start = _first_of_each_level(placed)
     members = np.diff(np.append(start, len(placed.query)))
     query = placed.query[start]

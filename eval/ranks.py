@@ -3,7 +3,7 @@
 A pair (row, column) has a place in two rankings: its column among all columns for that row, and its row among all rows
 for that column. Each place is two integers: how many items score strictly higher and how many score exactly the same
 (the pair itself included). Every retrieval measure of `eval.retrieval` is a function of these counts, and ties are
-settled there by expectation over a random order, so that a constant model scores chance and not 0 or 100.
+resolved there by expectation over a random order, so that a constant model scores chance and not 0 or 100.
 
 Scores are fp32 inner products made in tiles, each tile once for both directions. Tiles are padded to one multiple so
 that equal vectors get equal bits wherever they stand in the matrix; the tile grid does not depend on the number of
@@ -22,28 +22,30 @@ from torch import Tensor
 
 from kernels.collectives import Group, rank_and_size, sum_over_ranks
 
-TILE_ROWS, TILE_COLUMNS, PAD = 512, 5120, 64
+TILE_ROWS = 512
+TILE_COLUMNS = 5120
+PAD = 64
 CACHE_BYTES = 640 << 20
 
 
 @dataclass(frozen=True)
 class PairCounts:
-    """For P pairs and the parts (segments) of the gallery they compete in; see `count_pairs`.
-
-    `greater` and `tied` are (P, parts) int64: items of each part that score strictly higher than the pair, and equal to
-    it. The pair itself is one of the tied in its own part.
-    """
+    """For P pairs and the parts of the gallery they compete in; see `count_pairs`."""
 
     greater: np.ndarray
+    """(P, parts) int64: items of each part that score strictly higher than the pair."""
     tied: np.ndarray
+    """(P, parts) int64: items that score the same. The pair itself is one of them in its own part."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of one list of pairs in both rankings; a direction that was not asked for is None."""
+    """Counts of one list of pairs in both rankings."""
 
-    by_row: PairCounts | None
+    by_row: PairCounts
+    """Among the columns, for the pair's row."""
     by_column: PairCounts | None
+    """Among the rows, for the pair's column; None where it was not asked for."""
 
 
 def count_pairs(
@@ -53,52 +55,71 @@ def count_pairs(
     *,
     row_part: np.ndarray | None = None,
     column_part: np.ndarray | None = None,
-    by_row: bool = True,
     by_column: bool = True,
     group: Group = None,
     cache_bytes: int = CACHE_BYTES,
 ) -> Counts:
     """Count, for every pair, what scores higher and what ties, in the pair's row and in its column.
 
-    rows (N, D), columns (M, D) floats; pairs (P, 2) int64 of (row, column). row_part (N,) and column_part (M,) are
-    small integers that split rows and columns into parts counted separately (folds, captions outside a protocol);
-    default one part. With `group`, each rank scores its share of the columns' tiles and the counts are summed over
-    ranks; every rank passes the same arrays. Tiles are kept up to `cache_bytes` and scored again beyond that.
-    Raises ValueError on shapes that do not fit and on embeddings that are not finite.
+    Args:
+        rows: (N, D) floats.
+        columns: (M, D) floats.
+        pairs: (P, 2) int64 of (row, column).
+        row_part: (N,) small integers that split the rows into parts counted separately (folds); default one part.
+        column_part: (M,), the same of the columns (folds, captions outside a protocol).
+        by_column: whether the second ranking is counted too.
+        group: each rank scores its share of the columns' tiles and the counts are summed over ranks; every rank passes
+            the same arrays.
+        cache_bytes: tiles are kept up to this size and scored again beyond it.
+
+    Raises:
+        ValueError: on shapes that do not fit and on vectors that are not finite.
     """
-    a, row_order, row_bounds, row_labels = _by_part(as_vectors(rows, "rows"), row_part)
-    b, column_order, column_bounds, column_labels = _by_part(as_vectors(columns, "columns"), column_part)
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f"rows are {a.shape[1]} wide and columns {b.shape[1]}: both sides must come from one space")
+    a = _Parts.of(as_vectors(rows, "rows"), row_part)
+    b = _Parts.of(as_vectors(columns, "columns"), column_part)
+    if a.width != b.width:
+        raise ValueError(f"rows are {a.width} wide and columns {b.width}: both sides must come from one space")
     pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
-    placed = torch.from_numpy(np.stack([_inverse(row_order)[pairs[:, 0]], _inverse(column_order)[pairs[:, 1]]]))
-    placed = placed.to(a.device)
-    tiles = _Tiles(a, b, row_bounds, column_bounds, group, cache_bytes)
-    with exact_matmul(a.device.type):
-        thresholds = _scores_of(tiles, placed)
+    device = a.vectors.device
+    row = torch.from_numpy(a.place[pairs[:, 0]]).to(device)
+    column = torch.from_numpy(b.place[pairs[:, 1]]).to(device)
+    tiles = _Tiles(a, b, group, cache_bytes)
+    with exact_matmul(device.type):
+        thresholds = _scores_of(tiles, row, column)
         sum_over_ranks(thresholds, group)
-        row_side = _Side(placed[0], thresholds, len(column_bounds) - 1, a.shape[0]) if by_row else None
-        column_side = _Side(placed[1], thresholds, len(row_bounds) - 1, b.shape[0]) if by_column else None
-        for rows_at, columns_at, row_segment, column_segment, scores in tiles:
-            if row_side is not None:
-                row_side.add(scores, rows_at, column_segment, 1)
+        row_side = _Side(row, thresholds, parts=len(b.labels), items=len(a.vectors))
+        column_side = _Side(column, thresholds, parts=len(a.labels), items=len(b.vectors)) if by_column else None
+        for span, scores in tiles:
+            row_side.add(scores, span.rows, span.column_segment, 1)
             if column_side is not None:
-                column_side.add(scores, columns_at, row_segment, 0)
-    return Counts(
-        row_side.counts(group, column_labels) if row_side else None,
-        column_side.counts(group, row_labels) if column_side else None,
-    )
+                column_side.add(scores, span.columns, span.row_segment, 0)
+    counted_by_row = row_side.counts(group, b.labels)
+    counted_by_column = column_side.counts(group, a.labels) if column_side else None
+    return Counts(counted_by_row, counted_by_column)
 
 
 def as_vectors(values: Tensor | ArrayLike, name: str) -> Tensor:
-    """(N, D) float32 on its device. Raises ValueError when it is not a matrix, is empty, or holds NaN or infinity."""
+    """Vectors as the scores read them.
+
+    Args:
+        values: (N, D).
+        name: which the errors say.
+
+    Returns:
+        (N, D) float32 on its device.
+
+    Raises:
+        ValueError: when `values` is not a matrix, is empty, or holds NaN or infinity.
+    """
     vectors = torch.as_tensor(values).detach()
     if vectors.ndim != 2 or not vectors.numel():
         raise ValueError(f"{name} must be a matrix of vectors (N, D) with N and D > 0, not {tuple(vectors.shape)}")
     vectors = vectors.to(torch.float32)
-    if not bool(torch.isfinite(vectors.sum(dim=1, dtype=torch.float64)).all()):
-        bad = int((~torch.isfinite(vectors).all(dim=1)).nonzero()[0])
-        raise ValueError(f"{name} holds NaN or infinity (first in vector {bad}): the model that made it diverged")
+    sums = vectors.sum(dim=1, dtype=torch.float64)
+    if not bool(torch.isfinite(sums).all()):
+        broken = ~torch.isfinite(vectors).all(dim=1)
+        first = int(broken.nonzero()[0])
+        raise ValueError(f"{name} holds NaN or infinity (first in vector {first}): the model that made it diverged")
     return vectors
 
 
@@ -115,50 +136,126 @@ def exact_matmul(device: str) -> Iterator[None]:
 
 
 def tile_scores(a: Tensor, b: Tensor) -> Tensor:
-    """(R, D) x (C, D) -> (R, C) inner products, computed at padded shapes (see the module's first lines)."""
-    return (padded(a) @ padded(b).T)[: a.shape[0], : b.shape[0]]
+    """Inner products, computed at padded shapes (see the module's first lines).
+
+    Args:
+        a: (R, D).
+        b: (C, D).
+
+    Returns:
+        (R, C).
+    """
+    scores = padded(a) @ padded(b).T
+    return scores[: a.shape[0], : b.shape[0]]
 
 
 def padded(vectors: Tensor) -> Tensor:
     """(N, D) with zero rows up to a multiple of `PAD`."""
-    return F.pad(vectors, (0, 0, 0, -len(vectors) % PAD)) if len(vectors) % PAD else vectors
+    missing = -len(vectors) % PAD
+    return F.pad(vectors, (0, 0, 0, missing)) if missing else vectors
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """One side of the score matrix, its vectors in the order of their parts."""
+
+    vectors: Tensor
+    """(N, D)."""
+    place: np.ndarray
+    """(N,): where each vector stands in that order."""
+    bounds: np.ndarray
+    """(segments + 1,): where each part begins and ends."""
+    labels: np.ndarray
+    """(segments,): the label of each part."""
+
+    @property
+    def width(self) -> int:
+        return self.vectors.shape[1]
+
+    @classmethod
+    def of(cls, vectors: Tensor, part: np.ndarray | None) -> "_Parts":
+        """Raises ValueError unless `part` is one label >= 0 for each vector."""
+        count = vectors.shape[0]
+        positions = np.arange(count)
+        if part is None:
+            return cls(vectors, positions, bounds=np.array([0, count]), labels=np.array([0]))
+        part = np.asarray(part)
+        if part.shape != (count,) or part.min() < 0:
+            raise ValueError(
+                f"a part is one label >= 0 for each of {count} vectors, not an array of shape {part.shape}"
+            )
+        order = np.argsort(part, kind="stable")
+        labels, sizes = np.unique(part, return_counts=True)
+        bounds = np.concatenate([[0], np.cumsum(sizes)])
+        place = np.empty_like(order)
+        place[order] = positions
+        if not (order == positions).all():
+            vectors = vectors[torch.from_numpy(order)]
+        return cls(vectors, place, bounds, labels)
+
+    def cuts(self, size: int) -> list[tuple[slice, int]]:
+        """Slices of at most `size` vectors that end where their part ends, each with the number of its part."""
+        found = []
+        bounds = self.bounds.tolist()
+        for segment, begin in enumerate(bounds[:-1]):
+            end = bounds[segment + 1]
+            for start in range(begin, end, size):
+                stop = min(start + size, end)
+                found.append((slice(start, stop), segment))
+        return found
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Where a tile lies in the score matrix."""
+
+    rows: slice
+    row_segment: int
+    """Number of the part in which the rows are."""
+    columns: slice
+    column_segment: int
+    """Number of the part in which the columns are."""
 
 
 class _Tiles:
     """The score matrix as tiles cut at part boundaries; a rank owns every world-size-th column of tiles."""
 
-    def __init__(
-        self,
-        a: Tensor,
-        b: Tensor,
-        row_bounds: np.ndarray,
-        column_bounds: np.ndarray,
-        group: Group,
-        cache_bytes: int,
-    ) -> None:
+    def __init__(self, a: _Parts, b: _Parts, group: Group, cache_bytes: int) -> None:
+        self.a = a.vectors
+        self.b = b.vectors
+        self.room = cache_bytes
         rank, world = rank_and_size(group)
-        self.a, self.b, self.room = a, b, cache_bytes
-        column_cuts = list(_cuts(column_bounds, TILE_COLUMNS))[rank::world]
-        self.spans = [(*row, *column) for column in column_cuts for row in _cuts(row_bounds, TILE_ROWS)]
+        row_cuts = a.cuts(TILE_ROWS)
+        own_columns = b.cuts(TILE_COLUMNS)[rank::world]
+        self.spans: list[_Span] = []
+        for columns, column_segment in own_columns:
+            for rows, row_segment in row_cuts:
+                span = _Span(rows, row_segment, columns, column_segment)
+                self.spans.append(span)
         self.kept: dict[int, Tensor] = {}
-        self.columns: tuple[int, Tensor] = (-1, b[:0])
+        self.padded_at = -1
+        self.padded_columns = self.b[:0]
 
     def scores(self, index: int) -> Tensor:
+        """(R, C) scores of tile `index`, kept while there is room."""
         if index in self.kept:
             return self.kept[index]
-        r0, r1, _, c0, c1, _ = self.spans[index]
-        if self.columns[0] != c0:  # one tile of columns serves all rows: pad it once
-            self.columns = (c0, padded(self.b[c0:c1]))
-        scores = tile_scores(self.a[r0:r1], self.columns[1])[:, : c1 - c0]
+        span = self.spans[index]
+        if self.padded_at != span.columns.start:  # one tile of columns serves all rows: pad it once
+            self.padded_at = span.columns.start
+            self.padded_columns = padded(self.b[span.columns])
+        width = span.columns.stop - span.columns.start
+        scores = tile_scores(self.a[span.rows], self.padded_columns)
+        scores = scores[:, :width]
         size = scores.untyped_storage().nbytes()
         if size <= self.room:
             self.room -= size
             self.kept[index] = scores
         return scores
 
-    def __iter__(self) -> Iterator[tuple[slice, slice, int, int, Tensor]]:
-        for index, (r0, r1, row_segment, c0, c1, column_segment) in enumerate(self.spans):
-            yield slice(r0, r1), slice(c0, c1), row_segment, column_segment, self.scores(index)
+    def __iter__(self) -> Iterator[tuple[_Span, Tensor]]:
+        for index, span in enumerate(self.spans):
+            yield span, self.scores(index)
             self.kept.pop(index, None)
 
 
@@ -170,29 +267,52 @@ class _Side:
     """
 
     def __init__(self, item: Tensor, thresholds: Tensor, parts: int, items: int) -> None:
-        self.order = torch.argsort(item, stable=True)
-        item = item[self.order]
-        starts = torch.searchsorted(item, torch.arange(items + 1, device=item.device))
+        """Sort the pairs by slot and item.
+
+        Args:
+            item: (P,) in 0 .. items-1, the row (or column) of each pair.
+            thresholds: (P,) its score.
+            parts: of the gallery.
+            items: rows (or columns).
+        """
+        by_item = torch.argsort(item, stable=True)
+        item = item[by_item]
+        every_item = torch.arange(items + 1, device=item.device)
+        starts = torch.searchsorted(item, every_item)
         slot = torch.arange(len(item), device=item.device) - starts[item]
-        self.full = int((torch.bincount(slot) == items).sum())  # slots fill up in order: these are the first ones
+        filled = torch.bincount(slot) == items
+        self.full = int(filled.sum())  # slots fill up in order: these are the first ones
         slot = slot.clamp(max=self.full)
         by_slot = torch.argsort(slot, stable=True)
-        self.order, self.item, self.threshold = self.order[by_slot], item[by_slot], thresholds[self.order[by_slot]]
-        self.slots = torch.searchsorted(slot[by_slot], torch.arange(self.full + 2, device=item.device)).tolist()
+        self.order = by_item[by_slot]
+        self.item = item[by_slot]
+        self.threshold = thresholds[self.order]
+        bounds = torch.arange(self.full + 2, device=item.device)
+        self.slots = torch.searchsorted(slot[by_slot], bounds).tolist()
         self.greater = torch.zeros(parts, len(item), dtype=torch.int32, device=item.device)
         self.at_least = torch.zeros_like(self.greater)
 
     def add(self, scores: Tensor, at: slice, part: int, dim: int) -> None:
-        """Compare one tile with the thresholds of the items it covers (`dim` 1: items are rows; 0: columns)."""
+        """Compare one tile with the thresholds of the items it covers.
+
+        Args:
+            scores: (R, C) of the tile.
+            at: the items it covers.
+            part: of the gallery in which the tile lies.
+            dim: 1 where items are rows, 0 where they are columns.
+        """
         edges = torch.tensor([at.start, at.stop], device=self.item.device)
-        for slot, (begin, end) in enumerate(zip(self.slots[:-1], self.slots[1:], strict=True)):
-            low, high = (begin + torch.searchsorted(self.item[begin:end], edges)).tolist()
+        for slot, begin in enumerate(self.slots[:-1]):
+            end = self.slots[slot + 1]
+            covered = begin + torch.searchsorted(self.item[begin:end], edges)
+            low, high = covered.tolist()
             if slot < self.full:
                 self._compare(scores, low, high, part, dim)
                 continue
             for start in range(low, high, TILE_ROWS):
                 stop = min(start + TILE_ROWS, high)
-                gathered = scores.index_select(1 - dim, self.item[start:stop] - at.start)
+                where = self.item[start:stop] - at.start
+                gathered = scores.index_select(1 - dim, where)
                 self._compare(gathered, start, stop, part, dim)
 
     def _compare(self, block: Tensor, low: int, high: int, part: int, dim: int) -> None:
@@ -200,55 +320,55 @@ class _Side:
         cut = self.threshold[low:high].unsqueeze(dim)
         # The comparison is written as 0/1 floats: summing floats is over a hundred times faster than summing bools.
         marks = torch.empty(block.shape, dtype=torch.float32, device=block.device)
-        self.greater[part, low:high] += torch.gt(block, cut, out=marks).sum(dim).int()
-        self.at_least[part, low:high] += torch.ge(block, cut, out=marks).sum(dim).int()
+        torch.gt(block, cut, out=marks)
+        self.greater[part, low:high] += marks.sum(dim).int()
+        torch.ge(block, cut, out=marks)
+        self.at_least[part, low:high] += marks.sum(dim).int()
 
     def counts(self, group: Group, labels: np.ndarray) -> PairCounts:
+        """What was counted, in the order of the pairs, summed over the ranks of `group`.
+
+        Args:
+            group: of ranks, or None.
+            labels: (parts,): column p of the counts is of the part with the label p.
+        """
         sum_over_ranks(self.greater, group)
         sum_over_ranks(self.at_least, group)
         shape = (len(self.order), int(labels.max()) + 1)
-        greater, tied = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        order = self.order.cpu().numpy()
-        greater[order[:, None], labels[None, :]] = self.greater.T.cpu().numpy()
-        tied[order[:, None], labels[None, :]] = (self.at_least - self.greater).T.cpu().numpy()
+        greater = np.zeros(shape, dtype=np.int64)
+        tied = np.zeros(shape, dtype=np.int64)
+        pairs = self.order.cpu().numpy()[:, None]
+        level = self.at_least - self.greater
+        columns = labels[None, :]
+        greater[pairs, columns] = self.greater.T.cpu().numpy()
+        tied[pairs, columns] = level.T.cpu().numpy()
         return PairCounts(greater, tied)
 
 
-def _scores_of(tiles: _Tiles, placed: Tensor) -> Tensor:
-    """The score of every pair, cut out of the very tile it is compared in: a pair always ties with itself."""
-    thresholds = torch.zeros(placed.shape[1], device=placed.device)
-    order = torch.argsort(placed[0], stable=True)
-    rows, columns = placed[0][order], placed[1][order]
-    for index, (r0, r1, _, c0, c1, _) in enumerate(tiles.spans):
-        low, high = torch.searchsorted(rows, torch.tensor([r0, r1], device=rows.device)).tolist()
-        inside = low + ((columns[low:high] >= c0) & (columns[low:high] < c1)).nonzero()[:, 0]
+def _scores_of(tiles: _Tiles, rows: Tensor, columns: Tensor) -> Tensor:
+    """The score of every pair, cut out of the very tile it is compared in: a pair always ties with itself.
+
+    Args:
+        tiles: of the score matrix; a rank has the scores of its own, and zeros for the others.
+        rows: (P,).
+        columns: (P,).
+
+    Returns:
+        (P,).
+    """
+    thresholds = torch.zeros(len(rows), device=rows.device)
+    order = torch.argsort(rows, stable=True)
+    rows = rows[order]
+    columns = columns[order]
+    for index, span in enumerate(tiles.spans):
+        edges = torch.tensor([span.rows.start, span.rows.stop], device=rows.device)
+        low, high = torch.searchsorted(rows, edges).tolist()
+        column = columns[low:high]
+        in_tile = (column >= span.columns.start) & (column < span.columns.stop)
+        inside = low + in_tile.nonzero()[:, 0]
         if len(inside):
-            thresholds[order[inside]] = tiles.scores(index)[rows[inside] - r0, columns[inside] - c0]
+            scores = tiles.scores(index)
+            row_at = rows[inside] - span.rows.start
+            column_at = columns[inside] - span.columns.start
+            thresholds[order[inside]] = scores[row_at, column_at]
     return thresholds
-
-
-def _by_part(vectors: Tensor, part: np.ndarray | None) -> tuple[Tensor, np.ndarray, np.ndarray, np.ndarray]:
-    """Vectors in the order of their parts; that order; where each part begins and ends; the label of each part."""
-    count = vectors.shape[0]
-    if part is None:
-        return vectors, np.arange(count), np.array([0, count]), np.array([0])
-    part = np.asarray(part)
-    if part.shape != (count,) or part.min() < 0:
-        raise ValueError(f"a part is one label >= 0 for each of {count} vectors, not an array of shape {part.shape}")
-    order = np.argsort(part, kind="stable")
-    labels, sizes = np.unique(part, return_counts=True)
-    bounds = np.concatenate([[0], np.cumsum(sizes)])
-    in_order = bool((order == np.arange(count)).all())
-    return (vectors if in_order else vectors[torch.from_numpy(order)]), order, bounds, labels
-
-
-def _inverse(order: np.ndarray) -> np.ndarray:
-    inverse = np.empty_like(order)
-    inverse[order] = np.arange(len(order))
-    return inverse
-
-
-def _cuts(bounds: np.ndarray, size: int) -> Iterator[tuple[int, int, int]]:
-    for segment, (begin, end) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
-        for start in range(begin, end, size):
-            yield start, min(start + size, end), segment

@@ -1,4 +1,4 @@
-"""The page of `eval.report`, as a Jinja2 template: no script, no outside reference, every picture a data URI."""
+"""The page of `eval.report`, as a Jinja2 template: no script, no outside reference, every image a data URI."""
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
@@ -7,7 +7,7 @@ PAGE = """<!doctype html>
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; max-width: 1080px; margin: 2em auto;
        padding: 0 1em; }
 h1 { font-size: 1.6em; margin-bottom: 0 } h2 { font-size: 1.2em; margin: 2em 0 .4em; border-bottom: 1px solid #d8dee4 }
-p.stamp { color: #57606a; margin: .2em 0 } p.note { color: #57606a; font-size: .9em }
+p.fact { color: #57606a; margin: .2em 0 } p.note { color: #57606a; font-size: .9em }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums } th, td { padding: .2em .8em; text-align: right }
 th { color: #57606a; font-weight: 600; border-bottom: 2px solid #d8dee4 }
 th:first-child, td:first-child { text-align: left }
@@ -24,7 +24,7 @@ figure img { max-width: 100%; height: auto }
 .row img { width: 100%; height: 62px; object-fit: cover; border-radius: 3px }
 </style></head><body>
 <h1>{{ title }}</h1>
-{% for line in stamp %}<p class="stamp">{{ line }}</p>{% endfor %}
+{% for fact in facts %}<p class="fact">{{ fact }}</p>{% endfor %}
 {% for section in tables %}
 <h2>{{ section.title }}</h2>
 <table><thead><tr>{% for head in section.heads %}<th>{{ head }}</th>{% endfor %}</tr></thead><tbody>
@@ -43,11 +43,11 @@ figure img { max-width: 100%; height: auto }
 <p class="note">{{ group.note }}</p>
 <div class="cards">{% for card in group.cards %}
 <div class="card {{ 'good' if card.good else 'bad' }}">
-{% if card.picture %}<img class="photo" alt="query" src="{{ card.picture }}">{% endif %}
+{% if card.image %}<img class="photo" alt="query" src="{{ card.image }}">{% endif %}
 <div><b>{{ card.query }}</b><br>rank of the first match: {{ card.rank }}</div>
 {% if card.texts %}<ol>{% for text in card.texts %}<li class="{{ 'right' if text.right else 'wrong' }}">{{ text.text }}
 <small>{{ text.score }}</small></li>{% endfor %}</ol>{% endif %}
-{% if card.pictures %}<div class="row">{% for found in card.pictures %}<figure><img class="photo" alt="retrieved"
+{% if card.images %}<div class="row">{% for found in card.images %}<figure><img class="photo" alt="retrieved"
  src="{{ found.source }}"><small class="{{ 'right' if found.right else 'wrong' }}">{{ '✓' if found.right else '✗' }}
 {{ found.score }}</small></figure>{% endfor %}</div>{% endif %}
 </div>{% endfor %}</div>

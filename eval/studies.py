@@ -31,7 +31,11 @@ class Difference:
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Difference":
-        """From the differences (S,), one a seed."""
+        """The interval of paired differences.
+
+        Args:
+            values: (S,) differences, one a seed.
+        """
         count = len(values)
         mean = float(values.mean())
         if count == 1:
@@ -84,43 +88,66 @@ class Study:
         return tuple(self.values)
 
     def of(self, variant: str, measure: str) -> np.ndarray:
-        """Values over the seeds (S,). Raises ValueError naming what is there where the study lacks them."""
-        return np.array(list(self._by_seed(variant, measure).values()))
+        """Values over the seeds.
+
+        Returns:
+            (S,) in the order of the table.
+
+        Raises:
+            ValueError: naming what is there where the study lacks them.
+        """
+        by_seed = self._by_seed(variant, measure)
+        return np.array(list(by_seed.values()))
 
     def difference(self, variant: str, other: str, measure: str) -> Difference:
-        """variant - other over the seeds that both have. Raises ValueError where they have none in common."""
+        """variant - other over the seeds that both have.
+
+        Raises:
+            ValueError: naming what is there where the study lacks them, or where they have no seed in common.
+        """
         a = self._by_seed(variant, measure)
         b = self._by_seed(other, measure)
         shared = sorted(a.keys() & b.keys())
         if not shared:
             raise ValueError(f"{self.name}: {variant} and {other} have no seed in common")
-        return Difference.of(np.array([a[seed] - b[seed] for seed in shared]))
+        gains = [a[seed] - b[seed] for seed in shared]
+        return Difference.of(np.array(gains))
 
     def differences(self, other: str, measure: str) -> str:
         """One line for every other variant: its difference from `other`."""
         width = max(len(variant) for variant in self.variants)
         lines = [f"{measure}, against {other}:"]
         for variant in self.variants:
-            if variant != other:
-                lines.append(f"{variant:<{width}}  {self.difference(variant, other, measure)}")
+            if variant == other:
+                continue
+            difference = self.difference(variant, other, measure)
+            lines.append(f"{variant:<{width}}  {difference}")
         return "\n".join(lines)
 
     def plot(self, measures: Sequence[str]) -> Figure:
         """Each measure a panel, each variant a row: a dot for every seed, a bar at their mean."""
-        height = 0.8 + 0.42 * len(self.variants)
-        figure = Figure(figsize=(PANEL_WIDTH * len(measures), height), layout="constrained")
+        count = len(self.variants)
+        size = (PANEL_WIDTH * len(measures), 0.8 + 0.42 * count)
+        figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
         for axes, measure in zip(panels, measures, strict=True):
             for row, variant in enumerate(self.variants):
                 _plot_seeds(axes, row, self.of(variant, measure))
-            axes.set(title=measure, yticks=range(len(self.variants)), yticklabels=self.variants)
+            axes.set(title=measure)
+            axes.set_yticks(range(count), self.variants)
             axes.grid(axis="x", alpha=0.3)
         panels[0].invert_yaxis()
         return figure
 
     def curve(self, measures: Sequence[str], axis: str) -> Figure:
-        """Each measure a panel, against variants that are numbers: the mean over the seeds."""
-        figure = Figure(figsize=(PANEL_WIDTH * len(measures), 2.8), layout="constrained")
+        """Each measure a panel, against variants that are numbers: the mean over the seeds.
+
+        Args:
+            measures: of the panels.
+            axis: what the numbers are.
+        """
+        size = (PANEL_WIDTH * len(measures), 2.8)
+        figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(1, len(measures), squeeze=False)[0]
         at = [float(variant) for variant in self.variants]
         for axes, measure in zip(panels, measures, strict=True):
@@ -141,6 +168,7 @@ class Study:
 
 
 def _by_variant(rows: Iterable[dict[str, str]]) -> dict[str, dict[str, SeedValues]]:
+    """Rows of a table -> variant -> measure -> seed -> value."""
     values: dict[str, dict[str, SeedValues]] = {}
     for row in rows:
         of_variant = values.setdefault(row["variant"], {})
@@ -150,8 +178,15 @@ def _by_variant(rows: Iterable[dict[str, str]]) -> dict[str, dict[str, SeedValue
 
 
 def _plot_seeds(axes: Axes, row: int, values: np.ndarray) -> None:
-    """A variant's values (S,) as dots in its row, with a bar at their mean."""
+    """A variant's values as dots in its row, with a bar at their mean.
+
+    Args:
+        axes: of the panel.
+        row: of the variant, from 0.
+        values: (S,), one a seed.
+    """
     colour = COLOURS[row % len(COLOURS)]
     mean = values.mean()
     axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.6)
-    axes.plot([mean, mean], [row - 0.3, row + 0.3], color=colour, linewidth=3)
+    bar = [row - 0.3, row + 0.3]
+    axes.plot([mean, mean], bar, color=colour, linewidth=3)

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from eval.adapted import COLUMNS, read_rows
+from eval.adapted import adapted_rows, adapted_table
+from mm.artifacts.results import read_result
 from mm.cli import run_command
 from mm.files import write_json
 
@@ -23,18 +23,12 @@ def bench_adapt(runs: Sequence[Path], out: Path | None = None) -> None:
         runs: folders that scripts/finetune.py or scripts/continue_pretrain.py wrote.
         out: also write the rows as JSON.
     """
-    rows = read_rows(runs)
-    if not rows:
+    if not runs:
         raise ValueError("runs is empty: name folders that scripts/finetune.py or continue_pretrain.py wrote")
+    rows = adapted_rows({str(folder): read_result(folder / "result.json") for folder in runs})
     console = Console()
     for group in dict.fromkeys(row.group for row in rows):
-        table = Table(title=group, title_justify="left")
-        for column in COLUMNS:
-            table.add_column(column, justify="left" if column == COLUMNS[0] else "right")
-        for row in rows:
-            if row.group == group:
-                table.add_row(*row.text())
-        console.print(table)
+        console.print(adapted_table(rows, group))
     console.print(
         "Before → after, of embeddings alone; mean ± standard deviation over the seeds. general: RSUM of the"
         " base's own set."

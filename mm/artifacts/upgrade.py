@@ -1,4 +1,4 @@
-"""Older runs: what settings and tensors were called before, listed once. What is loaded goes through here.
+"""Older runs: what settings, tensors and results were called before, listed once. What is loaded goes through here.
 
 Everything is renamed from the words of commit a239565 on. What is no setting any more is dropped, and said where it
 was not what the code does now.
@@ -7,9 +7,12 @@ was not what the code does now.
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
+
+from eval.protocols import Protocol
 
 logger = logging.getLogger(__name__)
 MOVED_SETTINGS = {
@@ -53,6 +56,8 @@ ONE_ELEMENT = re.compile(r"^match_head\.(log_scale|bias)$|^loss\.(contrastive|fi
 """Parameters that had no dimensions."""
 MODALITIES = ("image", "audio", "text")
 """Of the runs of that time."""
+RENAMED_KINDS = {"of pictures among": "of images among", "of sounds among": "of audio clips among"}
+"""Words of the task of a zero-shot classification."""
 WHOLE = ("optim.rates", "encoder_weights", "data.augment")
 """Settings whose value is a dict."""
 
@@ -92,6 +97,31 @@ def upgrade_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tensor = tensor.view(1)
         upgraded[name] = tensor
     return upgraded
+
+
+def upgrade_result(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a result.json, as any commit since a239565 wrote it -> as this code writes it; no number changes.
+
+    A result of today is returned equal. Further figures, which stood under `protocols`, are evaluations beside the
+    first. Of `config` the settings that were only renamed get their new names. Raises ValueError on what is no result.
+    """
+    if not isinstance(result, Mapping) or not result.get("protocol"):
+        raise ValueError("it has no protocol")
+    found = {name: dict(value) if isinstance(value, Mapping) else value for name, value in result.items()}
+    further = found.pop("protocols", {})
+    if "judged" in found:
+        found["evaluated"] = found.pop("judged")
+    if "config" in found:
+        found["config"] = _rename_settings(found["config"])
+    protocols = found["protocol"]
+    if "dataset" in protocols:
+        name = next(iter(further), protocols.get("split", "val"))
+        protocols = {name: protocols}
+    found["protocol"] = {name: _upgrade_protocol(protocol) for name, protocol in protocols.items()}
+    for name, figures in further.items():
+        if name not in found["protocol"]:
+            _add_figures(found, name, figures)
+    return found
 
 
 def renamed_flag(flag: str) -> str | None:
@@ -145,6 +175,47 @@ def _upgrade_words(settings: dict[str, Any]) -> None:
     weights = [settings.pop(name, 1.0) for name in ("eval.rerank_global", "eval.rerank_late")]
     if weights != [1.0, 1.0]:
         settings["eval.rerank_weights"] = weights
+
+
+def _rename_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    renamed = {}
+    for name, value in _flat(config):
+        new = MOVED_SETTINGS.get(name, name)
+        renamed[new.replace("quantizer.codes", "quantizer.num_codes")] = value
+    if renamed.get("schedule.kind") == "global_only":
+        renamed["schedule.kind"] = "contrastive_only"
+    return _nested(renamed)
+
+
+def _upgrade_protocol(old: Mapping[str, Any]) -> dict[str, Any]:
+    """A protocol in today's fields.
+
+    Of old fields `zero_shot` said with `trained_on` what `trained_on` says alone today, `dataset` ended in the split,
+    `captions_per_image` was a mean, and `skipped` a number without reasons.
+    """
+    found = dict(old)
+    mean = found.get("captions_per_image", found["captions"] / found["images"])
+    if isinstance(mean, int | float):
+        found["captions_per_image"] = f"{mean:g}"
+    words = "zero-shot, trained on" if found.pop("zero_shot", False) else "trained on"
+    if "zero_shot" in old or "captions_per_image" not in old:
+        found["trained_on"] = f"{words} {found['trained_on']}"
+    skipped = found.get("skipped", 0)
+    if isinstance(skipped, int):
+        found["skipped"] = {"unreadable": skipped} if skipped else {}
+    found["dataset"] = found["dataset"].removesuffix(f"/{found['split']}")
+    for before, after in RENAMED_KINDS.items():
+        if "task" in found:
+            found["task"] = found["task"].replace(before, after)
+    return asdict(Protocol(**found))
+
+
+def _add_figures(result: dict[str, Any], name: str, figures: Mapping[str, Any]) -> None:
+    """Into the three maps of a result, as `eval.figures.join_figures` writes them."""
+    result["protocol"][name] = _upgrade_protocol(figures["protocol"])
+    for part in ("metrics", "intervals"):
+        for figure, value in figures[part].items():
+            result[part][f"{name}/{figure}"] = value
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

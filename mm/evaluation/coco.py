@@ -1,16 +1,21 @@
-"""A split through a model, or a file of embeddings, under every protocol it allows: what scripts/eval_coco.py does."""
+"""A split through a model, or a file of embeddings, under every protocol it allows."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval.coco import GroundTruth
-from eval.embeddings import Embeddings, Scorer, evaluate_embeddings, evaluate_matching
-from eval.protocols import Figures, Protocol
-from mm.evaluation.models import EvaluatedModel, FinishedRun
+from eval.coco import PROTOCOLS, evaluate_embeddings
+from eval.embeddings import Embeddings, ScoredItems
+from eval.figures import Figures, join_figures, split_figures
+from eval.ground_truth import GroundTruth
+from eval.intervals import Bootstrap
+from eval.matching import evaluate_matching
+from eval.protocols import Stated
+from mm.evaluation.models import EvaluatedModel, EvaluatedSplit, FinishedRun
+
+ANOTHER_SPLIT = "a threshold must come from another split"
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,8 @@ class EvaluationData:
     split: str = "val"
     """Split to evaluate; with embeddings, its name for the protocol."""
     ground_truth: Path | None = None
-    """Folder of ECCV Caption's data files (or one that holds them in eccv_caption/): evaluates CxC and ECCV, and leaves
-    their matches out of the negatives. It fits the 5,000 images of the Karpathy test split, by COCO's ids."""
+    """Folder of ECCV Caption's data files (or one that holds them in eccv_caption/): evaluates CxC and ECCV, and skips
+    their matches among the negatives. It fits the 5,000 images of the Karpathy test split, by COCO's ids."""
     validation: str | None = None
     """Fixes the threshold and the calibration of balanced matching, evaluated if this is given: another split of the
     same data, or, with embeddings, another .npz file or run folder."""
@@ -41,21 +46,29 @@ class EvaluationData:
     """Its name for the protocol; by default the file's or the run's."""
 
 
-@dataclass
-class _Items:
-    """Embeddings, how else their pairs are scored, and their name for a protocol."""
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found."""
 
-    embeddings: Embeddings
-    joint: Mapping[str, Scorer]
-    name: str
+    figures: dict[str, Figures]
+    """By protocol: `all`, `five`, `folds`, `cxc`, `eccv`, `matching/random/cosine` …"""
+    described: dict[str, Any] = field(default_factory=dict)
+    """A run's own result of the split, re-ranked too, as the content of a result.json; empty for all others."""
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    """Of the split's embeddings.npz."""
+
+    def joined(self) -> dict[str, Any]:
+        """The content of a result.json: a run's own evaluation first, then the other protocols."""
+        own = split_figures(self.described) if self.described else {}
+        return self.described | join_figures(own | self.figures)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _References:
     """What else the evaluation reads: loaded before a model runs for long, so that a missing file is known at once."""
 
     truth: GroundTruth | None
-    retriever: _Items | None
+    retriever: ScoredItems | None
 
     @classmethod
     def of(cls, data: EvaluationData) -> "_References":
@@ -64,91 +77,99 @@ class _References:
                 "data.retriever gives hard negatives of balanced matching: name data.validation too, which"
                 " fixes its threshold"
             )
-        return cls(
-            GroundTruth.load(data.ground_truth) if data.ground_truth else None,
-            _read(data.retriever) if data.retriever else None,
-        )
+        truth = GroundTruth.load(data.ground_truth) if data.ground_truth else None
+        retriever = _read(data.retriever) if data.retriever else None
+        if retriever and data.retriever_name:
+            retriever = replace(retriever, name=data.retriever_name)
+        return cls(truth, retriever)
 
 
-def evaluate_file(
-    path: Path, data: EvaluationData, trained_on: str, *, samples: int = 1000, seed: int = 0
-) -> dict[str, Figures]:
-    """Anybody's embeddings -> figures by protocol: `all`, `five`, `folds`, `cxc`, `eccv`, `matching/random/cosine` …"""
-    references, items, validation = _References.of(data), _read(path), None
+def evaluate_file(path: Path, data: EvaluationData, trained_on: str, bootstrap: Bootstrap) -> Evaluated:
+    """Anybody's embeddings.
+
+    Args:
+        path: an .npz file, or the folder of a run that holds embeddings.npz.
+        data: of which `dataset` and `split` are names for the protocol.
+        trained_on: as the protocol's.
+        bootstrap: of the intervals; its seed is also that of the negatives.
+    """
+    references = _References.of(data)
+    items = _read(path)
+    validation = None
     if data.validation:
-        validation = _read(Path(data.validation))
         if Path(data.validation).resolve() == path.resolve():
-            raise ValueError("data.validation is the file that is evaluated: a threshold must come from another split")
-    stated = {"dataset": data.dataset, "split": data.split, "trained_on": trained_on}
-    return _figures(items, validation, references, data, stated, {"samples": samples, "seed": seed})
+            raise ValueError(f"data.validation is the file that is evaluated: {ANOTHER_SPLIT}")
+        validation = _read(Path(data.validation))
+    stated = Stated(data.dataset, data.split, trained_on)
+    return Evaluated(_figures(items, validation, references, stated, bootstrap))
 
 
-def evaluate_model(
-    model: EvaluatedModel, data: EvaluationData, *, samples: int = 1000, seed: int = 0
-) -> tuple[dict, dict[str, Figures], dict[str, np.ndarray]]:
-    """A model on a split -> (result.json content, empty unless the model is a run; figures as `evaluate_file` gives;
-    the arrays of the split's embeddings.npz).
+def evaluate_model(model: EvaluatedModel, data: EvaluationData, bootstrap: Bootstrap) -> Evaluated:
+    """A model on a split. A run without images or without text has no figures beside its own result.
 
-    A run without images or without text has no figures beside its own result.
+    Args:
+        model: which opens the split.
+        data: names the split.
+        bootstrap: of the intervals; its seed is also that of the negatives.
     """
     if data.validation == data.split:
-        raise ValueError(
-            f"data.validation is {data.split}, which is evaluated: a threshold must come from another split"
-        )
-    references, dataset, trained_on = _References.of(data), model.open(data.split), model.trained_on
-    described: dict = {}
+        raise ValueError(f"data.validation is {data.split}, which is evaluated: {ANOTHER_SPLIT}")
+    if isinstance(model, FinishedRun) and data.split in PROTOCOLS:
+        raise ValueError(f"a split called {data.split} would be taken for the protocol of that name: rename it")
+    references = _References.of(data)
+    dataset = model.open(data.split)
+    described: dict[str, Any] = {}
+    trained_on = model.trained_on
     if isinstance(model, FinishedRun):
-        described, judged = model.evaluate(dataset, data.split, samples=samples, seed=seed)
-        trained_on = Protocol.of_dict(described["protocol"][data.split]).trained_on
+        described, found = model.evaluate(dataset, data.split, samples=bootstrap.samples, seed=bootstrap.seed)
+        trained_on = split_figures(described)[data.split].protocol.trained_on
     else:
-        judged = model.embed(dataset, data.split)
-    if not {"image", "text"} <= judged.arrays.keys():
+        found = model.embed(dataset, data.split)
+    if not {"image", "text"} <= found.arrays.keys():
         if data.validation or data.ground_truth:
             raise ValueError(
                 "COCO's ground truth and balanced matching are of images and captions;"
                 f" the model has {', '.join(model.modalities)}"
             )
-        return described, {}, judged.arrays
+        return Evaluated({}, described, found.arrays)
     validation = None
     if data.validation:
         other = model.embed(model.open(data.validation), data.validation)
-        validation = _Items(Embeddings.of(other.arrays), other.joint, data.validation)
-    stated = {"dataset": dataset.name.split("/")[0], "split": data.split, "trained_on": trained_on}
-    items = _Items(Embeddings.of(judged.arrays), judged.joint, data.split)
-    found = _figures(items, validation, references, data, stated, {"samples": samples, "seed": seed})
-    skipped = sum(dataset.skipped.values())
-    figures = {name: replace(f, protocol=replace(f.protocol, skipped=skipped)) for name, f in found.items()}
-    return described, figures, judged.arrays
+        validation = _scored(other, data.validation)
+    stated = Stated(dataset.name.partition("/")[0], data.split, trained_on, dataset.skipped)
+    figures = _figures(_scored(found, data.split), validation, references, stated, bootstrap)
+    return Evaluated(figures, described, found.arrays)
 
 
 def _figures(
-    items: _Items,
-    validation: _Items | None,
+    items: ScoredItems,
+    validation: ScoredItems | None,
     references: _References,
-    data: EvaluationData,
-    stated: dict[str, Any],
-    options: dict[str, Any],
+    stated: Stated,
+    bootstrap: Bootstrap,
 ) -> dict[str, Figures]:
-    truth, retriever = references.truth, references.retriever
-    found = evaluate_embeddings(items.embeddings, ground_truth=truth, **stated, **options)
+    """Retrieval under every protocol, and balanced matching where there is a validation split."""
+    truth = references.truth
+    found = evaluate_embeddings(items.embeddings, stated, ground_truth=truth, bootstrap=bootstrap)
     if validation is None:
         return found
+    stated = replace(stated, split=found["all"].protocol.split)
     matched = evaluate_matching(
-        items.embeddings,
-        validation.embeddings,
-        ground_truth=truth,
-        validation_split=validation.name,
-        joint={name: (scorer, validation.joint[name]) for name, scorer in items.joint.items()},
-        retriever=retriever.embeddings if retriever else None,
-        retriever_name=data.retriever_name or (retriever.name if retriever else ""),
-        **stated | {"split": found["all"].protocol.split},
-        **options,
+        items, validation, stated, retriever=references.retriever, ground_truth=truth, bootstrap=bootstrap
     )
-    return found | {f"matching/{name}": figures for name, figures in matched.items()}
+    for name, figures in matched.items():
+        found[f"matching/{name}"] = figures
+    return found
 
 
-def _read(path: Path) -> _Items:
+def _scored(split: EvaluatedSplit, name: str) -> ScoredItems:
+    return ScoredItems(Embeddings.of(split.arrays), name, split.joint)
+
+
+def _read(path: Path) -> ScoredItems:
     """A file is called by its stem, a run's embeddings by the run."""
-    folder = path.resolve() if path.is_dir() else path.resolve().parent
-    name = folder.name if path.is_dir() or path.name == "embeddings.npz" else path.stem
-    return _Items(Embeddings.load(path), {}, name)
+    embeddings = Embeddings.load(path)
+    if path.is_dir():
+        return ScoredItems(embeddings, path.resolve().name)
+    of_a_run = path.name == "embeddings.npz"
+    return ScoredItems(embeddings, path.resolve().parent.name if of_a_run else path.stem)

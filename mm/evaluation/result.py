@@ -2,6 +2,7 @@
 and the table a person reads first."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ from PIL.Image import Image
 from rich.console import Console
 from rich.table import Table
 
-from eval.diagnostics import code_utilization, expert_utilization
-from eval.intervals import mean_intervals
-from eval.report import write_report
+from eval.diagnostics import Diagnostics, Utilization, code_utilization, expert_utilization
+from eval.figures import Figures, join_figures, split_figures
+from eval.intervals import Bootstrap, Interval, mean_intervals
+from eval.protocols import Protocol, Stated
+from eval.report import read_history, write_report
+from eval.report_cards import Examples
 from eval.retrieval import RetrievalResult
 from mm.artifacts.environment import commit, hardware
 from mm.artifacts.run import Run
@@ -26,182 +30,252 @@ from mm.modalities import MODALITIES
 from mm.model.multimodal import count_parameters
 
 
-def evaluate_run(task: Run, data: AlignData, splits: dict[str, CaptionDataset], folder: Path, started: float) -> dict:
-    """Evaluate the splits and write everything but the weights into `folder`; -> result.json.
+def evaluate_run(
+    run: Run, data: AlignData, splits: dict[str, CaptionDataset], folder: Path, started: float
+) -> dict[str, Any]:
+    """Evaluate the splits and write everything but the weights into `folder`.
 
-    The first split is the one that counts: it alone is re-ranked. `started`: the run's first `time.perf_counter()`.
+    Args:
+        run: that was trained.
+        data: which reads the splits.
+        splits: by name. The first is the one that counts: it alone is re-ranked.
+        folder: of the run.
+        started: the run's first `time.perf_counter()`, in seconds.
+
+    Returns:
+        the content of result.json.
     """
     trained = time.perf_counter()
-    first = next(iter(splits))
-    settings = {s: task.config.eval if s == first else replace(task.config.eval, rerank=0) for s in splits}
-    evaluations = {s: evaluate_split(task, data, d, s, settings[s]) for s, d in splits.items()}
-    result = describe(task, evaluations, splits, data.train.name)
+    evaluations = {}
+    settings = run.config.eval
+    for split, dataset in splits.items():
+        evaluations[split] = evaluate_split(run, data, dataset, split, settings)
+        settings = replace(settings, rerank=0)
+    result = describe(run, evaluations, splits, data.train.name)
     result["seconds"] = round(time.perf_counter() - started, 1)
     result["seconds_evaluation"] = round(time.perf_counter() - trained, 1)
     # A later run finds the features of frozen trunks on disk: what they took the first time belongs to the cost all
     # the same.
     result["seconds_features"] = round(data.features.seconds, 1)
-    embeddings = evaluations[first].embeddings
-    arrays: dict[str, Any] = {**embeddings.arrays()}
-    np.savez(folder / "embeddings.npz", **arrays)
-    load = embeddings.load
-    assert load is not None
-    diagnostics: dict[str, Any] = {f"code_counts/{m}": c for m, c in embeddings.code_counts.items() if c.size}
-    diagnostics |= {f"expert_load/{m}": load[:, list(MODALITIES).index(m)] for m in embeddings.parts}
-    np.savez(folder / "diagnostics.npz", **diagnostics)
-    write_json(folder / "result.json", result)
-    report(result, embeddings, splits[first], folder)
+    first = next(iter(splits))
+    write_evaluation(folder, result, evaluations[first].embeddings, splits[first])
     return result
 
 
-def report(result: dict, embeddings: SplitEmbeddings, dataset: CaptionDataset, folder: Path) -> None:
-    """report.html of the split that counts."""
-    position = {image_id: i for i, image_id in enumerate(dataset.image_ids)}
-    diagnostics = np.load(folder / "diagnostics.npz")
-    counts: dict[str, Any] = {"code_counts": {}, "expert_load": {}}
-    for name in diagnostics.files:
-        kind, modality = name.split("/")
-        counts[kind][modality] = diagnostics[name]
-
-    def thumbnail(image_id: int) -> Image:
-        picture = dataset[position[image_id]].image
-        assert picture is not None
-        return picture
-
+def write_evaluation(
+    folder: Path, result: dict[str, Any], embeddings: SplitEmbeddings, dataset: CaptionDataset
+) -> None:
+    """embeddings.npz, diagnostics.npz, result.json and report.html of the split that counts."""
+    arrays = embeddings.arrays()
+    diagnostics = diagnostics_of(embeddings)
+    # numpy types its keywords as bool
+    np.savez(folder / "embeddings.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(folder / "diagnostics.npz", **diagnostics.arrays())  # type: ignore[arg-type]
+    write_json(folder / "result.json", result)
     write_report(
         folder / "report.html",
         result=result,
-        history=folder / "metrics.csv",
-        embeddings=embeddings.arrays(),
-        captions=[c for captions in dataset.captions for c in captions],
-        thumbnail=thumbnail,
-        **counts,
+        history=read_history(folder / "metrics.csv"),
+        embeddings=arrays,
+        diagnostics=diagnostics,
+        examples=examples_of(dataset),
     )
 
 
+def diagnostics_of(embeddings: SplitEmbeddings) -> Diagnostics:
+    """Counts by modality; a continuous bottleneck has no codes."""
+    load = embeddings.load
+    assert load is not None
+    codes = {m: counts for m, counts in embeddings.code_counts.items() if counts.size}
+    order = list(MODALITIES)
+    experts = {m: load[:, order.index(m)] for m in embeddings.parts}
+    return Diagnostics(codes, experts)
+
+
+def examples_of(dataset: CaptionDataset) -> Examples:
+    """All captions, and any image by its id."""
+    position = dict(zip(dataset.image_ids, range(len(dataset)), strict=True))
+    captions: list[str] = []
+    for several in dataset.captions:
+        captions += several
+
+    def thumbnail(image_id: int) -> Image:
+        image = dataset[position[image_id]].image
+        assert image is not None
+        return image
+
+    return Examples(captions, thumbnail)
+
+
 def describe(
-    task: Run,
-    evaluations: dict[str, Evaluation],
-    splits: dict[str, CaptionDataset],
+    run: Run,
+    evaluations: Mapping[str, Evaluation],
+    splits: Mapping[str, CaptionDataset],
     trained_on: str,
     *,
     zero_shot: bool = False,
     samples: int = 1000,
     seed: int = 0,
-) -> dict:
-    """The content of result.json. Metrics of further splits carry the split's name in front.
+) -> dict[str, Any]:
+    """The content of result.json; how long it took is the caller's.
 
-    zero_shot: the splits are of another collection than `trained_on`. samples, seed: of the intervals' bootstrap.
+    Args:
+        run: that was evaluated.
+        evaluations: of each split; utilization and chance are stated of the first.
+        splits: the same, as datasets.
+        trained_on: name of the training set.
+        zero_shot: the splits are of another collection than the training set.
+        samples: of the intervals' bootstrap.
+        seed: of the intervals' bootstrap.
     """
-    total, active = count_parameters(task.model)
-    metrics: dict[str, float] = {}
-    intervals: dict[str, tuple[float, float]] = {}
-    for number, (split, evaluation) in enumerate(evaluations.items()):
-        prefix = f"{split}/" if number else ""
-        metrics |= {f"{prefix}{k}": round(v, 3) for k, v in evaluation.metrics().items()}
-        for kind, results in (("", evaluation.results), ("reranked/", evaluation.reranked)):
-            for direction, found in results.items():
-                intervals |= recall_intervals(found, f"{prefix}{kind}{direction}/", samples, seed)
+    words = f"zero-shot, trained on {trained_on}" if zero_shot else f"trained on {trained_on}"
+    bootstrap = Bootstrap(samples, seed)
+    figures = {}
+    for split, evaluation in evaluations.items():
+        depth = run.config.eval.rerank if evaluation.reranked else 0
+        protocol = split_protocol(splits[split], split, words, depth)
+        figures[split] = evaluation_figures(evaluation, protocol, bootstrap)
     first = next(iter(evaluations))
-    metrics |= chance(evaluations[first]) | utilization(evaluations[first])
+    figures[first].metrics.update(chance(evaluations[first]))
+    figures[first].metrics.update(utilization(evaluations[first]))
+    total, active = count_parameters(run.model)
     return {
-        "metrics": metrics,
-        "intervals": intervals,
-        "protocol": {
-            s: protocol(splits[s], s, trained_on, zero_shot, task.config.eval.rerank if e.reranked else 0)
-            for s, e in evaluations.items()
-        },
-        "config": asdict(task.config),
+        **join_figures(figures),
+        "config": asdict(run.config),
         "commit": commit(),
-        "seed": task.config.seed,
+        "seed": run.config.seed,
         "hardware": hardware(),
         "parameters_total": total,
         "parameters_active": active,
     }
 
 
-def recall_intervals(found: RetrievalResult, prefix: str, samples: int, seed: int) -> dict[str, tuple[float, float]]:
-    """95 % bootstrap intervals over images of every R@k, in percent."""
-    values = {f"{prefix}R@{k}": 100 * found.hits[:, i] for i, k in enumerate(found.ks)}
-    return mean_intervals(values, found.query_ids, samples=samples, seed=seed)
+def split_protocol(dataset: CaptionDataset, split: str, trained_on: str, rerank_depth: int = 0) -> Protocol:
+    """What the numbers of a split mean.
+
+    Args:
+        dataset: the split.
+        split: its name.
+        trained_on: the words of the protocol, such as `trained on scenes/train`.
+        rerank_depth: candidates of each query that are scored again; 0 for none.
+    """
+    counts = [len(captions) for captions in dataset.captions]
+    image_ids = np.array(dataset.image_ids)
+    stated = Stated(dataset.name.partition("/")[0], split, trained_on, dataset.skipped)
+    return Protocol.of_ids(image_ids, np.repeat(image_ids, counts), stated, rerank_depth=rerank_depth)
 
 
-def protocol(dataset: CaptionDataset, split: str, trained_on: str, zero_shot: bool, rerank_depth: int) -> dict:
-    """What the numbers mean."""
-    captions = [len(c) for c in dataset.captions]
-    return {
-        "dataset": dataset.name,
-        "split": split,
-        "images": len(dataset),
-        "captions": sum(captions),
-        "captions_per_image": round(sum(captions) / len(captions), 2),
-        "recall": "any-hit",
-        "rerank_depth": rerank_depth,
-        "zero_shot": zero_shot,
-        "trained_on": trained_on,
-        "skipped": dataset.skipped,
-    }
+def evaluation_figures(evaluation: Evaluation, protocol: Protocol, bootstrap: Bootstrap) -> Figures:
+    """Metrics of every direction, with and without re-ranking, and intervals of their recalls.
+
+    Args:
+        evaluation: of a split.
+        protocol: what its numbers mean.
+        bootstrap: of the intervals.
+    """
+    metrics = {name: round(value, 3) for name, value in evaluation.metrics().items()}
+    intervals: dict[str, Interval] = {}
+    for direction, found in evaluation.results.items():
+        intervals |= recall_intervals(found, f"{direction}/", bootstrap)
+    for direction, found in evaluation.reranked.items():
+        intervals |= recall_intervals(found, f"reranked/{direction}/", bootstrap)
+    return Figures(protocol, metrics, intervals)
+
+
+def recall_intervals(found: RetrievalResult, prefix: str, bootstrap: Bootstrap) -> dict[str, Interval]:
+    """95 % bootstrap intervals over images of every R@k, in percent.
+
+    Args:
+        found: of a direction.
+        prefix: of the names.
+        bootstrap: over images.
+    """
+    values = {}
+    for at, k in enumerate(found.ks):
+        values[f"{prefix}R@{k}"] = 100 * found.hits[:, at]
+    return mean_intervals(values, found.query_ids, bootstrap)
 
 
 def chance(evaluation: Evaluation) -> dict[str, float]:
-    """R@1 in percent of a random ranking, for each direction: matches over gallery, averaged over queries."""
+    """R@1 of a random ranking: matches over gallery, averaged over queries.
+
+    Returns:
+        `chance/<direction>/R@1`, in percent.
+    """
     parts = evaluation.embeddings.parts
     found = {}
     for direction in evaluation.results:
-        a, b = direction.split("_to_")
-        shared = np.isin(parts[b].ids.numpy(), parts[a].ids.numpy()).sum()
-        _, counts = np.unique(parts[b].ids.numpy(), return_counts=True)
-        found[f"chance/{direction}/R@1"] = round(100 * float(counts.mean() / shared), 4)
+        asking, asked = direction.split("_to_")
+        queries = parts[asking].ids.numpy()
+        gallery = parts[asked].ids.numpy()
+        shared = np.isin(gallery, queries).sum()
+        _, matches = np.unique(gallery, return_counts=True)
+        percent = 100 * float(matches.mean() / shared)
+        found[f"chance/{direction}/R@1"] = round(percent, 4)
     return found
 
 
 def utilization(evaluation: Evaluation) -> dict[str, float]:
-    """Codes and experts that the split used in percent, and the perplexity of the codes, by modality
-    (mean over quantizers or layers)."""
-    found, load = {}, evaluation.embeddings.load
-    assert load is not None
-    codes = {m: c for m, c in evaluation.embeddings.code_counts.items() if c.size}
-    experts = {m: load[:, list(MODALITIES).index(m)] for m in evaluation.embeddings.parts}
-    for kind, uses in (("codes", code_utilization(codes)), ("experts", expert_utilization(experts))):
-        for m, layers in uses.items():
-            found[f"{kind}/{m}/used"] = round(float(np.mean([u.used for u in layers])), 2)
-            found[f"{kind}/{m}/perplexity"] = round(float(np.mean([u.perplexity for u in layers])), 2)
-    return found
+    """Codes and experts that the split used.
+
+    Returns:
+        `codes/<modality>/used` in percent, `codes/<modality>/perplexity`, and the same of experts; means over
+        quantizers or layers.
+    """
+    diagnostics = diagnostics_of(evaluation.embeddings)
+    codes = code_utilization(diagnostics.code_counts)
+    experts = expert_utilization(diagnostics.expert_load)
+    return _mean_utilization("codes", codes) | _mean_utilization("experts", experts)
 
 
-def show(result: dict) -> None:
-    """Print the retrieval table of a result.json."""
+def _mean_utilization(kind: str, found: Mapping[str, list[Utilization]]) -> dict[str, float]:
+    means = {}
+    for modality, layers in found.items():
+        used = float(np.mean([layer.used for layer in layers]))
+        perplexity = float(np.mean([layer.perplexity for layer in layers]))
+        means[f"{kind}/{modality}/used"] = round(used, 2)
+        means[f"{kind}/{modality}/perplexity"] = round(perplexity, 2)
+    return means
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Print the retrieval table of each split, then size, seconds and hardware.
+
+    Args:
+        result: a run's.
+    """
     console = Console()
-    metrics = result["metrics"]
-    for number, (split, stamp) in enumerate(result["protocol"].items()):
-        prefix = f"{split}/" if number else ""
-        table = Table(
-            title=f"{stamp['dataset']}: {stamp['images']:,} images, {stamp['captions']:,} captions, any-hit recall in %"
-        )
-        depth = stamp["rerank_depth"]
-        for column in (
-            "direction",
-            "R@1",
-            "R@5",
-            "R@10",
-            *([f"R@1, best {depth} re-ranked"] if depth else []),
-            "chance R@1",
-        ):
-            table.add_column(column, justify="left" if column == "direction" else "right")
-        for direction in (k.split("/")[1] for k in metrics if k.startswith("chance/")):
-            recalls = [f"{metrics[f'{prefix}{direction}/R@{k}']:.1f}" for k in (1, 5, 10)]
-            again = metrics.get(f"{prefix}reranked/{direction}/R@1")
-            low, high = result["intervals"][f"{prefix}{direction}/R@1"]
-            recalls[0] += f" [dim]({low:.1f}-{high:.1f})[/dim]"
-            table.add_row(
-                direction.replace("_to_", " → "),
-                *recalls,
-                *(["—" if again is None else f"{again:.1f}"] if depth else []),
-                f"{metrics[f'chance/{direction}/R@1']:.2f}",
-            )
-        console.print(table)
-    total, active = result["parameters_total"], result["parameters_active"]
+    chances = {}
+    for name, value in result["metrics"].items():
+        if name.startswith("chance/"):
+            chances[name.split("/")[1]] = value
+    for figures in split_figures(result).values():
+        console.print(_retrieval_table(figures, chances))
+    total = result["parameters_total"] / 1e6
+    active = result["parameters_active"] / 1e6
     console.print(
-        f"{total / 1e6:.1f} M parameters, {active / 1e6:.1f} M active per token · "
-        f"{result['seconds']:.0f} s on {result['hardware']}"
+        f"{total:.1f} M parameters, {active:.1f} M active per token · {result['seconds']:.0f} s on {result['hardware']}"
     )
+
+
+def _retrieval_table(figures: Figures, chances: Mapping[str, float]) -> Table:
+    """A row for each direction that has a chance."""
+    protocol = figures.protocol
+    depth = protocol.rerank_depth
+    title = f"{protocol.name}: {protocol.images:,} images, {protocol.captions:,} captions, any-hit recall in %"
+    table = Table(title=title)
+    table.add_column("direction")
+    reranked = [f"R@1, best {depth} re-ranked"] if depth else []
+    for column in ("R@1", "R@5", "R@10", *reranked, "chance R@1"):
+        table.add_column(column, justify="right")
+    for direction, random in chances.items():
+        recalls = [figures.metrics[f"{direction}/R@{k}"] for k in (1, 5, 10)]
+        cells = [f"{recall:.1f}" for recall in recalls]
+        low, high = figures.intervals[f"{direction}/R@1"]
+        cells[0] += f" [dim]({low:.1f}-{high:.1f})[/dim]"
+        if depth:
+            again = figures.metrics.get(f"reranked/{direction}/R@1")
+            cells.append("—" if again is None else f"{again:.1f}")
+        arrow = direction.replace("_to_", " → ")
+        table.add_row(arrow, *cells, f"{random:.2f}")
+    return table

@@ -5,30 +5,52 @@ Both become a CaptionDataset of listed files, so that a model embeds them as it 
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from eval.classification import AUDIO_TEMPLATES, IMAGE_TEMPLATES, prompts, zero_shot_figures
 from eval.embeddings import Scorer
-from eval.protocols import Figures
+from eval.figures import Figures
+from eval.intervals import DEFAULT_BOOTSTRAP, Bootstrap
+from eval.protocols import Stated
 from eval.sugar_crepe import sugar_crepe, sugar_crepe_items
 from mm.batch import Sample
 from mm.data.media import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, decode_audio, decode_image
 from mm.evaluation.models import EvaluatedModel
 
 logger = logging.getLogger(__name__)
-PICTURE_FOLDERS = ("", "val2017", "images")
+IMAGE_FOLDERS = ("", "val2017", "images")
+KINDS = {"image": "images", "audio": "audio clips"}
+"""Modality -> the word of the protocol."""
+IDS = {"image": "image_ids", "audio": "audio_image_ids"}
+Items = dict[str, list[dict[str, str]]]
+"""SugarCrepe's split -> items with `filename`, `caption` and `negative_caption`."""
 
 
 class ListedFiles:
     """A CaptionDataset of images or of audio clips: `captions[i]` belong to `files[i]`, whose image id is i."""
 
     def __init__(self, name: str, files: list[Path], captions: list[tuple[str, ...]], modality: str) -> None:
-        self.name, self.files, self.captions, self.modality = name, files, captions, modality
+        """List files.
+
+        Args:
+            name: of the set.
+            files: of images or of audio clips.
+            captions: of each file.
+            modality: `image` or `audio`.
+        """
+        self.name = name
+        self.files = files
+        self.captions = captions
+        self.modality = modality
         self.image_ids = list(range(len(files)))
-        first = np.cumsum([0, *map(len, captions)]).tolist()
-        self.caption_ids = [tuple(range(at, at + len(c))) for at, c in zip(first[:-1], captions, strict=True)]
+        self.caption_ids: list[tuple[int, ...]] = []
+        first = 0
+        for several in captions:
+            self.caption_ids.append(tuple(range(first, first + len(several))))
+            first += len(several)
         self.modalities = frozenset({modality, "text"})
         self.has_audio = [modality == "audio"] * len(files)
         self.skipped: dict[str, int] = {}
@@ -38,144 +60,236 @@ class ListedFiles:
 
     def __getitem__(self, index: int) -> Sample:
         path = self.files[index]
+        content = path.read_bytes()
         stated = (path.stem, index, self.captions[index], self.caption_ids[index])
         if self.modality == "image":
-            return Sample(*stated, image=decode_image(path.read_bytes(), str(path)))
-        waveform, rate = decode_audio(path.read_bytes(), str(path))
+            image = decode_image(content, str(path))
+            return Sample(*stated, image=image)
+        waveform, rate = decode_audio(content, str(path))
         return Sample(*stated, audio=waveform, sample_rate=rate)
 
 
 def evaluate_sugar_crepe(
-    model: EvaluatedModel, folder: Path, pictures: Path, *, samples: int = 1000, seed: int = 0
+    model: EvaluatedModel, folder: Path, images: Path, bootstrap: Bootstrap = DEFAULT_BOOTSTRAP
 ) -> dict[str, Figures]:
-    """`cosine`, and every joint score of the model by its name -> figures of SugarCrepe's seven files in `folder`.
+    """SugarCrepe by the cosine and by every joint score of a model.
 
-    `pictures` holds COCO val2017, or has it in val2017/ or images/. Items without their image are skipped, counted
-    in the protocol and logged. Raises ValueError where no image is there.
+    Args:
+        model: of images and text.
+        folder: of SugarCrepe's seven files.
+        images: holds COCO val2017, or has it in val2017/ or images/. Items without their image are skipped, counted in
+            the protocol and logged.
+        bootstrap: of the intervals.
+
+    Returns:
+        figures by the name of the score.
+
+    Raises:
+        ValueError: where no image is there.
     """
     _needs(model, "image", "text")
     listed = sugar_crepe_items(folder)
-    items, dataset = _with_pictures(listed, pictures)
-    skipped = sum(map(len, listed.values())) - sum(map(len, items.values()))
-    judged = model.embed(dataset, "sugar_crepe")
-    row = {path.name: at for at, path in enumerate(dataset.files)}
-    column = {caption: at for at, caption in enumerate(c for captions in dataset.captions for c in captions)}
-
-    def figures(name: str, scorer: Scorer) -> Figures:
-        def score(files: list[str], captions: list[str]) -> np.ndarray:
-            return scorer(np.array([row[f] for f in files]), np.array([column[c] for c in captions]))
-
-        return sugar_crepe(
-            items, score, scored_by=name, trained_on=model.trained_on, skipped=skipped, samples=samples, seed=seed
+    files = _files_of(listed, images)
+    items = {}
+    missing = 0
+    for split, rows in listed.items():
+        items[split] = [item for item in rows if item["filename"] in files]
+        missing += len(rows) - len(items[split])
+    dataset = _with_captions(items, files, f"{images.resolve().name}/sugar_crepe")
+    embedded = model.embed(dataset, "sugar_crepe")
+    scorers: dict[str, Scorer] = {"cosine": embedded.cosine, **embedded.joint}
+    skipped = {"image is missing": missing} if missing else {}
+    trained_on = model.trained_on
+    found = {}
+    for name, scorer in scorers.items():
+        score = _NamedScore(dataset, scorer)
+        found[name] = sugar_crepe(
+            items, score, scored_by=name, trained_on=trained_on, skipped=skipped, bootstrap=bootstrap
         )
+    return found
 
-    return {name: figures(name, scorer) for name, scorer in {"cosine": judged.cosine, **judged.joint}.items()}
+
+class _NamedScore:
+    """A scorer by positions as one by file names and captions."""
+
+    def __init__(self, dataset: ListedFiles, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self.row = {path.name: at for at, path in enumerate(dataset.files)}
+        self.column: dict[str, int] = {}
+        for several, ids in zip(dataset.captions, dataset.caption_ids, strict=True):
+            own = dict(zip(several, ids, strict=True))
+            self.column.update(own)
+
+    def __call__(self, files: list[str], captions: list[str]) -> np.ndarray:
+        """File names (P,) and captions (P,) -> scores (P,)."""
+        rows = [self.row[file] for file in files]
+        columns = [self.column[caption] for caption in captions]
+        return self.scorer(np.array(rows), np.array(columns))
+
+
+def _files_of(listed: Items, images: Path) -> dict[str, Path]:
+    """The images that are there; what is missing is logged.
+
+    Args:
+        listed: items of every split.
+        images: the folder that is searched.
+
+    Returns:
+        the name that items ask for -> its file.
+
+    Raises:
+        ValueError: where none is there, or a name is a path.
+    """
+    asked: list[str] = []
+    for rows in listed.values():
+        asked += [item["filename"] for item in rows]
+    names = sorted(set(asked))
+    found = {}
+    for name in names:
+        path = _image_file(images, name)
+        if path is not None:
+            found[name] = path
+    if not found:
+        raise ValueError(
+            f"{images} holds none of SugarCrepe's {len(names):,} images, such as {names[0]}:"
+            " they are those of COCO val2017"
+        )
+    if len(found) < len(names):
+        missing = len(names) - len(found)
+        skipped = sum(name not in found for name in asked)
+        logger.warning(
+            f"sugar_crepe: {missing:,} of {len(names):,} images are missing in {images}; {skipped:,} items are skipped"
+        )
+    return found
+
+
+def _with_captions(items: Items, files: Mapping[str, Path], name: str) -> ListedFiles:
+    """The images with every caption that the items ask for, each once."""
+    captions: dict[str, dict[str, None]] = {file: {} for file in files}
+    for rows in items.values():
+        for item in rows:
+            asked = (item["caption"], item["negative_caption"])
+            captions[item["filename"]].update(dict.fromkeys(asked))
+    of_files = [tuple(texts) for texts in captions.values()]
+    return ListedFiles(name, list(files.values()), of_files, "image")
+
+
+def _image_file(folder: Path, name: str) -> Path | None:
+    """The image in one of the `IMAGE_FOLDERS`. Raises ValueError on a name that leads out of them."""
+    if Path(name).name != name:
+        raise ValueError(f"SugarCrepe names an image {name!r}: a file name is not a path")
+    for place in IMAGE_FOLDERS:
+        path = folder / place / name
+        if path.is_file():
+            return path
+    return None
 
 
 def evaluate_classes(
-    model: EvaluatedModel, folder: Path, templates: Sequence[str] | None = None, *, samples: int = 1000, seed: int = 0
+    model: EvaluatedModel,
+    folder: Path,
+    templates: Sequence[str] | None = None,
+    bootstrap: Bootstrap = DEFAULT_BOOTSTRAP,
 ) -> dict[str, Figures]:
-    """Zero-shot classification of `folder`/<class name>/*, images or audio clips; an underscore in a name is a space.
+    """Zero-shot classification of `folder`/<class name>/*, images or audio clips.
 
-    templates: captions with {} for the class name; by default those of `eval.classification` for the modality.
+    Args:
+        model: of text and of what the folder holds.
+        folder: with a folder for each class; an underscore in its name is a space.
+        templates: captions with {} for the class name; by default those of `eval.classification` for the modality.
+        bootstrap: of the intervals.
+
+    Returns:
+        figures by `classes`.
     """
-    files, classes, kind = _class_files(folder)
-    _needs(model, kind, "text")
-    asked = prompts(classes, templates or (IMAGE_TEMPLATES if kind == "image" else AUDIO_TEMPLATES))
-    # The first file of a class carries all its prompts, the others one: each is to be embedded once, and no file
-    # without a caption is known to the caches of features.
-    captions = [
-        tuple(own if at == 0 else own[:1]) for paths, own in zip(files, asked, strict=True) for at in range(len(paths))
-    ]
-    name = folder.resolve().name
-    dataset = ListedFiles(f"{name}/classes", [path for paths in files for path in paths], captions, kind)
+    classes = _Classes.of(folder)
+    modality = classes.modality
+    _needs(model, modality, "text")
+    by_default = IMAGE_TEMPLATES if modality == "image" else AUDIO_TEMPLATES
+    asked = prompts(classes.names, templates or by_default)
+    dataset = classes.dataset(asked)
     arrays = model.embed(dataset, "classes").arrays
-    labels = np.repeat(np.arange(len(files)), [len(paths) for paths in files])
-    first = np.searchsorted(labels, np.arange(len(files)))
-    of_class = arrays["text"][np.concatenate([dataset.caption_ids[at] for at in first])]
-    kept = arrays["image_ids" if kind == "image" else "audio_image_ids"]  # an audio clip without samples has no vector
-    return {
-        "classes": zero_shot_figures(
-            arrays[kind],
-            labels[kept],
-            of_class.reshape(len(files), len(asked[0]), -1),
-            dataset=name,
-            split="classes",
-            kind="pictures" if kind == "image" else "sounds",
-            trained_on=model.trained_on,
-            skipped=len(labels) - len(kept),
-            samples=samples,
-            seed=seed,
-        )
-    }
+    labels = classes.labels()
+    count = len(classes.names)
+    own: list[int] = []
+    for first in np.searchsorted(labels, np.arange(count)):
+        own += dataset.caption_ids[first]
+    prompt_vectors = arrays["text"][own].reshape(count, len(asked[0]), -1)
+    kept = arrays[IDS[modality]]  # an audio clip without samples has no vector
+    silent = len(labels) - len(kept)
+    skipped = {"without samples": silent} if silent else {}
+    stated = Stated(classes.name, "classes", model.trained_on, skipped)
+    figures = zero_shot_figures(
+        arrays[modality], labels[kept], prompt_vectors, stated, kind=KINDS[modality], bootstrap=bootstrap
+    )
+    return {"classes": figures}
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """A folder of classes."""
+
+    name: str
+    names: list[str]
+    """Of the classes."""
+    files: list[list[Path]]
+    """Of each class, in order."""
+    modality: str
+    """Of all files."""
+
+    @classmethod
+    def of(cls, folder: Path) -> "_Classes":
+        """Raises FileNotFoundError or ValueError where it is none."""
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder of classes (<class name>/<image or audio>)")
+        folders = sorted(path for path in folder.iterdir() if path.is_dir())
+        files = []
+        modalities: set[str] = set()
+        for each in folders:
+            paths = sorted(path for path in each.iterdir() if _modality(path))
+            if not paths:
+                raise ValueError(f"{folder}: class {each.name!r} holds no image and no audio")
+            files.append(paths)
+            modalities |= {_modality(path) for path in paths}
+        if len(folders) < 2:
+            raise ValueError(f"{folder}: classification needs at least two folders, one a class")
+        if len(modalities) > 1:
+            raise ValueError(f"{folder} holds images and audio clips: classify either, in a folder of its own")
+        names = [path.name.replace("_", " ") for path in folders]
+        return cls(folder.resolve().name, names, files, modalities.pop())
+
+    def labels(self) -> np.ndarray:
+        """(N,) the class of each file, in 0 .. C-1."""
+        sizes = [len(paths) for paths in self.files]
+        return np.repeat(np.arange(len(sizes)), sizes)
+
+    def dataset(self, asked: Sequence[Sequence[str]]) -> ListedFiles:
+        """All files with the prompts of their class, (C classes) x (P prompts).
+
+        The first file of a class carries all its prompts, the others one: each is to be embedded once, and no file
+        without a caption is known to the caches of features.
+        """
+        files: list[Path] = []
+        captions: list[tuple[str, ...]] = []
+        for paths, own in zip(self.files, asked, strict=True):
+            files += paths
+            others = len(paths) - 1
+            captions.append(tuple(own))
+            captions += [tuple(own[:1])] * others
+        return ListedFiles(f"{self.name}/classes", files, captions, self.modality)
 
 
 def _needs(model: EvaluatedModel, *modalities: str) -> None:
-    if missing := [m for m in modalities if m not in model.modalities]:
-        raise ValueError(f"the model has no encoder of {' and '.join(missing)}, only of {', '.join(model.modalities)}")
-
-
-def _with_pictures(
-    listed: Mapping[str, list[dict[str, str]]], pictures: Path
-) -> tuple[dict[str, list[dict[str, str]]], ListedFiles]:
-    """The items whose image is there, and the images with every caption that the items ask for."""
-    names = sorted({item["filename"] for rows in listed.values() for item in rows})
-    found = {name: path for name in names if (path := _picture_file(pictures, name)) is not None}
-    if not found:
-        raise ValueError(
-            f"{pictures} holds none of SugarCrepe's {len(names):,} images, such as {names[0]}:"
-            " they are those of COCO val2017"
-        )
-    items = {split: [item for item in rows if item["filename"] in found] for split, rows in listed.items()}
-    if len(found) < len(names):
-        skipped_lines = sum(map(len, listed.values())) - sum(map(len, items.values()))
-        logger.warning(
-            "sugar_crepe: %s of %s images are missing in %s; %s items are skipped",
-            f"{len(names) - len(found):,}",
-            f"{len(names):,}",
-            pictures,
-            f"{skipped_lines:,}",
-        )
-    captions: dict[str, dict[str, None]] = {name: {} for name in found}
-    for item in (item for rows in items.values() for item in rows):
-        captions[item["filename"]] |= {item["caption"]: None, item["negative_caption"]: None}
-    return items, ListedFiles(
-        f"{pictures.resolve().name}/sugar_crepe",
-        list(found.values()),
-        [tuple(texts) for texts in captions.values()],
-        "image",
-    )
-
-
-def _picture_file(folder: Path, name: str) -> Path | None:
-    if Path(name).name != name:
-        raise ValueError(f"SugarCrepe names an image {name!r}: a file name is not a path")
-    return next((path for place in PICTURE_FOLDERS if (path := folder / place / name).is_file()), None)
-
-
-def _class_files(folder: Path) -> tuple[list[list[Path]], list[str], str]:
-    """The files of each class in order, the names of the classes, and the modality of all files."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of classes (<class name>/<image or audio>)")
-    folders = sorted(path for path in folder.iterdir() if path.is_dir())
-    files = [sorted(path for path in f.iterdir() if _modality(path)) for f in folders]
-    if len(folders) < 2 or not all(files):
-        empty = next((f.name for f, paths in zip(folders, files, strict=True) if not paths), None)
-        raise ValueError(
-            f"{folder}: "
-            + (
-                f"class {empty!r} holds no image and no audio"
-                if empty
-                else "classification needs at least two folders, one a class"
-            )
-        )
-    modality, *others = {_modality(path) for paths in files for path in paths}
-    if others:
-        raise ValueError(f"{folder} holds images and audio clips: classify either, in a folder of its own")
-    return files, [path.name.replace("_", " ") for path in folders], modality
+    """Raises ValueError on a model without one of the modalities."""
+    missing = [modality for modality in modalities if modality not in model.modalities]
+    if missing:
+        known = ", ".join(model.modalities)
+        raise ValueError(f"the model has no encoder of {' and '.join(missing)}, only of {known}")
 
 
 def _modality(path: Path) -> str:
     """`image`, `audio`, or nothing for any other file."""
     extension = path.suffix[1:].lower()
-    return "image" if extension in IMAGE_EXTENSIONS else "audio" if extension in AUDIO_EXTENSIONS else ""
+    if extension in IMAGE_EXTENSIONS:
+        return "image"
+    return "audio" if extension in AUDIO_EXTENSIONS else ""

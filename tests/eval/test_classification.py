@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from eval.classification import prompts, zero_shot, zero_shot_figures
+from eval.intervals import Bootstrap
+from eval.protocols import Stated
 
 
 def test_zero_shot_classification_reads_the_prompts():
@@ -17,18 +19,16 @@ def test_zero_shot_classification_reads_the_prompts():
         prompts(["dog"], ["a thing"])
 
 
-def test_the_stamp_says_how_many_classes_and_prompts_and_top_5_needs_more_than_five_classes():
+def test_the_protocol_says_how_many_classes_and_prompts_and_top_5_needs_more_than_five_classes():
     def figures(classes):
         vectors = np.eye(classes)
         return zero_shot_figures(
             vectors,
             np.arange(classes),
             vectors[:, None].repeat(3, 1),
-            dataset="birds",
-            split="classes",
-            kind="sounds",
-            trained_on="zero-shot",
-            samples=10,
+            Stated("birds", "classes", "zero-shot"),
+            kind="audio clips",
+            bootstrap=Bootstrap(10),
         )
 
     few, many = figures(4), figures(7)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.diagnostics import code_utilization, expert_overlap, expert_utilization, utilization
+from eval.diagnostics import Diagnostics, code_utilization, expert_overlap, expert_utilization, utilization
 
 
 def test_equal_use_has_as_many_effective_codes_as_there_are():
@@ -34,3 +34,17 @@ def test_overlap_is_nothing_for_disjoint_experts_and_one_for_equal_use():
 def test_negative_counts_are_refused():
     with pytest.raises(ValueError, match="finite"):
         utilization([1, -1])
+
+
+def test_counts_survive_the_arrays_of_a_file(tmp_path):
+    counts = Diagnostics({"image": np.array([[1, 2]])}, {"image": np.ones((2, 3)), "text": np.zeros((2, 3))})
+    np.savez(tmp_path / "diagnostics.npz", **counts.arrays())
+    with np.load(tmp_path / "diagnostics.npz") as arrays:
+        found = Diagnostics.of(arrays)
+    assert found.code_counts["image"].tolist() == [[1, 2]]
+    assert found.expert_load.keys() == {"image", "text"} and (found.expert_load["image"] == 1).all()
+
+
+def test_loads_of_other_shapes_are_refused():
+    with pytest.raises(ValueError, match="one shape"):
+        expert_utilization({"image": np.ones((2, 3)), "text": np.ones((2, 4))})

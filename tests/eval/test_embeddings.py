@@ -1,10 +1,9 @@
-"""Embeddings from a file: what is evaluated, and what is refused by name."""
+"""Embeddings from a file: what is read, and what is refused by name."""
 
 import numpy as np
 import pytest
 
-from eval.coco import GroundTruth, Matches
-from eval.embeddings import Embeddings, evaluate_embeddings, evaluate_matching
+from eval.embeddings import Embeddings, ScoredItems
 
 
 def arrays(noise=1.0, images=40, seed=0):
@@ -18,65 +17,6 @@ def arrays(noise=1.0, images=40, seed=0):
         "caption_image_ids": np.repeat(ids, 5),
         "caption_ids": np.arange(images * 5),
     }
-
-
-def test_length_of_vectors_does_not_matter():
-    found = arrays()
-    longer = found | {"image": found["image"] * np.random.default_rng(1).uniform(0.1, 9, (40, 1))}
-    a, b = (evaluate_embeddings(Embeddings.of(x), samples=10)["all"].metrics for x in (found, longer))
-    assert a == b
-
-
-def test_sounds_are_judged_on_the_items_that_have_one():
-    found = arrays()
-    found |= {"audio": found["image"][:10], "audio_image_ids": found["image_ids"][:10]}
-    figures = evaluate_embeddings(Embeddings.of(found), samples=10)
-    assert figures["image_audio"].metrics["image_to_audio/R@1"] == 100 and figures["image_audio"].protocol.images == 10
-    assert figures["audio_text"].protocol.captions == 50
-
-
-def test_matching_takes_its_threshold_from_the_validation_file():
-    test, validation, easy = (Embeddings.of(arrays(noise, seed=s)) for noise, s in ((1.0, 0), (1.0, 1), (0.1, 2)))
-    found = evaluate_matching(
-        test, validation, retriever=easy, retriever_name="easy", validation_split="dev", samples=20
-    )
-    random, hard = found["random/cosine"], found["hard/cosine"]
-    assert random.metrics["accuracy"] > hard.metrics["accuracy"] > 50
-    assert hard.metrics["threshold"] == random.metrics["threshold"]
-    assert "non-matches (top 20 of easy)" in str(hard.protocol) and "threshold fixed on dev" in str(hard.protocol)
-
-
-def test_further_scores_are_judged_on_the_same_pairs():
-    test, validation = Embeddings.of(arrays(seed=0)), Embeddings.of(arrays(seed=1))
-
-    def knows(e):
-        return lambda images, captions: (e.image_ids[images] == e.caption_image_ids[captions]).astype(float)
-
-    found = evaluate_matching(test, validation, joint={"oracle": (knows(test), knows(validation))}, samples=20)
-    assert set(found) == {"random/cosine", "random/oracle"}
-    assert found["random/oracle"].metrics["accuracy"] == 100 > found["random/cosine"].metrics["accuracy"]
-    assert "by oracle" in found["random/oracle"].protocol.task
-
-
-def test_known_matches_are_not_used_as_negatives():
-    """Everybody calls every image but the last a match of every caption: the last is the only negative left."""
-    found = arrays(images=6) | {"caption_image_ids": np.repeat(np.arange(6) * 3, 5)}
-    items, everything = Embeddings.of(found), {i: list(range(30)) for i in range(0, 15, 3)}
-    truth = GroundTruth(np.arange(30), found["caption_image_ids"], {"eccv": Matches(everything, {})})
-    seen = []
-
-    def watched(images, captions):
-        seen.append(images)
-        return items.cosine(images, captions)
-
-    judged = evaluate_matching(items, items, ground_truth=truth, joint={"watched": (watched, items.cosine)}, samples=10)
-    assert set(seen[1]) == {5} and judged["random/watched"].protocol.ground_truth == "original+eccv"
-
-
-def test_a_retriever_of_other_items_is_refused():
-    other = arrays(images=41)
-    with pytest.raises(ValueError, match="same images"):
-        evaluate_matching(Embeddings.of(arrays()), Embeddings.of(arrays()), retriever=Embeddings.of(other))
 
 
 BROKEN = {
@@ -123,3 +63,24 @@ def test_a_run_s_folder_stands_for_its_embeddings(tmp_path):
         Embeddings.load(tmp_path)
     np.savez(tmp_path / "embeddings.npz", **arrays())
     assert len(Embeddings.load(tmp_path).text) == 200
+
+
+def test_vectors_are_of_length_one_and_scored_by_their_cosine():
+    found = Embeddings.of(arrays() | {"audio": np.ones((2, 8)), "audio_image_ids": np.array([0, 3])})
+    for vectors in (found.image, found.text, found.audio):
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
+    expected = (found.image[[2, 0]] * found.text[[7, 9]]).sum(1)
+    assert (found.cosine(np.array([2, 0]), np.array([7, 9])) == expected).all()
+
+
+def test_the_cosine_is_a_scorer_beside_the_joint_ones():
+    found = Embeddings.of(arrays())
+    scorers = ScoredItems(found, "val", {"match head": lambda images, captions: images + captions}).scorers()
+    assert list(scorers) == ["cosine", "match head"]
+    assert scorers["match head"](np.array([1]), np.array([2])) == 3
+    assert scorers["cosine"](np.array([0]), np.array([0])) == found.cosine(np.array([0]), np.array([0]))
+
+
+def test_audio_without_its_images_is_refused():
+    with pytest.raises(ValueError, match="no audio_image_ids"):
+        Embeddings.of(arrays() | {"audio": np.ones((2, 8))})

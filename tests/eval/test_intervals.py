@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.intervals import image_draws, mean_intervals, paired_test
+from eval.intervals import Bootstrap, mean_intervals, paired_test
 
 
 def test_the_interval_of_a_constant_is_the_constant():
@@ -12,18 +12,24 @@ def test_the_interval_of_a_constant_is_the_constant():
 
 
 def test_every_sample_draws_as_many_images_as_there_are():
-    draws = image_draws(37, 20, seed=3)
+    draws = Bootstrap(20, seed=3).draws(37)
     assert (draws.sum(1) == 37).all() and draws.shape == (20, 37)
-    assert (draws == image_draws(37, 20, seed=3)).all() and (draws != image_draws(37, 20, seed=4)).any()
+    assert (draws == Bootstrap(20, seed=3).draws(37)).all() and (draws != Bootstrap(20, seed=4).draws(37)).any()
+
+
+def test_nothing_to_draw_is_refused():
+    with pytest.raises(ValueError, match="one image"):
+        Bootstrap().draws(0)
+    with pytest.raises(ValueError, match="one bootstrap sample, not 0"):
+        Bootstrap(0).draws(3)
 
 
 def test_ninety_five_percent_intervals_cover_the_truth_about_that_often():
     rng = np.random.default_rng(0)
     covered = 0
     for trial in range(200):
-        low, high = mean_intervals(
-            {"x": (rng.random(120) < 0.3).astype(float)}, np.arange(120), samples=300, seed=trial
-        )["x"]
+        values = {"x": (rng.random(120) < 0.3).astype(float)}
+        low, high = mean_intervals(values, np.arange(120), Bootstrap(300, seed=trial))["x"]
         covered += low <= 0.3 <= high
     assert 175 <= covered <= 199
 

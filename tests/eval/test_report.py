@@ -3,12 +3,16 @@
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from eval.report import read_history, write_report
+from eval.diagnostics import Diagnostics
+from eval.protocols import Protocol
+from eval.report import numeric_rows, read_history, write_report
+from eval.report_cards import Examples
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = [
@@ -21,6 +25,10 @@ QUIET = [
     "--disable-background-networking",
     "--disable-component-update",
 ]
+
+
+def thumbnail(image_id):
+    return Image.fromarray(np.full((32, 48, 3), (image_id, 120, 255 - image_id), np.uint8))
 
 
 def made_report(folder, **changes):
@@ -36,12 +44,12 @@ def made_report(folder, **changes):
             "intervals": {"image_to_text/R@1": [55.0, 67.0]},
             "seconds": 12.5,
             "parameters_total": 1234567,
-            "protocol": {"dataset": "scenes", "split": "val", "images": 30, "captions": 150},
+            "protocol": {"val": asdict(Protocol("scenes", "val", 30, 150, "5", rerank_depth=2))},
         },
-        "history": [
-            {"step": s, "stage": 1 + s // 100, "train/global": 5 * np.exp(-s / 90), "train/vq": 1.0, "val": ""}
+        "history": numeric_rows(
+            {"step": s, "stage": 1 + s // 100, "train/contrastive": 5 * np.exp(-s / 90), "train/vq": 1.0, "val": ""}
             for s in steps
-        ],
+        ),
         "embeddings": {
             "image": image,
             "text": text,
@@ -50,10 +58,11 @@ def made_report(folder, **changes):
             "audio": image[:20] + 0.1,
             "audio_image_ids": ids[:20],
         },
-        "captions": [f"caption {i} <script>alert(1)</script>" for i in range(150)],
-        "thumbnail": lambda i: Image.fromarray(np.full((32, 48, 3), (i, 120, 255 - i), np.uint8)),
-        "code_counts": {"image": rng.integers(0, 9, (2, 64)), "text": rng.integers(0, 99, (1, 64))},
-        "expert_load": {"image": rng.integers(0, 50, (3, 16)), "text": rng.integers(0, 50, (3, 16))},
+        "diagnostics": Diagnostics(
+            {"image": rng.integers(0, 9, (2, 64)), "text": rng.integers(0, 99, (1, 64))},
+            {"image": rng.integers(0, 50, (3, 16)), "text": rng.integers(0, 50, (3, 16))},
+        ),
+        "examples": Examples([f"caption {i} <script>alert(1)</script>" for i in range(150)], thumbnail),
     }
     return write_report(folder / "report.html", **parts | changes)
 
@@ -63,20 +72,22 @@ def test_report_holds_every_part_and_nothing_from_outside(tmp_path):
     for name in ("recall", "similarity", "codes", "experts", "losses"):
         assert f'<figure id="{name}"><img class="plot"' in page
     assert "55.0–67.0" in page and "Image to text: best and worst" in page
+    assert "scenes val 30 images x 150 captions" in page and "parameters 1,234,567 · seconds 12.5" in page
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "<script>" not in page and "&lt;script&gt;" in page
 
 
-def test_a_part_without_numbers_is_left_out_and_said(tmp_path, caplog):
+def test_a_part_without_numbers_is_skipped_and_said(tmp_path, caplog):
     caplog.set_level("INFO")
-    page = made_report(tmp_path, code_counts={}, history=[]).read_text()
+    load = Diagnostics(expert_load={"image": np.ones((3, 16))})
+    page = made_report(tmp_path, diagnostics=load, history=[]).read_text()
     assert 'id="codes"' not in page and 'id="losses"' not in page and 'id="experts"' in page
-    assert "Code use per modality" in caplog.text and "Training terms by stage" in caplog.text
+    assert "Code utilization per modality" in caplog.text and "Training terms by stage" in caplog.text
 
 
 def test_captions_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match="parallel"):
-        made_report(tmp_path, captions=["one"])
+        made_report(tmp_path, examples=Examples(["one"], thumbnail))
 
 
 def test_history_is_read_with_its_holes(tmp_path):
@@ -86,10 +97,10 @@ def test_history_is_read_with_its_holes(tmp_path):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on the PATH")
-def test_a_browser_shows_every_picture(tmp_path):
+def test_a_browser_shows_every_image(tmp_path):
     page = made_report(tmp_path)
-    pictures = page.read_text().count("<img ")
-    assert pictures > 40
+    images = page.read_text().count("<img ")
+    assert images > 40
     count = (
         "<script>addEventListener('load', () => document.body.dataset.shown = [...document.images]"
         ".filter(i => i.complete && i.naturalWidth > 1).length)</script></body>"
@@ -98,4 +109,4 @@ def test_a_browser_shows_every_picture(tmp_path):
     watched.write_text(page.read_text().replace("</body>", count))
     command = [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", watched.as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert f'data-shown="{pictures}"' in shown
+    assert f'data-shown="{images}"' in shown

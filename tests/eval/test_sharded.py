@@ -6,7 +6,10 @@ import numpy as np
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from eval.embeddings import Embeddings, evaluate_embeddings
+from eval.coco import evaluate_embeddings
+from eval.embeddings import Embeddings
+from eval.intervals import Bootstrap
+from eval.protocols import Stated
 from eval.ranks import count_pairs
 from eval.retrieval import matching_pairs, retrieval_both
 
@@ -22,7 +25,7 @@ def figures(group=None):
     """Every figure of every protocol, and both ends of its interval, as `scripts/eval_coco.py` reports them."""
     image, text, ids, text_ids = data()
     items = Embeddings.of({"image": image, "text": text, "image_ids": ids, "caption_image_ids": text_ids})
-    found = evaluate_embeddings(items, group=group, samples=20)
+    found = evaluate_embeddings(items, Stated(), bootstrap=Bootstrap(20), group=group)
     assert set(found) == {"all", "five"}
     return np.array([(f.metrics[name], *f.intervals[name]) for f in found.values() for name in f.metrics])
 

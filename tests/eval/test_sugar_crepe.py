@@ -5,7 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from eval.intervals import Bootstrap
 from eval.sugar_crepe import SUGAR_CREPE, sugar_crepe, sugar_crepe_items
+
+FEW = Bootstrap(20)
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def likes_right(names, captions):
 
 
 def test_the_mean_is_over_the_seven_splits_and_a_tie_counts_one_half(items):
-    found = sugar_crepe(items, likes_right, scored_by="cosine", trained_on="zero-shot", samples=20)
+    found = sugar_crepe(items, likes_right, scored_by="cosine", trained_on="zero-shot", bootstrap=FEW)
     assert found.metrics["add_att"] == 50 and found.metrics["swap_obj"] == 100
     assert found.metrics["mean"] == pytest.approx(650 / 7) and found.intervals["mean"] == pytest.approx((650 / 7,) * 2)
     assert (found.protocol.images, found.protocol.captions, found.protocol.trained_on) == (2, 28, "zero-shot")
@@ -32,13 +35,13 @@ def test_the_mean_is_over_the_seven_splits_and_a_tie_counts_one_half(items):
 
 def test_the_mean_weighs_splits_and_not_items(items):
     items["swap_obj"] = items["swap_obj"] * 50
-    assert sugar_crepe(items, likes_right, samples=20).metrics["mean"] == pytest.approx(650 / 7)
+    assert sugar_crepe(items, likes_right, bootstrap=FEW).metrics["mean"] == pytest.approx(650 / 7)
 
 
-def test_a_split_without_pictures_is_no_number_and_leaves_no_mean(items):
-    found = sugar_crepe(items | {"swap_att": []}, likes_right, skipped=2, samples=20)
+def test_a_split_without_images_is_no_number_and_leaves_no_mean(items):
+    found = sugar_crepe(items | {"swap_att": []}, likes_right, skipped={"image is missing": 2}, bootstrap=FEW)
     assert "swap_att" not in found.metrics and "mean" not in found.metrics and len(found.metrics) == 6
-    assert found.protocol.skipped == 2 and "2 skipped" in str(found.protocol)
+    assert found.protocol.skipped == {"image is missing": 2} and "2 skipped" in str(found.protocol)
     with pytest.raises(ValueError, match="val2017"):
         sugar_crepe({split: [] for split in SUGAR_CREPE}, likes_right)
 

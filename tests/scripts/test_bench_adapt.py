@@ -2,9 +2,12 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+
+from eval.protocols import Protocol
 
 
 @pytest.fixture
@@ -14,7 +17,7 @@ def adapted(tmp_path: Path) -> Callable[..., Path]:
     def write(name: str, strategy: str, after: float) -> Path:
         scores = {"before": {"domain": 100.0, "general": 300.0}, "after": {"domain": after, "general": 290.0}}
         result = {
-            "protocol": {"val": {"dataset": "molecules/val"}},
+            "protocol": {"val": asdict(Protocol("molecules", "val", 512, 512, "1"))},
             "adaptation": {
                 "strategy": strategy,
                 "run": "base",
@@ -44,5 +47,15 @@ def test_seeds_of_one_strategy_are_one_row(
     assert {row["strategy"]: len(row["seeds"]) for row in rows} == {"lora on w_in": 2, "full": 1}
 
 
-def test_a_run_that_was_not_adapted_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
-    assert "is no adapted run" in refused("bench_adapt.py", "--runs", json.dumps([str(tmp_path)]))
+def test_a_run_that_was_not_adapted_is_named(
+    refused: Callable[..., str], adapted: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = adapted("a", "lora", 110.0)
+    result = json.loads((folder / "result.json").read_text())
+    del result["adaptation"]
+    (folder / "result.json").write_text(json.dumps(result))
+    assert f"{folder} is no adapted run" in refused("bench_adapt.py", "--runs", json.dumps([str(folder)]))
+    assert f"{tmp_path / 'result.json'}: no such file" in refused(
+        "bench_adapt.py", "--runs", json.dumps([str(tmp_path)])
+    )
+    assert "runs is empty" in refused("bench_adapt.py", "--runs", "[]")

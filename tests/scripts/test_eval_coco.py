@@ -11,14 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.coco import GroundTruth
+from eval.figures import split_figures
+from eval.ground_truth import GroundTruth
+from eval.protocols import Protocol
 from eval.sugar_crepe import SUGAR_CREPE
-from mm.artifacts.run import save_weights
-from mm.config import AlignConfig
+from mm.artifacts.run import build_run, save_run
+from mm.config import AlignConfig, encoders_of, plan_of
 from mm.data.media import encode_audio
 from mm.data.module import AlignData
 from mm.data.scenes import write_scenes
-from mm.train.task import AlignTask
 
 BENCHMARKS = Path(__file__).parents[2] / "../shared/data/coco_benchmarks"
 CLASSES = {"red_circle": (255, 0, 0), "blue_circle": (0, 0, 255)}
@@ -42,57 +43,61 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "mine.npz"
 
 
-def save_run(folder: Path, tiny: AlignConfig, frozen: bool = False) -> Path:
+def write_run(folder: Path, tiny: AlignConfig, frozen: bool = False) -> Path:
     """An untrained run on 20 scenes, with splits of 9 and 7; the features of frozen trunks are cached."""
     root = write_scenes(folder / "scenes", sizes={"train": 20, "val": 9, "test": 7}, image_size=32)
     data = replace(tiny.data, root=str(root), cache=str(folder / "cache"))
     text = replace(tiny.text, max_tokens=24, frozen=frozen)
     config = replace(tiny, data=data, text=text, image=replace(tiny.image, frozen=frozen))
-    read = AlignData(config)
+    read = AlignData(config.data, encoders_of(config), plan_of(config))
     read.setup()
     torch.manual_seed(0)
-    save_weights(AlignTask(config, read.vocabulary), folder / "run")
+    save_run(build_run(config, read.vocabulary), folder / "run")
     return folder / "run"
 
 
 @pytest.fixture
 def run(tiny: AlignConfig, tmp_path: Path) -> Path:
-    return save_run(tmp_path, tiny)
+    return write_run(tmp_path, tiny)
 
 
 @pytest.fixture
-def judge(script: Callable[..., None], tmp_path: Path) -> Callable[..., dict]:
+def evaluate(script: Callable[..., None], tmp_path: Path) -> Callable[..., dict]:
     """evaluate(*words) -> the result of eval_coco."""
 
-    def judged(*words: object) -> dict:
+    def evaluated(*words: object) -> dict:
         script("eval_coco.py", *words, "--samples", "20", "--json", tmp_path / "out" / "result.json")
         return json.loads((tmp_path / "out" / "result.json").read_text())
 
-    return judged
+    return evaluated
+
+
+def protocols(result: dict) -> dict[str, Protocol]:
+    return {name: figures.protocol for name, figures in split_figures(result).items()}
 
 
 @pytest.fixture
 def crepe(tmp_path: Path) -> tuple[Path, Path]:
     """(SugarCrepe's files, whose last item has no image; the folder of val2017/), with names like the real ones."""
-    folder, pictures = tmp_path / "crepe", tmp_path / "coco" / "val2017"
+    folder, images = tmp_path / "crepe", tmp_path / "coco" / "val2017"
     folder.mkdir()
-    pictures.mkdir(parents=True)
+    images.mkdir(parents=True)
     for index, split in enumerate(SUGAR_CREPE):
         names = [f"{index % 3 + 1:012d}.jpg", f"{index % 3 + 2:012d}.jpg", "000000999999.jpg"]
         texts = {"caption": f"a red square {index}", "negative_caption": f"a blue dot {index}"}
         rows = {str(i): {"filename": name, **texts} for i, name in enumerate(names)}
         (folder / f"{split}.json").write_text(json.dumps(rows))
     for number in range(1, 5):
-        Image.new("RGB", (40, 30), (60 * number, 0, 0)).save(pictures / f"{number:012d}.jpg")
-    return folder, pictures.parent
+        Image.new("RGB", (40, 30), (60 * number, 0, 0)).save(images / f"{number:012d}.jpg")
+    return folder, images.parent
 
 
-def classes_of(folder: Path, sound: bool = False) -> Path:
+def classes_of(folder: Path, audio: bool = False) -> Path:
     """Three files for each of two classes."""
     for pitch, (name, colour) in enumerate(CLASSES.items(), 1):
         (folder / name).mkdir(parents=True)
         for i in range(3):
-            if sound:
+            if audio:
                 wave = np.sin(np.arange(4000) * 0.1 * pitch).astype(np.float32)
                 (folder / name / f"{i}.wav").write_bytes(encode_audio(wave, 16000, "wav"))
             else:
@@ -100,35 +105,36 @@ def classes_of(folder: Path, sound: bool = False) -> Path:
     return folder
 
 
-def test_a_file_is_judged_and_says_its_protocol(
-    judge: Callable[..., dict], file: Path, capsys: pytest.CaptureFixture[str]
+def test_a_file_is_evaluated_and_says_its_protocol(
+    evaluate: Callable[..., dict], file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = judge("--embeddings", file, "--data.dataset", "toy", "--trained_on", "zero-shot")
-    stamp = result["protocol"]
-    assert (stamp["dataset"], stamp["captions"]) == ("toy", 200)
-    assert (stamp["trained_on"], stamp["rerank_depth"]) == ("zero-shot", 0)
+    result = evaluate("--embeddings", file, "--data.dataset", "toy", "--trained_on", "zero-shot")
+    assert list(result["protocol"]) == ["all"]
+    protocol = protocols(result)["all"]
+    assert (protocol.dataset, protocol.captions) == ("toy", 200)
+    assert (protocol.trained_on, protocol.rerank_depth) == ("zero-shot", 0)
     low, high = result["intervals"]["image_to_text/R@1"]
     assert low <= result["metrics"]["image_to_text/R@1"] <= high and "200 captions" in capsys.readouterr().out
-    assert result["judged"] == str(file) and {"seed", "seconds", "commit", "hardware"} <= result.keys()
+    assert result["evaluated"] == str(file) and {"seed", "seconds", "commit", "hardware"} <= result.keys()
 
 
 def test_matching_of_a_file_needs_a_validation_file_and_names_the_frozen_retriever(
-    judge: Callable[..., dict], file: Path, tmp_path: Path
+    evaluate: Callable[..., dict], file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "minilm").mkdir()
     np.savez(tmp_path / "minilm" / "embeddings.npz", **arrays(0.1, seed=2))  # type: ignore[arg-type]
     np.savez(tmp_path / "dev.npz", **arrays(seed=1))  # type: ignore[arg-type]
     files = ("--data.validation", tmp_path / "dev.npz", "--data.retriever", tmp_path / "minilm")
-    found = judge("--embeddings", file, *files)
-    random, hard = (found["protocols"][f"matching/{kind}/cosine"] for kind in ("random", "hard"))
-    assert random["metrics"]["accuracy"] > hard["metrics"]["accuracy"] > 50
-    assert "top 20 of minilm" in hard["protocol"]["task"] and "fixed on dev" in hard["protocol"]["task"]
-    assert {"accuracy", "auc", "forced_choice", "calibration_error"} == hard["intervals"].keys()
-    assert random["metrics"]["threshold"] == hard["metrics"]["threshold"]
+    found = evaluate("--embeddings", file, *files)
+    random, hard = (split_figures(found)[f"matching/{kind}/cosine"] for kind in ("random", "hard"))
+    assert random.metrics["accuracy"] > hard.metrics["accuracy"] > 50
+    assert "top 20 of minilm" in hard.protocol.task and "fixed on dev" in hard.protocol.task
+    assert {"accuracy", "auc", "forced_choice", "calibration_error"} == hard.intervals.keys()
+    assert random.metrics["threshold"] == hard.metrics["threshold"]
 
 
 def test_the_ground_truth_folder_adds_cxc_and_eccv_and_the_thousand_protocol(
-    judge: Callable[..., dict], refused: Callable[..., str], file: Path, tmp_path: Path
+    evaluate: Callable[..., dict], refused: Callable[..., str], file: Path, tmp_path: Path
 ) -> None:
     if not BENCHMARKS.is_dir():
         pytest.skip("needs ../shared/data/coco_benchmarks")
@@ -144,57 +150,60 @@ def test_the_ground_truth_folder_adds_cxc_and_eccv_and_the_thousand_protocol(
         caption_image_ids=truth.images,
         caption_ids=truth.captions,
     )
-    found = judge("--embeddings", tmp_path / "test.npz", "--data.ground_truth", BENCHMARKS, "--data.validation", file)
-    protocols = found["protocols"]
-    assert protocols.keys() == {"all", "folds", "cxc", "eccv", "matching/random/cosine"}
-    assert all(p["protocol"]["split"] == "karpathy-test" for p in protocols.values())
-    assert {"image_to_text/map_at_r", "text_to_image/r_precision"} <= protocols["eccv"]["metrics"].keys()
-    assert "text_to_image/R@10" in protocols["cxc"]["metrics"] and protocols["folds"]["protocol"]["images"] == 1000
-    assert protocols["matching/random/cosine"]["protocol"]["ground_truth"] == "original+cxc+eccv"
+    found = evaluate(
+        "--embeddings", tmp_path / "test.npz", "--data.ground_truth", BENCHMARKS, "--data.validation", file
+    )
+    figures = split_figures(found)
+    assert figures.keys() == {"all", "folds", "cxc", "eccv", "matching/random/cosine"}
+    assert all(each.protocol.split == "karpathy-test" for each in figures.values())
+    assert {"image_to_text/map_at_r", "text_to_image/r_precision"} <= figures["eccv"].metrics.keys()
+    assert "text_to_image/R@10" in figures["cxc"].metrics and figures["folds"].protocol.images == 1000
+    assert figures["matching/random/cosine"].protocol.ground_truth == "original+cxc+eccv"
     assert "other images" in refused("eval_coco.py", "--embeddings", file, "--data.ground_truth", BENCHMARKS)
     assert "coco_test_ids" in refused("eval_coco.py", "--embeddings", file, "--data.ground_truth", tmp_path)
 
 
-def test_a_run_is_judged_by_its_vectors_and_by_its_match_head(judge: Callable[..., dict], run: Path) -> None:
-    found = judge("--run", run, "--data.split", "test", "--data.validation", "val", "--rerank", 3)
-    stamp = found["protocol"]["test"]
-    assert (stamp["images"], stamp["rerank_depth"]) == (7, 3)
-    assert (stamp["trained_on"], stamp["zero_shot"]) == ("scenes/train", False)
-    assert "reranked/image_to_text/R@1" in found["metrics"]
-    assert found["protocols"].keys() == {
+def test_a_run_is_evaluated_by_its_vectors_and_by_its_match_head(evaluate: Callable[..., dict], run: Path) -> None:
+    found = evaluate("--run", run, "--data.split", "test", "--data.validation", "val", "--rerank", 3)
+    figures = split_figures(found)
+    protocol = figures["test"].protocol
+    assert (protocol.images, protocol.rerank_depth, protocol.zero_shot) == (7, 3, False)
+    assert "reranked/image_to_text/R@1" in found["metrics"] and "config" in found
+    assert list(figures) == [
+        "test",
         "all",
         "audio_text",
         "image_audio",
         "matching/random/cosine",
         "matching/random/match head",
-    }
-    for name, figures in found["protocols"].items():
-        assert figures["protocol"]["trained_on"] == "trained on scenes/train", name
-        assert figures["protocol"]["dataset"] == "scenes" and figures["protocol"]["split"] == "test"
-    vectors = found["protocols"]["all"]["metrics"]
+    ]
+    for name, each in figures.items():
+        assert each.protocol.trained_on == "trained on scenes/train", name
+        assert each.protocol.name == "scenes/test", name
+    vectors = figures["all"].metrics
     assert vectors["image_to_text/R@5"] == pytest.approx(found["metrics"]["image_to_text/R@5"], abs=1e-2)
-    head = found["protocols"]["matching/random/match head"]
-    assert head["metrics"]["threshold"] != found["protocols"]["matching/random/cosine"]["metrics"]["threshold"]
+    head = figures["matching/random/match head"]
+    assert head.metrics["threshold"] != figures["matching/random/cosine"].metrics["threshold"]
     kept = run / "eval-scenes-test.json"
     assert json.loads(kept.read_text()) == found and np.load(kept.with_suffix(".npz"))["image"].shape == (7, 16)
 
 
 def test_a_set_of_the_same_name_is_zero_shot_and_samples_and_seed_reach_the_run_s_own_table(
-    judge: Callable[..., dict], run: Path, tmp_path: Path
+    evaluate: Callable[..., dict], run: Path, tmp_path: Path
 ) -> None:
     other = write_scenes(tmp_path / "other" / "scenes", seed=1, sizes={"test": 9}, image_size=32)
-    judged = ("--run", run, "--data.root", other, "--data.split", "test", "--rerank", 0)
-    found, again = judge(*judged), judge(*judged, "--seed", 1)
-    stamp = found["protocol"]["test"]
-    assert (stamp["dataset"], stamp["trained_on"], stamp["zero_shot"]) == ("scenes/test", "scenes/train", True)
-    assert found["protocols"]["all"]["protocol"]["trained_on"] == "zero-shot, trained on scenes/train"
+    asked = ("--run", run, "--data.root", other, "--data.split", "test", "--rerank", 0)
+    found, again = evaluate(*asked), evaluate(*asked, "--seed", 1)
+    stated = protocols(found)
+    assert stated["test"].name == "scenes/test" and stated["test"].zero_shot
+    assert stated["all"].trained_on == stated["test"].trained_on == "zero-shot, trained on scenes/train"
     assert str(tmp_path) not in json.dumps(found["protocol"])
     assert found["metrics"] == again["metrics"] and found["intervals"] != again["intervals"]
 
 
-def test_a_run_s_negatives_can_be_another_model_s(judge: Callable[..., dict], run: Path) -> None:
-    judge("--run", run, "--data.split", "test", "--rerank", 0)
-    found = judge(
+def test_a_run_s_negatives_can_be_another_model_s(evaluate: Callable[..., dict], run: Path) -> None:
+    evaluate("--run", run, "--data.split", "test", "--rerank", 0)
+    found = evaluate(
         "--run",
         run,
         "--data.split",
@@ -208,25 +217,25 @@ def test_a_run_s_negatives_can_be_another_model_s(judge: Callable[..., dict], ru
         "--data.retriever_name",
         "itself",
     )
-    assert "top 7 of itself" in found["protocols"]["matching/hard/match head"]["protocol"]["task"]
+    assert "top 7 of itself" in protocols(found)["matching/hard/match head"].task
 
 
 def test_sugar_crepe_of_a_run_counts_what_is_missing(
-    judge: Callable[..., dict], run: Path, crepe: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+    evaluate: Callable[..., dict], run: Path, crepe: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = judge("--run", run, "--sugar_crepe", crepe[0], "--data.root", crepe[1])
-    assert found["protocols"].keys() == {"cosine", "match head"}
-    for figures in found["protocols"].values():
-        assert figures["metrics"].keys() == {*SUGAR_CREPE, "mean"} == figures["intervals"].keys()
-        assert figures["metrics"]["mean"] == pytest.approx(np.mean([figures["metrics"][s] for s in SUGAR_CREPE]))
-        assert (figures["protocol"]["images"], figures["protocol"]["skipped"]) == (4, 7)
-        assert figures["protocol"]["trained_on"] == "trained on scenes/train"
+    found = evaluate("--run", run, "--sugar_crepe", crepe[0], "--data.root", crepe[1])
+    assert list(found["protocol"]) == ["cosine", "match head"]
+    for figures in split_figures(found).values():
+        assert figures.metrics.keys() == {*SUGAR_CREPE, "mean"} == figures.intervals.keys()
+        assert figures.metrics["mean"] == pytest.approx(np.mean([figures.metrics[s] for s in SUGAR_CREPE]))
+        assert (figures.protocol.images, figures.protocol.skipped) == (4, {"image is missing": 7})
+        assert figures.protocol.trained_on == "trained on scenes/train"
     assert "1 of 5 images are missing" in caplog.text and "7 items are skipped" in caplog.text
     assert (run / "eval-sugar_crepe-val2017.json").is_file()
 
 
-def test_sugar_crepe_s_own_files_with_a_handful_of_pictures(
-    judge: Callable[..., dict], run: Path, tmp_path: Path
+def test_sugar_crepe_s_own_files_with_a_handful_of_images(
+    evaluate: Callable[..., dict], run: Path, tmp_path: Path
 ) -> None:
     if not BENCHMARKS.is_dir():
         pytest.skip("needs ../shared/data/coco_benchmarks")
@@ -235,32 +244,39 @@ def test_sugar_crepe_s_own_files_with_a_handful_of_pictures(
         items = json.loads((BENCHMARKS / "sugar_crepe" / f"{split}.json").read_text())
         total += len(items)
         Image.new("RGB", (64, 48), (200, 100, 0)).save(tmp_path / items["0"]["filename"])
-    found = judge("--run", run, "--sugar_crepe", BENCHMARKS / "sugar_crepe", "--data.root", tmp_path)
-    assert found["metrics"].keys() == {*SUGAR_CREPE, "mean"} and 1 <= found["protocol"]["images"] <= 7
-    assert found["protocol"]["captions"] / 2 + found["protocol"]["skipped"] == total == 7511
+    found = evaluate("--run", run, "--sugar_crepe", BENCHMARKS / "sugar_crepe", "--data.root", tmp_path)
+    figures = split_figures(found)["cosine"]
+    assert figures.metrics.keys() == {*SUGAR_CREPE, "mean"} and 1 <= figures.protocol.images <= 7
+    assert figures.protocol.captions / 2 + figures.protocol.skipped["image is missing"] == total == 7511
 
 
-@pytest.mark.parametrize("sound", [False, True])
-def test_classes_are_told_by_their_prompts(judge: Callable[..., dict], run: Path, tmp_path: Path, sound: bool) -> None:
-    found = judge("--run", run, "--classes", classes_of(tmp_path / "shapes", sound))
-    assert found["metrics"].keys() == {"top-1 accuracy"} and found["protocol"]["images"] == 6
-    assert f"{'sounds' if sound else 'pictures'} among 2 classes, 3 prompts each" in found["protocol"]["task"]
+@pytest.mark.parametrize("audio", [False, True])
+def test_classes_are_told_by_their_prompts(
+    evaluate: Callable[..., dict], run: Path, tmp_path: Path, audio: bool
+) -> None:
+    found = evaluate("--run", run, "--classes", classes_of(tmp_path / "shapes", audio))
+    protocol = protocols(found)["classes"]
+    assert found["metrics"].keys() == {"top-1 accuracy"} and protocol.images == 6
+    assert f"{'audio clips' if audio else 'images'} among 2 classes, 3 prompts each" in protocol.task
 
 
 def test_frozen_trunks_run_once_for_each_benchmark(
-    judge: Callable[..., dict], tiny: AlignConfig, crepe: tuple[Path, Path], tmp_path: Path
+    evaluate: Callable[..., dict], tiny: AlignConfig, crepe: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    run, shapes = save_run(tmp_path / "frozen", tiny, frozen=True), classes_of(tmp_path / "shapes")
+    run, shapes = write_run(tmp_path / "frozen", tiny, frozen=True), classes_of(tmp_path / "shapes")
     for _ in range(2):
-        assert judge("--run", run, "--sugar_crepe", crepe[0], "--data.root", crepe[1])["protocol"]["images"] == 4
-        assert judge("--run", run, "--classes", shapes)["protocol"]["images"] == 6
-        judge("--run", run, "--data.split", "test", "--data.validation", "val")
+        assert (
+            evaluate("--run", run, "--sugar_crepe", crepe[0], "--data.root", crepe[1])["protocol"]["cosine"]["images"]
+            == 4
+        )
+        assert protocols(evaluate("--run", run, "--classes", shapes))["classes"].images == 6
+        evaluate("--run", run, "--data.split", "test", "--data.validation", "val")
     kept = [path.name.split("-")[:2] for path in (tmp_path / "frozen" / "cache" / "features").iterdir()]
     assert sorted(kept) == [[m, name] for m in ("image", "text") for name in ("classes", "sugar_crepe", "test", "val")]
 
 
-def test_an_open_clip_model_is_judged_alike(
-    judge: Callable[..., dict], run: Path, crepe: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_open_clip_model_is_evaluated_alike(
+    evaluate: Callable[..., dict], run: Path, crepe: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         open_clip.factory,
@@ -275,11 +291,11 @@ def test_an_open_clip_model_is_judged_alike(
         },
     )
     model = ("--open_clip", "toy", "--trained_on", "trained on nothing")
-    split = judge(*model, "--data.root", run.parent / "scenes", "--data.split", "test", "--data.validation", "val")
-    assert split["protocols"].keys() == {"all", "matching/random/cosine"} and split["protocol"]["images"] == 7
-    edits = judge(*model, "--sugar_crepe", crepe[0], "--data.root", crepe[1])
-    assert edits["protocols"].keys() == {"cosine"} and edits["protocol"]["trained_on"] == "trained on nothing"
-    assert judge(*model, "--classes", classes_of(tmp_path / "shapes"))["protocol"]["images"] == 6
+    split = evaluate(*model, "--data.root", run.parent / "scenes", "--data.split", "test", "--data.validation", "val")
+    assert list(split["protocol"]) == ["all", "matching/random/cosine"] and split["protocol"]["all"]["images"] == 7
+    edits = evaluate(*model, "--sugar_crepe", crepe[0], "--data.root", crepe[1])
+    assert {name: each.trained_on for name, each in protocols(edits).items()} == {"cosine": "trained on nothing"}
+    assert protocols(evaluate(*model, "--classes", classes_of(tmp_path / "shapes")))["classes"].images == 6
 
 
 def test_options_that_do_not_fit_are_one_line(
@@ -299,6 +315,7 @@ def test_options_that_do_not_fit_are_one_line(
     assert "data.validation" in refused(*mine, "--data.retriever", file)
     assert "no finished run" in refused("eval_coco.py", "--run", run.parent)
     assert "at least two folders" in refused(*its, "--classes", run)
+    assert "taken for the protocol" in refused(*its, "--data.split", "all")
 
 
 def test_embeddings_that_do_not_fit_are_one_line_with_their_name(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -2,9 +2,14 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+
+from eval.protocols import Protocol
+
+PROTOCOL = Protocol("coco_mini", "val", 163, 815, "5", trained_on="zero-shot, trained on flickr8k/train")
 
 
 @pytest.fixture
@@ -12,8 +17,9 @@ def result() -> dict:
     recalls = {f"{d}/R@{k}": 10.0 * k for d in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
     return {
         "metrics": recalls | {"RSUM": 123.4, "experts/image/used": 87.5, "experts/image/perplexity": 60.0},
-        "protocol": {"val": {"dataset": "coco_mini/val", "images": 163, "captions_per_image": 5, "zero_shot": True}},
-        "config": {"name": "mine", "model": {"backbone": {"moe": {"experts": 128, "active": 8}}}},
+        "intervals": {},
+        "protocol": {"val": asdict(PROTOCOL)},
+        "config": {"name": "mine", "model": {"backbone": {"moe": {"num_experts": 128, "top_k": 8}}}},
         "commit": "abc",
         "hardware": "2 cores",
         "seconds": 61.0,
@@ -55,8 +61,10 @@ def test_claims_stand_beside_what_was_measured_of_them(
 ) -> None:
     results = tmp_path / "results"
     (results / "ablations").mkdir(parents=True)
-    figures = {"metrics": {"accuracy": 91.24}, "intervals": {"accuracy": [90.0, 92.5]}}
-    result["protocols"] = {"all": {}, "matching/hard/cosine": figures}
+    name = "matching/hard/cosine"
+    result["protocol"][name] = asdict(replace(PROTOCOL, task="binary matching"))
+    result["metrics"][f"{name}/accuracy"] = 91.24
+    result["intervals"][f"{name}/accuracy"] = [90.0, 92.5]
     (results / "mine.json").write_text(json.dumps(result))
     rows = [
         (v, seed, m, x)
@@ -86,7 +94,7 @@ def test_claims_stand_beside_what_was_measured_of_them(
         "rows": [
             {
                 "strategy": how,
-                "judged": "RSUM of molecules/val",
+                "score": "RSUM of molecules/val",
                 "base": "base",
                 "seeds": [adapted | {"domain after": after}],
             }
@@ -121,6 +129,23 @@ def test_a_kept_result_says_nothing_of_where_its_run_lay(
     config = json.loads(text)["config"]
     assert str(tmp_path) not in text
     assert (config["runs"], config["data"]) == ("runs", {"root": "../photographs", "cache": tmp_path.name})
+
+
+def test_a_result_of_older_code_is_kept_in_today_s_words(
+    reproduce: Callable[..., None], tmp_path: Path, result: dict
+) -> None:
+    old = {"dataset": "coco_mini/val", "split": "val", "images": 163, "captions": 815, "captions_per_image": 5.0}
+    old |= {"recall": "any-hit", "rerank_depth": 0, "zero_shot": True, "trained_on": "flickr8k/train", "skipped": {}}
+    moe = {"experts": 128, "active": 8}
+    result["config"]["model"]["backbone"]["moe"] = moe
+    (tmp_path / "result.json").write_text(json.dumps(result | {"protocol": {"val": old}, "judged": "runs/mine"}))
+    (tmp_path / "R.md").write_text("<!-- RESULTS: written by scripts/reproduce.py --><!-- /RESULTS -->")
+    reproduce("--add", f"[{tmp_path / 'result.json'}]")
+    kept = json.loads((tmp_path / "results" / "mine-on-coco_mini-val.json").read_text())
+    assert kept["protocol"] == {"val": asdict(PROTOCOL)} and "judged" not in kept
+    assert kept["config"]["model"]["backbone"]["moe"] == {"num_experts": 128, "top_k": 8}
+    text = (tmp_path / "R.md").read_text()
+    assert "| mine | coco_mini/val, 163 images × 5 captions, zero-shot |" in text and "128 experts, 8 active" in text
 
 
 def test_without_results_it_says_how_to_add_one(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -1,63 +1,23 @@
-"""Depths of re-ranking over a stand-in for the evaluate: what is asked of it, and what is not asked again."""
+"""rerank_depths says where its table is; what it measures is tested in tests/mm/evaluation/test_depths.py."""
 
-import csv
-import runpy
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "rerank_depths.py"
-NAMES = ("image_to_text/R@1", "text_to_image/R@1")
+
+def test_it_says_where_the_table_is(
+    script: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mm.evaluation.depths.evaluate_depth", lambda config, depth: {"seconds": 0.5 + depth})
+    script("rerank_depths.py", "--run", tmp_path, "--depths", "[0, 5]")
+    assert f"2 depths: {tmp_path / 'rerank.csv'}" in capsys.readouterr().out
+    rows = (tmp_path / "rerank.csv").read_text().splitlines()
+    assert rows == ["study,variant,seed,measure,value", "rerank,0,0,seconds,0.5", "rerank,5,0,seconds,5.5"]
 
 
-class Judge:
-    """In the place of mm.evaluation.models.FinishedRun: re-ranking to depth d is worth d points."""
-
-    def __init__(self, folder: Path, root: str | None, *, rerank: int) -> None:
-        self.depth = rerank
-        self.task = SimpleNamespace(model=None)
-        self.data = SimpleNamespace(cache_features=lambda model, splits: None)
-
-    def open(self, split: str) -> str:
-        return split
-
-    def judge(self, dataset: str, split: str) -> tuple[dict, None]:
-        if self.depth == 13:
-            raise ValueError("eval_coco: 13 brings bad luck")
-        kinds = {"": 0, "reranked/": self.depth} if self.depth else {"": 0}
-        metrics = {kind + name: 50.0 + d for kind, d in kinds.items() for name in NAMES}
-        intervals = {name: [value - 2, value + 2] for name, value in metrics.items()}
-        return {"metrics": metrics, "intervals": intervals, "seconds": 0.5}, None
-
-
-@pytest.fixture
-def depths(tmp_path: Path) -> Callable[..., list[tuple[str, str, float]]]:
-    """depths(0, 5) -> (variant, measure, value) of the table."""
-    names = runpy.run_path(str(SCRIPT))
-    names["judged"].__globals__["FinishedRun"] = Judge
-
-    def run(*asked: int) -> list[tuple[str, str, float]]:
-        table = tmp_path / "out" / "rerank.csv"
-        names["rerank_depths"](names["RerankDepths"](run=tmp_path, depths=asked, table=table))
-        return [(row["variant"], row["measure"], float(row["value"])) for row in csv.DictReader(table.open())]
-
-    return run
-
-
-def test_each_depth_is_a_variant_with_its_interval(depths: Callable[..., list]) -> None:
-    found = {(variant, measure): value for variant, measure, value in depths(0, 5)}
-    assert found["0", "image_to_text/R@1"] == 50 and found["5", "image_to_text/R@1"] == 55
-    assert (found["5", "text_to_image/R@1/low"], found["5", "text_to_image/R@1/high"]) == (53, 57)
-    assert ("5", "seconds") in found
-
-
-def test_what_the_table_has_is_not_judged_again(depths: Callable[..., list]) -> None:
-    first = depths(0)
-    assert depths(0, 2)[: len(first)] == first and len(depths(0, 2)) == 2 * len(first)
-
-
-def test_a_judgement_that_fails_says_why(depths: Callable[..., list]) -> None:
-    with pytest.raises(ValueError, match="depth 13: eval_coco: 13 brings bad luck"):
-        depths(13)
+def test_a_folder_without_a_run_is_one_line(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "depth 0: " in refused("rerank_depths.py", "--run", tmp_path)

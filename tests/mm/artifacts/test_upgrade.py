@@ -1,5 +1,6 @@
-"""Older runs load by their new names, and what cannot be built any more is refused by name."""
+"""Older runs and results load by their new names, and what cannot be built any more is refused by name."""
 
+import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -8,12 +9,41 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from eval.figures import first_protocol, join_figures, split_figures
 from mm.artifacts.run import config_from_dict, load_run
-from mm.artifacts.upgrade import renamed_flag, upgrade_config, upgrade_state
+from mm.artifacts.upgrade import renamed_flag, upgrade_config, upgrade_result, upgrade_state
 from mm.config import AlignConfig
 
 OLD_RUN = Path(__file__).parent / "a239565"
 """A run of that commit: no codes, two terms biased, late interaction called fine, one bottleneck for each modality."""
+
+STORED = Path(__file__).parents[3] / "eval" / "results"
+OLD_RESULT = {
+    "metrics": {"image_to_text/R@1": 47.239, "seen/image_to_text/R@1": 50.0},
+    "intervals": {"image_to_text/R@1": [39.9, 54.6], "seen/image_to_text/R@1": [40.0, 60.0]},
+    "protocol": {
+        split: {
+            "dataset": f"flickr8k/{split}",
+            "split": split,
+            "images": 1000,
+            "captions": 5010,
+            "captions_per_image": 5.01,
+            "recall": "any-hit",
+            "rerank_depth": depth,
+            "zero_shot": zero_shot,
+            "trained_on": "flickr8k/train",
+            "skipped": {"truncated": 3},
+        }
+        for split, depth, zero_shot in (("val", 10, False), ("seen", 0, True))
+    },
+    "config": {
+        "name": "mine",
+        "model": {"backbone": {"moe": {"experts": 128, "active": 8, "hidden": 32}}},
+        "image": {"bottleneck": {"quantizer": {"codes": 512}}},
+        "loss": {"fine": 0.5, "match_rows": 8},
+        "schedule": {"kind": "global_only"},
+    },
+}
 
 
 def test_a_run_of_a239565_loads_with_its_fingerprint_checked(caplog: pytest.LogCaptureFixture) -> None:
@@ -76,3 +106,92 @@ def test_bottlenecks_of_modalities_that_the_model_lacks_do_not_count() -> None:
 def test_an_option_that_never_was_is_not_renamed() -> None:
     assert renamed_flag("--loss.fine") == "--loss.fine is now --loss.filip"
     assert renamed_flag("--schedule.learning_rate_factor") is None and renamed_flag("--loss.fien") is None
+
+
+def test_a_run_s_protocols_are_today_s() -> None:
+    found = split_figures(upgrade_result(OLD_RESULT))
+    protocol = found["val"].protocol
+    assert (protocol.dataset, protocol.split, protocol.captions_per_image) == ("flickr8k", "val", "5.01")
+    assert (protocol.trained_on, protocol.skipped) == ("trained on flickr8k/train", {"truncated": 3})
+    assert not protocol.zero_shot and (protocol.rerank_depth, protocol.folds, protocol.task) == (10, 1, "retrieval")
+    assert found["seen"].protocol.trained_on == "zero-shot, trained on flickr8k/train"
+    assert found["val"].metrics == {"image_to_text/R@1": 47.239} and found["seen"].metrics == {
+        "image_to_text/R@1": 50.0
+    }
+
+
+def test_options_have_today_s_names() -> None:
+    config = upgrade_result(OLD_RESULT)["config"]
+    assert config["model"]["backbone"]["moe"] == {"hidden": 32, "num_experts": 128, "top_k": 8}
+    assert config["image"]["bottleneck"]["quantizer"] == {"num_codes": 512}
+    assert config["loss"] == {"filip": 0.5, "itm_rows": 8}
+    assert config["schedule"]["kind"] == "contrastive_only" and config["name"] == "mine"
+
+
+def figures(task: str, value: float, **protocol: object) -> dict:
+    stated = {
+        "dataset": "coco",
+        "split": "val",
+        "images": 163,
+        "captions": 815,
+        "captions_per_image": "5",
+        "recall": "any-hit",
+        "rerank_depth": 0,
+        "trained_on": "unstated",
+        "folds": 1,
+        "ground_truth": "original",
+        "skipped": 0,
+        "task": task,
+    }
+    return {"protocol": stated | protocol, "metrics": {"accuracy": value}, "intervals": {"accuracy": [1.0, 99.0]}}
+
+
+def test_a_run_s_further_protocols_are_evaluations_beside_its_own() -> None:
+    old = OLD_RESULT | {"judged": "runs/mine", "protocols": {"all": figures("retrieval", 4.0, skipped=3)}}
+    found = upgrade_result(old)
+    assert found["evaluated"] == "runs/mine" and not {"judged", "protocols"} & found.keys()
+    evaluations = split_figures(found)
+    assert list(evaluations) == ["val", "seen", "all"] and evaluations["all"].metrics == {"accuracy": 4.0}
+    assert evaluations["all"].protocol.skipped == {"unreadable": 3} and found["metrics"]["all/accuracy"] == 4.0
+
+
+def test_the_first_protocol_of_a_file_counts_and_is_not_repeated() -> None:
+    protocols = {"all": figures("retrieval", 4.0), "five": figures("retrieval", 5.0)}
+    old = protocols["all"] | {"judged": "mine.npz", "protocols": protocols}
+    found = upgrade_result(old)
+    assert found["metrics"] == {"accuracy": 4.0, "five/accuracy": 5.0} and list(found["protocol"]) == ["all", "five"]
+    assert first_protocol(found).skipped == {}
+
+
+def test_classes_are_of_images_or_audio_clips() -> None:
+    for before, after in (("pictures", "images"), ("sounds", "audio clips")):
+        task = f"zero-shot classification of {before} among 2 classes, 3 prompts each, by cosine"
+        old = figures(task, 4.0, dataset="shapes", split="classes")
+        found = upgrade_result(old | {"protocols": {"classes": old}})
+        assert f"of {after} among 2 classes" in first_protocol(found).task and list(found["protocol"]) == ["classes"]
+
+
+def test_a_vqvae_s_protocol_is_whole() -> None:
+    old = {"dataset": "scenes/val", "split": "val", "images": 60, "captions": 300, "trained_on": "scenes/train"}
+    protocol = first_protocol(upgrade_result({"metrics": {}, "intervals": {}, "protocol": old}))
+    assert (protocol.name, protocol.captions_per_image) == ("scenes/val", "5")
+    assert protocol.trained_on == "trained on scenes/train"
+
+
+def test_what_is_no_result_is_refused() -> None:
+    for content in ({}, {"protocol": {}}, [], None):
+        with pytest.raises(ValueError, match="no protocol"):
+            upgrade_result(content)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", sorted(STORED.glob("*-on-*.json")), ids=lambda path: path.stem)
+def test_stored_results_keep_their_numbers_and_are_upgraded_once(path: Path) -> None:
+    old = json.loads(path.read_text())
+    before = json.dumps(old)
+    found = upgrade_result(old)
+    assert json.dumps(old) == before and upgrade_result(found) == found
+    for part in ("metrics", "intervals"):
+        assert old[part].items() <= found[part].items()
+        for name, further in old.get("protocols", {}).items():
+            assert {f"{name}/{figure}": value for figure, value in further[part].items()}.items() <= found[part].items()
+    assert json.loads(json.dumps(join_figures(split_figures(found)))).items() <= found.items()

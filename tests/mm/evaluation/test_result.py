@@ -11,7 +11,7 @@ from eval.retrieval import retrieval_both
 from mm.config import AlignConfig
 from mm.data.module import AlignData
 from mm.evaluation.embed import Embedded, SplitEmbeddings
-from mm.evaluation.result import chance, protocol, utilization
+from mm.evaluation.result import chance, examples_of, split_protocol, utilization
 from mm.evaluation.retrieval import Evaluation
 
 
@@ -51,8 +51,18 @@ def test_the_protocol_says_what_was_counted_and_trained_on(
     on_scenes: Callable[..., AlignConfig], open_data: Callable[[AlignConfig], AlignData]
 ) -> None:
     dataset = open_data(on_scenes()).open("val")
-    stamp = protocol(dataset, "val", "scenes/train", False, 7)
-    assert (stamp["images"], stamp["captions"], stamp["captions_per_image"]) == (9, 45, 5.0)
-    assert stamp["rerank_depth"] == 7 and stamp["split"] == "val"
-    assert stamp["zero_shot"] is False
-    assert protocol(dataset, "val", "flickr8k/train", True, 7)["zero_shot"] is True
+    dataset.skipped = {"truncated": 2}
+    protocol = split_protocol(dataset, "val", "trained on scenes/train", 7)
+    assert (protocol.images, protocol.captions, protocol.captions_per_image) == (9, 45, "5")
+    assert protocol.rerank_depth == 7 and protocol.name == dataset.name == "scenes/val"
+    assert protocol.trained_on == "trained on scenes/train" and protocol.skipped == {"truncated": 2}
+
+
+def test_examples_run_parallel_to_the_captions_of_the_split(
+    on_scenes: Callable[..., AlignConfig], open_data: Callable[[AlignConfig], AlignData]
+) -> None:
+    dataset = open_data(on_scenes()).open("val")
+    examples = examples_of(dataset)
+    assert list(examples.captions[5:10]) == list(dataset.captions[1])
+    image = dataset[1].image
+    assert image is not None and examples.thumbnail(dataset.image_ids[1]).tobytes() == image.tobytes()

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.intervals import Bootstrap
 from eval.sugar_crepe import SUGAR_CREPE
 from mm.data.dataset import CaptionDataset
 from mm.data.media import encode_audio
 from mm.evaluation.models import EvaluatedSplit
 from mm.evaluation.zero_shot import evaluate_classes, evaluate_sugar_crepe
 
+FEW = Bootstrap(10)
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "dark blue": (0, 0, 255)}
 
 
@@ -30,8 +32,8 @@ class ColourModel:
     def embed(self, dataset: CaptionDataset, name: str) -> EvaluatedSplit:
         assert all(dataset.captions)  # a caption for everybody: frozen text trunks look each up
         captions = [c for group in dataset.captions for c in group]
-        pictures = [dataset[i].image for i in range(len(dataset))]
-        seen = [np.asarray(p).mean((0, 1)) / 255 for p in pictures if p is not None]
+        images = [dataset[i].image for i in range(len(dataset))]
+        seen = [np.asarray(image).mean((0, 1)) / 255 for image in images if image is not None]
         counts = [len(group) for group in dataset.captions]
         read = [np.array(next(v for k, v in COLOURS.items() if k in caption)) / 255 for caption in captions]
         return EvaluatedSplit(
@@ -60,11 +62,11 @@ def colours(tmp_path: Path) -> Path:
 
 
 def test_classes_of_any_size_meet_their_own_prompts(colours: Path) -> None:
-    found = evaluate_classes(ColourModel(), colours, ["a {} thing.", "it is {}."], samples=10)["classes"]
+    found = evaluate_classes(ColourModel(), colours, ["a {} thing.", "it is {}."], FEW)["classes"]
     assert found.metrics["top-1 accuracy"] == 100
     assert (found.protocol.dataset, found.protocol.images, found.protocol.captions) == ("colours", 6, 6)
     paint(colours / "red" / "0.png", "green")
-    mistaken = evaluate_classes(ColourModel(), colours, samples=10)["classes"]
+    mistaken = evaluate_classes(ColourModel(), colours, bootstrap=FEW)["classes"]
     assert mistaken.metrics["top-1 accuracy"] == pytest.approx(500 / 6)
 
 
@@ -91,10 +93,20 @@ def edits(folder: Path, name: str = "000000000001.jpg") -> Path:
 
 
 @pytest.mark.parametrize("place", ["", "val2017", "images"])
-def test_an_edit_is_told_from_the_truth_wherever_the_pictures_lie(tmp_path: Path, place: str) -> None:
+def test_an_edit_is_told_from_the_truth_wherever_the_images_lie(tmp_path: Path, place: str) -> None:
     paint(tmp_path / "coco" / place / "000000000001.jpg", "red")
-    found = evaluate_sugar_crepe(ColourModel(), edits(tmp_path), tmp_path / "coco", samples=10)["cosine"]
-    assert found.metrics["mean"] == 100 and found.protocol.skipped == 0
+    found = evaluate_sugar_crepe(ColourModel(), edits(tmp_path), tmp_path / "coco", FEW)["cosine"]
+    assert found.metrics["mean"] == 100 and found.protocol.skipped == {}
+
+
+def test_what_is_missing_is_counted_in_the_protocol(tmp_path: Path) -> None:
+    paint(tmp_path / "000000000001.jpg", "red")
+    folder = edits(tmp_path)
+    rows = json.loads((folder / "swap_obj.json").read_text())
+    rows["1"] = rows["0"] | {"filename": "000000000002.jpg"}
+    (folder / "swap_obj.json").write_text(json.dumps(rows))
+    found = evaluate_sugar_crepe(ColourModel(), folder, tmp_path, FEW)["cosine"]
+    assert found.protocol.skipped == {"image is missing": 1} and found.protocol.images == 1
 
 
 def test_a_file_name_is_not_a_path(tmp_path: Path) -> None:

@@ -1,0 +1,218 @@
+"""README's tables: what was measured, under which protocol, by which command, on what hardware."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.adapted import COLUMNS as ADAPTED_COLUMNS
+from eval.adapted import AdaptedRow, stored_rows
+from eval.claims import Evidence, claims
+from eval.coco import DIRECTIONS
+from eval.figures import first_protocol
+from eval.retrieval import RECALL_AT
+from eval.studies import Study
+
+BEGIN = "<!-- RESULTS: written by scripts/reproduce.py -->"
+END = "<!-- /RESULTS -->"
+RETRIEVAL_COLUMNS = (
+    "run",
+    "evaluated on",
+    "R@1/5/10 image→text",
+    "R@1/5/10 text→image",
+    "RSUM",
+    "RSUM re-ranked",
+    "parameters, active",
+    "seconds",
+)
+UTILIZATION_COLUMNS = (
+    "run",
+    "modality",
+    "codes used, %",
+    "code perplexity",
+    "experts used, %",
+    "expert perplexity",
+)
+STUDY_MEASURES = {
+    "RSUM": "RSUM",
+    "R@1 image→text": "image_to_text/R@1",
+    "R@1 text→image": "text_to_image/R@1",
+    "R@1 audio→text": "audio_to_text/R@1",
+    "R@1 image→audio": "image_to_audio/R@1",
+}
+"""Column -> the measure of a study."""
+LEGEND = (
+    "Any-hit recall in %; RSUM is the sum of the six recalls. Seconds are of the whole run on a shared machine;"
+    " `features` is what caching a frozen trunk's took, part of them in the run that needed it first. Measured on:"
+    " {where}."
+)
+Result = Mapping[str, Any]
+"""The content of a result.json, as today's code writes it."""
+Cells = Sequence[str]
+
+
+def is_run(content: Any) -> bool:
+    """Whether a stored JSON is a run's result of image-text retrieval, and no benchmark."""
+    return isinstance(content, dict) and "commit" in content and "image_to_text/R@1" in content.get("metrics", {})
+
+
+def gather(runs: Sequence[Result], studies: Mapping[str, Study], others: Mapping[str, Any]) -> Evidence:
+    """What `readme_tables` takes.
+
+    Args:
+        runs: contents of result.json.
+        studies: by name.
+        others: further JSON by name; `adapt` is the table of scripts/bench_adapt.py.
+    """
+    adapted = stored_rows(others["adapt"]) if "adapt" in others else []
+    return Evidence(runs, studies, adapted, others)
+
+
+def readme_tables(evidence: Evidence) -> str:
+    """All tables; one without rows is skipped."""
+    tables = [retrieval_table(evidence.runs)]
+    if evidence.studies:
+        tables.append(studies_table(evidence.studies))
+    if evidence.adapted:
+        tables.append(adapted_rows_table(evidence.adapted))
+    tables.append(utilization_table(evidence.runs))
+    tables.append(claims_table(evidence))
+    return "\n\n".join(tables)
+
+
+def between_markers(text: str, tables: str) -> str:
+    """A README with its results replaced.
+
+    Raises:
+        ValueError: where it lacks the markers.
+    """
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"it lacks the markers {BEGIN} and {END}")
+    head, rest = text.split(BEGIN)
+    _, tail = rest.split(END)
+    return f"{head}{BEGIN}\n{tables}\n{END}{tail}"
+
+
+def stored_name(result: Result) -> str:
+    """Name of the file that keeps a result: its run, and the data on which it was evaluated."""
+    return f"{result['config']['name']}-on-{first_protocol(result).name.replace('/', '-')}.json"
+
+
+def without_places(content: Any) -> Any:
+    """JSON content, of every absolute path the last part: where a run lay says nothing of what it measured."""
+    if isinstance(content, dict):
+        return {name: without_places(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [without_places(value) for value in content]
+    if isinstance(content, str) and Path(content).is_absolute():
+        return Path(content).name
+    return content
+
+
+def markdown(columns: Cells, rows: Sequence[Cells]) -> str:
+    """A table with the names of its columns underlined."""
+    lines = []
+    for cells in (columns, ["---"] * len(columns), *rows):
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def retrieval_table(runs: Sequence[Result]) -> str:
+    """A row for each run, and below the table what its figures are and where they were measured."""
+    commits: dict[str, set[str]] = {}
+    for run in runs:
+        commits.setdefault(run["hardware"], set()).add(run["commit"])
+    facts = []
+    for hardware, found in sorted(commits.items()):
+        facts.append(f"{hardware} (commits {', '.join(sorted(found))})")
+    table = markdown(RETRIEVAL_COLUMNS, [_retrieval_row(run) for run in runs])
+    return f"{table}\n\n{LEGEND.format(where='; '.join(facts))}"
+
+
+def _retrieval_row(run: Result) -> Cells:
+    """Cells under RETRIEVAL_COLUMNS."""
+    metrics = run["metrics"]
+    protocol = first_protocol(run)
+    kind = "zero-shot" if protocol.zero_shot else "held-out split"
+    where = f"{protocol.name}, {protocol.images:,} images × {protocol.captions_per_image} captions, {kind}"
+    recalls = []
+    for direction in DIRECTIONS:
+        values = [metrics[f"{direction}/R@{k}"] for k in RECALL_AT]
+        recalls.append("/".join(f"{value:.1f}" for value in values))
+    total = run["parameters_total"] / 1e6
+    active = run["parameters_active"] / 1e6
+    size = f"{total:.1f} M, {active:.1f} M"
+    seconds = f"{run['seconds']:,.0f}"
+    if run.get("seconds_features"):
+        seconds += f", features {run['seconds_features']:,.0f}"
+    rsum = f"{metrics['RSUM']:.1f}"
+    return [run["config"]["name"], where, *recalls, rsum, _reranked_cell(metrics), size, seconds]
+
+
+def _reranked_cell(metrics: Mapping[str, float]) -> str:
+    """RSUM and both R@1 after re-ranking; – where nothing was."""
+    if "reranked/RSUM" not in metrics:
+        return "–"
+    values = [metrics[f"reranked/{direction}/R@1"] for direction in DIRECTIONS]
+    first = " / ".join(f"{value:.1f}" for value in values)
+    return f"{metrics['reranked/RSUM']:.1f}, R@1 {first}"
+
+
+def studies_table(studies: Mapping[str, Study]) -> str:
+    """Every study's variants, beside the difference from its first, paired by seeds.
+
+    A study without RSUM is skipped.
+    """
+    rows: list[Cells] = []
+    for study in studies.values():
+        if "RSUM" in study.values[study.variants[0]]:
+            rows += [_study_row(study, variant) for variant in study.variants]
+    columns = ["study", "variant", "seeds", *STUDY_MEASURES, "RSUM against the first"]
+    return markdown(columns, rows)
+
+
+def _study_row(study: Study, variant: str) -> Cells:
+    """Means over the seeds; – where a measure does not exist."""
+    measured = study.values[variant]
+    means = []
+    for measure in STUDY_MEASURES.values():
+        if measure in measured:
+            mean = study.of(variant, measure).mean()
+            means.append(f"{mean:.1f}")
+        else:
+            means.append("–")
+    first = study.variants[0]
+    against = "" if variant == first else str(study.difference(variant, first, "RSUM"))
+    return [study.name, variant, str(len(measured["RSUM"])), *means, against]
+
+
+def adapted_rows_table(rows: Sequence[AdaptedRow]) -> str:
+    """What scripts/bench_adapt.py prints, in one table."""
+    cells = [(row.group, *row.text()) for row in rows]
+    return markdown(("evaluated by, base", *ADAPTED_COLUMNS), cells)
+
+
+def utilization_table(runs: Sequence[Result]) -> str:
+    """Codes and experts in use on the evaluated split, by modality."""
+    rows = []
+    for run in runs:
+        where = f"{run['config']['name']} on {first_protocol(run).name}"
+        for modality in ("image", "audio", "text"):
+            if f"experts/{modality}/used" in run["metrics"]:
+                rows.append([where, modality, *_utilization_cells(run["metrics"], modality)])
+    return markdown(UTILIZATION_COLUMNS, rows)
+
+
+def _utilization_cells(metrics: Mapping[str, float], modality: str) -> Cells:
+    """Share and perplexity of codes, then of experts; – where there are none."""
+    cells = []
+    for kind in ("codes", "experts"):
+        for measure in ("used", "perplexity"):
+            value = metrics.get(f"{kind}/{modality}/{measure}")
+            cells.append("–" if value is None else f"{value:.1f}")
+    return cells
+
+
+def claims_table(evidence: Evidence) -> str:
+    """The article's claims beside what was measured of them."""
+    rows = [(each.claim, each.measured, each.command) for each in claims(evidence)]
+    return markdown(("claim", "measured here", "by"), rows)

@@ -1,0 +1,150 @@
+"""What scripts/eval_coco.py is asked for: whose embeddings, of which data, measured how; and the answer on disk."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.figures import Figures, first_protocol
+from eval.intervals import Bootstrap
+from mm.artifacts.environment import commit, hardware
+from mm.evaluation.coco import Evaluated, EvaluationData, evaluate_file, evaluate_model
+from mm.evaluation.models import EvaluatedModel, FinishedRun, OpenClipPeer
+from mm.evaluation.zero_shot import evaluate_classes, evaluate_sugar_crepe
+from mm.files import write_json
+
+SHOWN_BY_THE_RUN = ("all", "audio_text", "image_audio")
+"""Protocols whose figures a run's own table already has."""
+
+
+@dataclass(frozen=True)
+class EvalCoco:
+    """Evaluate a run, an open_clip model or embeddings: by retrieval and matching, or sugar_crepe, or classes."""
+
+    run: Path | None = None
+    """Folder of a finished run; what it scores is also written to <run>/eval-<dataset>.json."""
+    open_clip: str | None = None
+    """`<model>[:<tag or file>]`."""
+    embeddings: Path | None = None
+    """An .npz file, or the folder of a run that holds embeddings.npz."""
+    sugar_crepe: Path | None = None
+    """Folder of SugarCrepe's seven files; the images are looked for in data.root."""
+    classes: Path | None = None
+    """Folder with one folder of images, or of audio clips, for each class: zero-shot classification."""
+    templates: list[str] | None = None
+    """Prompts of the classes, such as '["a photo of a {}."]'; by default three for images and three for audio clips."""
+    data: EvaluationData = field(default_factory=EvaluationData)
+    rerank: int | None = None
+    """Candidates of each query that a run scores again jointly; without it, as many as the run says."""
+    trained_on: str | None = None
+    """`zero-shot` or `trained on <dataset>`, for the protocol; a run says it itself."""
+    samples: int = 1000
+    """Bootstrap samples of the intervals."""
+    seed: int = 0
+    """Seed of the bootstrap and of the negatives."""
+    json: Path | None = None
+    """Where to write the result."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an evaluation found, and the result.json that says it."""
+
+    evaluated: Evaluated
+    result: dict[str, Any]
+
+    def shown(self) -> dict[str, Figures]:
+        """The figures that a run's own table does not have."""
+        figures = self.evaluated.figures
+        if not self.evaluated.described:
+            return figures
+        return {name: each for name, each in figures.items() if name not in SHOWN_BY_THE_RUN}
+
+
+def answer(request: EvalCoco) -> Answer:
+    """Evaluate what is asked for.
+
+    Raises:
+        ValueError: on options that would not do what they say.
+    """
+    check_options(request)
+    started = time.perf_counter()
+    found = _evaluate(request, Bootstrap(request.samples, request.seed))
+    facts: dict[str, Any] = {"evaluated": str(request.run or request.open_clip or request.embeddings)}
+    if not found.described:
+        seconds = time.perf_counter() - started
+        facts |= {"commit": commit(), "hardware": hardware(), "seed": request.seed, "seconds": round(seconds, 2)}
+    return Answer(found, found.joined() | facts)
+
+
+def check_options(request: EvalCoco) -> None:
+    """Raises ValueError on options that would not do what they say."""
+    data = request.data
+    sources = [source for source in (request.run, request.open_clip, request.embeddings) if source is not None]
+    benchmark = request.sugar_crepe or request.classes
+    reads = data.root or data.karpathy or data.audio_root
+    refused = {
+        "name one of --run DIR, --open_clip MODEL and --embeddings FILE": len(sources) != 1,
+        "--sugar_crepe and --classes are evaluated one at a time": request.sugar_crepe and request.classes,
+        "--sugar_crepe and --classes need a model (--run or --open_clip) for their own images and captions:"
+        " --embeddings were made of others": request.embeddings and benchmark,
+        "--sugar_crepe needs --data.root DIR, the images of COCO val2017": request.sugar_crepe and not data.root,
+        "--templates are prompts for --classes": request.templates and not request.classes,
+        "--data.root, --data.karpathy and --data.audio_root are for models: --embeddings read nothing": (
+            request.embeddings and reads
+        ),
+        "--rerank is for a run's retrieval: nothing else is scored again": (
+            request.rerank is not None and (not request.run or benchmark)
+        ),
+        "--trained_on is for models of others: a run says itself what it was trained on": (
+            request.run and request.trained_on
+        ),
+    }
+    for message, wrong in refused.items():
+        if wrong:
+            raise ValueError(message)
+
+
+def model_of(request: EvalCoco) -> EvaluatedModel:
+    """The run or the open_clip model."""
+    data = request.data
+    if request.run is not None:
+        return FinishedRun(
+            request.run, data.root, karpathy=data.karpathy, audio_root=data.audio_root, rerank=request.rerank
+        )
+    assert request.open_clip is not None  # check_options
+    trained_on = request.trained_on or "unstated"
+    return OpenClipPeer(request.open_clip, data.root, trained_on, karpathy=data.karpathy)
+
+
+def _evaluate(request: EvalCoco, bootstrap: Bootstrap) -> Evaluated:
+    if request.embeddings is not None:
+        return evaluate_file(request.embeddings, request.data, request.trained_on or "unstated", bootstrap)
+    model = model_of(request)
+    if request.sugar_crepe is not None:
+        images = Path(request.data.root or "")
+        return Evaluated(evaluate_sugar_crepe(model, request.sugar_crepe, images, bootstrap))
+    if request.classes is not None:
+        return Evaluated(evaluate_classes(model, request.classes, request.templates, bootstrap))
+    return evaluate_model(model, request.data, bootstrap)
+
+
+def keep(request: EvalCoco, given: Answer) -> list[Path]:
+    """Write the result where it was asked for, and a run's also in its folder, with a split's embeddings beside it.
+
+    Returns:
+        the files of results.
+    """
+    places = [request.json] if request.json else []
+    if request.run is not None:
+        name = first_protocol(given.result).name.replace("/", "-")
+        place = request.run / f"eval-{name}.json"
+        places.append(place)
+        if given.evaluated.arrays:
+            # numpy types its keywords as bool
+            np.savez(place.with_suffix(".npz"), **given.evaluated.arrays)  # type: ignore[arg-type]
+    for place in places:
+        write_json(place, given.result)
+    return places

@@ -1,0 +1,76 @@
+"""A claim stands beside what the stored results say of it, or beside the reason why they say nothing."""
+
+from dataclasses import asdict
+
+import pytest
+
+from eval.adapted import AdaptedRow
+from eval.claims import Evidence, adaptation, checkpointing, claims, experts, matching
+from eval.protocols import Protocol
+from eval.studies import Study
+
+
+@pytest.fixture
+def run():
+    recalls = {f"{d}/R@{k}": 10.0 * k for d in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+    return {
+        "metrics": recalls,
+        "intervals": {},
+        "protocol": {"val": asdict(Protocol("coco_mini", "val", 163, 815, "5", trained_on="zero-shot"))},
+        "config": {"name": "mine", "model": {"backbone": {"moe": {"num_experts": 128, "top_k": 8}}}},
+        "parameters_total": 4_000_000,
+        "parameters_active": 1_000_000,
+    }
+
+
+def test_without_evidence_every_claim_says_so(run):
+    run["protocol"]["val"]["dataset"] = "scenes"
+    rows = claims(Evidence([run]))
+    assert len(rows) == 12 and len({row.claim for row in rows}) == 12
+    assert all("not measured" in row.measured or "cannot be" in row.measured for row in rows)
+
+
+def test_experts_are_counted_and_a_study_of_equal_training_is_told(run):
+    measured = experts(Evidence([run])).measured
+    assert measured == "mine: 128 experts, 8 active, 25 % of parameters; hardware not measured here"
+    values = {"parameters_total": 4e6, "parameters_active": 1e6, "RSUM": 50.0, "seconds": 9.0}
+    by_seed = {name: {0: value, 1: value + (name == "RSUM")} for name, value in values.items()}
+    found = experts(Evidence([run], {"experts": Study("experts", {"sparse": by_seed})}))
+    told = "2 seeds of few steps: sparse: 1.0 of 4.0 M parameters active, RSUM 50.5, 9 s"
+    assert found.measured.endswith(told) and "experts.yaml" in found.command
+
+
+def test_matching_names_gallery_negatives_and_scorer(run):
+    name = "matching/hard/match head"
+    run["protocol"][name] = asdict(Protocol("coco_mini", "val", 163, 815, "5", task="binary matching"))
+    run["metrics"][f"{name}/accuracy"] = 91.24
+    run["intervals"][f"{name}/accuracy"] = [90.0, 92.5]
+    assert matching(Evidence([run])).measured == (
+        "mine on 163 images of coco_mini/val: R@1 10.0 / 10.0 (not the 5K test);"
+        " mine on coco_mini/val, hard negatives, match head: accuracy 91.2 % [90.0, 92.5]"
+    )
+
+
+def test_of_each_set_the_strategy_that_gained_most_is_told():
+    seed = {"domain before": 100.0, "general before": 300.0, "general after": 290.0}
+    rows = [
+        AdaptedRow(how, score, "base", (seed | {"domain after": after},))
+        for how, score, after in (
+            ("lora", "RSUM of a", 119.0),
+            ("full", "RSUM of a", 110.0),
+            ("full", "RSUM of b", 90.0),
+        )
+    ]
+    measured = adaptation(Evidence([], adapted=rows)).measured
+    assert "RSUM of a, lora: 100.0 → 119.0 (+19 %), RSUM of its own set 300.0 → 290.0" in measured
+    assert "RSUM of b, full: 100.0 → 90.0 (-10 %)" in measured and "110.0" not in measured
+
+
+def test_checkpointing_needs_both_measurements():
+    steps = {
+        name: {"rows": [{"implementation": "ours", "peak_bytes": size, "milliseconds": 10.0}]}
+        for name, size in (("step_default", 4e8), ("step_default_checkpoint", 2e8))
+    }
+    assert "400 MB to 200 MB, for 10 ms to 10 ms" in checkpointing(Evidence([], benchmarks=steps)).measured
+    del steps["step_default"]
+    assert checkpointing(Evidence([], benchmarks=steps)).measured == "not measured here"

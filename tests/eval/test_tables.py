@@ -1,0 +1,104 @@
+"""README's tables say what the results say, and nothing else."""
+
+from dataclasses import asdict
+
+import pytest
+
+from eval.adapted import AdaptedRow
+from eval.claims import Evidence
+from eval.protocols import Protocol
+from eval.studies import Study
+from eval.tables import (
+    BEGIN,
+    END,
+    adapted_rows_table,
+    between_markers,
+    gather,
+    is_run,
+    readme_tables,
+    retrieval_table,
+    stored_name,
+    studies_table,
+    utilization_table,
+    without_places,
+)
+
+
+@pytest.fixture
+def run():
+    recalls = {f"{d}/R@{k}": 10.0 * k for d in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+    return {
+        "metrics": recalls | {"RSUM": 123.4, "experts/image/used": 87.5, "experts/image/perplexity": 60.0},
+        "intervals": {},
+        "protocol": {"val": asdict(Protocol("coco_mini", "val", 1630, 8150, "5-7", trained_on="zero-shot"))},
+        "config": {"name": "mine", "model": {"backbone": {"moe": {"num_experts": 128, "top_k": 8}}}},
+        "commit": "abc",
+        "hardware": "2 cores",
+        "seconds": 6100.0,
+        "seconds_features": 7.0,
+        "parameters_total": 4_000_000,
+        "parameters_active": 1_000_000,
+    }
+
+
+def test_a_run_is_a_row_with_its_protocol_and_where_it_was_measured(run):
+    table = retrieval_table([run])
+    assert (
+        "| mine | coco_mini/val, 1,630 images × 5-7 captions, zero-shot | 10.0/50.0/100.0 | 10.0/50.0/100.0 | 123.4 | –"
+        " | 4.0 M, 1.0 M | 6,100, features 7 |"
+    ) in table
+    assert table.endswith("Measured on: 2 cores (commits abc).")
+    run["protocol"]["val"]["trained_on"] = "trained on coco_mini/train"
+    run["metrics"] |= {"reranked/RSUM": 130.0} | {f"reranked/{d}/R@1": 11.0 for d in ("image_to_text", "text_to_image")}
+    table = retrieval_table([run, run | {"commit": "def", "seconds_features": 0.0}])
+    assert "held-out split" in table and "130.0, R@1 11.0 / 11.0" in table and "(commits abc, def)" in table
+    assert "| 6,100 |" in table
+
+
+def test_utilization_is_by_modality_and_a_bottleneck_without_codes_has_none(run):
+    assert utilization_table([run]).splitlines()[2:] == ["| mine on coco_mini/val | image | – | – | 87.5 | 60.0 |"]
+
+
+def test_a_study_is_told_against_its_first_variant():
+    made = Study("made", {"a": {"RSUM": {0: 1.0, 1: 3.0}, "image_to_text/R@1": {0: 4.0}}, "b": {"RSUM": {0: 2.0}}})
+    other = Study("other", {"a": {"accuracy": {0: 1.0}}})
+    rows = studies_table({"made": made, "other": other}).splitlines()[2:]
+    assert rows == [
+        "| made | a | 2 | 2.0 | 4.0 | – | – | – |  |",
+        "| made | b | 1 | 2.0 | – | – | – | – | +1.00 (one seed: no interval) |",
+    ]
+
+
+def test_adapted_rows_say_their_group():
+    seed = {"trainable": 10, "peak memory, GiB": 1.0, "minutes": 2.0, "domain before": 100.0, "domain after": 110.0}
+    table = adapted_rows_table([AdaptedRow("full", "RSUM of molecules/val", "base", (seed,))])
+    assert "| RSUM of molecules/val, from base | full | 1 | 10 | 1.0 | 2.0 | 100.0 → 110.0 | — |" in table
+
+
+def test_tables_without_rows_are_skipped(run):
+    few = readme_tables(Evidence([run]))
+    assert "| study |" not in few and "| adapted by |" not in few and few.count("\n\n") == 3
+    rows = [{"strategy": "full", "score": "RSUM", "base": "base", "seeds": [{"trainable": 1}]}]
+    gathered = gather([run], {"made": Study("made", {"a": {"RSUM": {0: 1.0}}})}, {"adapt": {"rows": rows}})
+    assert gathered.adapted == [AdaptedRow("full", "RSUM", "base")] and "| study |" in readme_tables(
+        Evidence([run], gathered.studies)
+    )
+
+
+def test_only_what_lies_between_the_markers_is_replaced():
+    assert between_markers(f"a\n{BEGIN}\nold\n{END}\nb", "new") == f"a\n{BEGIN}\nnew\n{END}\nb"
+    with pytest.raises(ValueError, match="lacks the markers"):
+        between_markers("a", "new")
+
+
+def test_a_kept_result_says_nothing_of_where_its_run_lay(run):
+    assert without_places({"a": ["/x/runs", "../photographs", 3], "b": "/tmp"}) == {
+        "a": ["runs", "../photographs", 3],
+        "b": "tmp",
+    }
+    assert stored_name(run) == "mine-on-coco_mini-val.json"
+
+
+def test_benchmarks_are_no_runs(run):
+    assert is_run(run)
+    assert not is_run([run]) and not is_run({"rows": []}) and not is_run({"metrics": run["metrics"]})
