@@ -18,14 +18,16 @@ import logging
 
 from rich.console import Console
 
-from eval.figures import figures_table
 from mm.cli import run_command
-from mm.evaluation.request import EvalCoco, answer, keep
-from mm.evaluation.result import show
+from mm.evaluation.config import EvalCoco
 
 
 def eval_coco(request: EvalCoco) -> None:
     """Print every figure with its interval, one table per protocol; a run's own table comes first."""
+    from eval.figures import figures_table
+    from mm.evaluation.request import answer, keep
+    from mm.evaluation.result import show
+
     given = answer(request)
     if given.evaluated.described:
         show(given.evaluated.described)

@@ -8,10 +8,12 @@ included. Depths that the table has are not evaluated again.
 """
 
 from mm.cli import run_command
-from mm.evaluation.depths import RerankDepths, rerank_depths
+from mm.evaluation.config import RerankDepths
 
 
 def main(config: RerankDepths) -> None:
+    from mm.evaluation.depths import rerank_depths
+
     table = rerank_depths(config)
     print(f"{len(config.depths)} depths: {table}")
 

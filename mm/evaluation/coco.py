@@ -13,37 +13,10 @@ from eval.ground_truth import GroundTruth
 from eval.intervals import Bootstrap
 from eval.matching import evaluate_matching
 from eval.protocols import Stated
+from mm.evaluation.config import EvaluationData
 from mm.evaluation.models import EvaluatedModel, EvaluatedSplit, FinishedRun
 
 ANOTHER_SPLIT = "a threshold must come from another split"
-
-
-@dataclass(frozen=True)
-class EvaluationData:
-    """What is evaluated."""
-
-    root: str | None = None
-    """Folder in COCO caption layout or of shards, for a run or an open_clip model; without it, the run's own data.
-    With sugar_crepe, the folder of COCO val2017's images or of its val2017/."""
-    karpathy: str | None = None
-    """The official dataset_coco.json; `split` is then one of its splits."""
-    audio_root: str | None = None
-    """Where `audio/` lies, if not in `root`."""
-    dataset: str = "coco"
-    """Name of the dataset of the embeddings, for the protocol."""
-    split: str = "val"
-    """Split to evaluate; with embeddings, its name for the protocol."""
-    ground_truth: Path | None = None
-    """Folder of ECCV Caption's data files (or one that holds them in eccv_caption/): evaluates CxC and ECCV, and skips
-    their matches among the negatives. It fits the 5,000 images of the Karpathy test split, by COCO's ids."""
-    validation: str | None = None
-    """Fixes the threshold and the calibration of balanced matching, evaluated if this is given: another split of the
-    same data, or, with embeddings, another .npz file or run folder."""
-    retriever: Path | None = None
-    """.npz file or run folder with a frozen retriever's embeddings of the same items in the same order: the top 20
-    images of each caption give the hard negatives."""
-    retriever_name: str = ""
-    """Its name for the protocol; by default the file's or the run's."""
 
 
 @dataclass(frozen=True)

@@ -6,31 +6,15 @@ included.
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.progress import track
 
 from eval.studies import COLUMNS
+from mm.evaluation.config import RerankDepths
 from mm.evaluation.models import FinishedRun
 
 RECALLS = ("image_to_text/R@1", "text_to_image/R@1")
-
-
-@dataclass(frozen=True)
-class RerankDepths:
-    """Which run is evaluated on what, at which depths."""
-
-    run: Path
-    """Folder of a finished run."""
-    root: str | None = None
-    """Folder in COCO caption layout or of shards; without it, the run's own data."""
-    split: str = "val"
-    """Split to evaluate."""
-    depths: tuple[int, ...] = (0, 2, 5, 10, 20)
-    """Candidates of each query that are scored again."""
-    table: Path | None = None
-    """CSV file; by default <run>/rerank.csv."""
 
 
 def rerank_depths(config: RerankDepths) -> Path:

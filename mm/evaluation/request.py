@@ -1,7 +1,7 @@
-"""What scripts/eval_coco.py is asked for: whose embeddings, of which data, measured how; and the answer on disk."""
+"""One evaluation as scripts/eval_coco.py is asked for it: options checked, answered, and kept on disk."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,42 +10,14 @@ import numpy as np
 from eval.figures import Figures, first_protocol
 from eval.intervals import Bootstrap
 from mm.artifacts.environment import commit, hardware
-from mm.evaluation.coco import Evaluated, EvaluationData, evaluate_file, evaluate_model
+from mm.evaluation.coco import Evaluated, evaluate_file, evaluate_model
+from mm.evaluation.config import EvalCoco
 from mm.evaluation.models import EvaluatedModel, FinishedRun, OpenClipPeer
 from mm.evaluation.zero_shot import evaluate_classes, evaluate_sugar_crepe
 from mm.files import write_json
 
 SHOWN_BY_THE_RUN = ("all", "audio_text", "image_audio")
 """Protocols whose figures a run's own table already has."""
-
-
-@dataclass(frozen=True)
-class EvalCoco:
-    """Evaluate a run, an open_clip model or embeddings: by retrieval and matching, or sugar_crepe, or classes."""
-
-    run: Path | None = None
-    """Folder of a finished run; what it scores is also written to <run>/eval-<dataset>.json."""
-    open_clip: str | None = None
-    """`<model>[:<tag or file>]`."""
-    embeddings: Path | None = None
-    """An .npz file, or the folder of a run that holds embeddings.npz."""
-    sugar_crepe: Path | None = None
-    """Folder of SugarCrepe's seven files; the images are looked for in data.root."""
-    classes: Path | None = None
-    """Folder with one folder of images, or of audio clips, for each class: zero-shot classification."""
-    templates: list[str] | None = None
-    """Prompts of the classes, such as '["a photo of a {}."]'; by default three for images and three for audio clips."""
-    data: EvaluationData = field(default_factory=EvaluationData)
-    rerank: int | None = None
-    """Candidates of each query that a run scores again jointly; without it, as many as the run says."""
-    trained_on: str | None = None
-    """`zero-shot` or `trained on <dataset>`, for the protocol; a run says it itself."""
-    samples: int = 1000
-    """Bootstrap samples of the intervals."""
-    seed: int = 0
-    """Seed of the bootstrap and of the negatives."""
-    json: Path | None = None
-    """Where to write the result."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mm.evaluation.depths import RerankDepths, rerank_depths
+from mm.evaluation.config import RerankDepths
+from mm.evaluation.depths import rerank_depths
 
 NAMES = ("image_to_text/R@1", "text_to_image/R@1")
 

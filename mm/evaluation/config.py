@@ -1,0 +1,77 @@
+"""Settings of evaluations: whose embeddings, of which data, measured how. Imports nothing that a model needs."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """What is evaluated."""
+
+    root: str | None = None
+    """Folder in COCO caption layout or of shards, for a run or an open_clip model; without it, the run's own data.
+    With sugar_crepe, the folder of COCO val2017's images or of its val2017/."""
+    karpathy: str | None = None
+    """The official dataset_coco.json; `split` is then one of its splits."""
+    audio_root: str | None = None
+    """Where `audio/` lies, if not in `root`."""
+    dataset: str = "coco"
+    """Name of the dataset of the embeddings, for the protocol."""
+    split: str = "val"
+    """Split to evaluate; with embeddings, its name for the protocol."""
+    ground_truth: Path | None = None
+    """Folder of ECCV Caption's data files (or one that holds them in eccv_caption/): evaluates CxC and ECCV, and skips
+    their matches among the negatives. It fits the 5,000 images of the Karpathy test split, by COCO's ids."""
+    validation: str | None = None
+    """Fixes the threshold and the calibration of balanced matching, evaluated if this is given: another split of the
+    same data, or, with embeddings, another .npz file or run folder."""
+    retriever: Path | None = None
+    """.npz file or run folder with a frozen retriever's embeddings of the same items in the same order: the top 20
+    images of each caption give the hard negatives."""
+    retriever_name: str = ""
+    """Its name for the protocol; by default the file's or the run's."""
+
+
+@dataclass(frozen=True)
+class EvalCoco:
+    """Evaluate a run, an open_clip model or embeddings: by retrieval and matching, or sugar_crepe, or classes."""
+
+    run: Path | None = None
+    """Folder of a finished run; what it scores is also written to <run>/eval-<dataset>.json."""
+    open_clip: str | None = None
+    """`<model>[:<tag or file>]`."""
+    embeddings: Path | None = None
+    """An .npz file, or the folder of a run that holds embeddings.npz."""
+    sugar_crepe: Path | None = None
+    """Folder of SugarCrepe's seven files; the images are looked for in data.root."""
+    classes: Path | None = None
+    """Folder with one folder of images, or of audio clips, for each class: zero-shot classification."""
+    templates: list[str] | None = None
+    """Prompts of the classes, such as '["a photo of a {}."]'; by default three for images and three for audio clips."""
+    data: EvaluationData = field(default_factory=EvaluationData)
+    rerank: int | None = None
+    """Candidates of each query that a run scores again jointly; without it, as many as the run says."""
+    trained_on: str | None = None
+    """`zero-shot` or `trained on <dataset>`, for the protocol; a run says it itself."""
+    samples: int = 1000
+    """Bootstrap samples of the intervals."""
+    seed: int = 0
+    """Seed of the bootstrap and of the negatives."""
+    json: Path | None = None
+    """Where to write the result."""
+
+
+@dataclass(frozen=True)
+class RerankDepths:
+    """Which run is evaluated on what, at which depths."""
+
+    run: Path
+    """Folder of a finished run."""
+    root: str | None = None
+    """Folder in COCO caption layout or of shards; without it, the run's own data."""
+    split: str = "val"
+    """Split to evaluate."""
+    depths: tuple[int, ...] = (0, 2, 5, 10, 20)
+    """Candidates of each query that are scored again."""
+    table: Path | None = None
+    """CSV file; by default <run>/rerank.csv."""
