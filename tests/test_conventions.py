@@ -127,6 +127,13 @@ def test_encoders_losses_and_kernels_import_no_library_but_torch() -> None:
     }
 
 
+def test_eval_starts_no_process_and_knows_no_model() -> None:
+    paths = [p for p in sources() if p.parts[0] == "eval"]
+    used = {i.split(".")[0] for p in paths for i in imports(p)}
+    assert len(paths) > 20 and "numpy" in used
+    assert not used & {"subprocess", "multiprocessing", "mm", "encoders", "alignment", "lightning"}
+
+
 def test_nothing_imports_scripts() -> None:
     assert not [p for p in sources() if any(i.split(".")[0] == "scripts" for i in imports(p))]
 
