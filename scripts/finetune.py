@@ -24,7 +24,8 @@ from mm.adapt.task import AdaptTask, freeze
 from mm.artifacts.probe import probe
 from mm.artifacts.run import load_run, newest_checkpoint, save_weights, write_config
 from mm.cli import log_training, run_command
-from mm.compress.nf4 import dequantize, ledger, quantize
+from mm.compress.ledger import ledger
+from mm.compress.nf4 import dequantize, quantize
 from mm.config import TrainConfig
 from mm.data.module import AlignData, CachedView
 from mm.evaluation.result import judge, show

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from mm.compress.parametrization import remove_parametrization
+from mm.model.moe import EXPERT_WEIGHTS
 from mm.optional import require
 
-EXPERTS = ("w_in", "w_out")
-"""The fused parameters of mm.model.moe.MoE."""
+Shapes = dict[str, tuple[int, ...]]
+"""Of parameters by name."""
 
 
 @dataclass(frozen=True)
@@ -46,32 +48,37 @@ class LoraConfig:
 class Coverage:
     """Every weight of a model by name, with its shape: what is adapted, and what is not."""
 
-    targeted: dict[str, tuple[int, ...]]
-    untargeted: dict[str, tuple[int, ...]]
+    targeted: Shapes
+    untargeted: Shapes
 
     def lines(self) -> list[str]:
         """One line for each parameter."""
-        return [
-            f"{mark} {name} {'×'.join(map(str, shape)) or 'scalar'}"
-            for mark, part in (("adapted  ", self.targeted), ("untouched", self.untargeted))
-            for name, shape in part.items()
-        ]
+        found = []
+        for mark, part in (("adapted  ", self.targeted), ("untouched", self.untargeted)):
+            for name, shape in part.items():
+                size = "×".join(map(str, shape)) or "scalar"
+                found.append(f"{mark} {name} {size}")
+        return found
 
     def summary(self) -> str:
-        def size(part: dict[str, tuple[int, ...]]) -> str:
-            return f"{len(part)} parameters of {sum(torch.Size(s).numel() for s in part.values()):,} numbers"
-
-        return f"adapted: {size(self.targeted)}; untouched: {size(self.untargeted)}"
+        """How many numbers are adapted, and how many are not, in one line."""
+        return f"adapted: {_counted(self.targeted)}; untouched: {_counted(self.untargeted)}"
 
 
 class ExpertLora(nn.Module):
-    """Fused weights (E, O, I) -> (E, O, I): for each expert the weight plus scale · B A, which starts at zero."""
+    """Fused weights (E, O, I) -> (E, O, I): for each expert the weight plus scale · B A, which starts at zero.
+
+    lora_A (E, r, I) starts uniform in ± 1 / √I, lora_B (E, O, r) at zero. A parametrization of the module that owns the
+    weight: the module's forward reads the sum, and does not know of it.
+    """
 
     def __init__(self, weight: Tensor, config: LoraConfig) -> None:
         super().__init__()
         experts, outputs, inputs = weight.shape
-        self.scale, self.merged = config.alpha / config.rank, False
-        self.lora_A = nn.Parameter(weight.new_empty(experts, config.rank, inputs).uniform_(-1, 1) * inputs**-0.5)
+        self.scale = config.alpha / config.rank
+        self.merged = False
+        down = weight.new_empty(experts, config.rank, inputs).uniform_(-1, 1)
+        self.lora_A = nn.Parameter(down * inputs**-0.5)
         self.lora_B = nn.Parameter(weight.new_zeros(experts, outputs, config.rank))
         self.dropout = nn.Dropout(config.dropout)
 
@@ -82,7 +89,7 @@ class ExpertLora(nn.Module):
         return weight + self.update(kept)
 
     def update(self, kept: Tensor | float = 1.0) -> Tensor:
-        """-> (E, O, I)."""
+        """-> (E, O, I); kept (I,) is the dropout of what the experts read."""
         return self.scale * self.lora_B @ (self.lora_A * kept)
 
     @torch.no_grad()
@@ -93,40 +100,57 @@ class ExpertLora(nn.Module):
             self.merged = merged
 
 
+@dataclass(frozen=True)
+class ExpertAdapter:
+    """Where one fused parameter has its adapter: `weight` of the module `owner`, by its full name."""
+
+    name: str
+    owner: Any
+    weight: str
+
+    @property
+    def chain(self) -> Any:
+        """What computes the parameter: where it is packed its unpacking, then the adapter."""
+        return self.owner.parametrizations[self.weight]
+
+    @property
+    def lora(self) -> ExpertLora:
+        return self.chain[-1]
+
+
 def coverage(model: nn.Module, config: LoraConfig) -> Coverage:
     """What `attach` would adapt. Raises ValueError on a target that matches nothing or has less rank than asked for."""
-    linears, experts = _matching(model, config)
-    targeted = {f"{name}.weight" for name in linears} | set(experts)
+    linears = _targeted_linears(model, config)
+    experts = _targeted_experts(model, config)
+    _require_targets(model, config, [*linears, *experts])
     shapes = _shapes(model)
-    for target in config.targets:
-        if not any(_last(name) == target for name in (*linears, *experts)):
-            there = sorted({_last(n) for n, m in model.named_modules() if isinstance(m, nn.Linear)} | set(EXPERTS))
+    names = {f"{name}.weight" for name in linears}.union(experts)
+    targeted = {name: shape for name, shape in shapes.items() if name in names}
+    untargeted = {name: shape for name, shape in shapes.items() if name not in names}
+    for name, shape in targeted.items():
+        rows, columns = shape[-2:]
+        most = min(rows, columns)
+        if config.rank > most:
             raise ValueError(
-                f"lora.targets: {target!r} is no linear layer nor expert weight of this model; it has"
-                f" {', '.join(there)}"
+                f"lora.rank={config.rank} is larger than {name}, whose matrices are {rows}×{columns}: at most {most}"
             )
-    for name in targeted:
-        if config.rank > (most := min(shapes[name][-2:])):
-            raise ValueError(
-                f"lora.rank={config.rank} is larger than {name}, whose matrices are"
-                f" {shapes[name][-2]}×{shapes[name][-1]}: at most {most}"
-            )
-    return Coverage(
-        {n: s for n, s in shapes.items() if n in targeted}, {n: s for n, s in shapes.items() if n not in targeted}
-    )
+    return Coverage(targeted, untargeted)
 
 
 def attach(model: nn.Module, config: LoraConfig) -> Coverage:
     """Freeze the model and put an adapter on what `config` targets. Raises ValueError as `coverage` does."""
     found = coverage(model, config)
-    linears, experts = _matching(model, config)
+    linears = _targeted_linears(model, config)
+    experts = _targeted_experts(model, config)
     model.requires_grad_(False)
     if linears:
         peft = require("peft")
         peft.inject_adapter_in_model(peft_config(config, linears), model)
     for name in experts:
-        owner, weight = model.get_submodule(name.rpartition(".")[0]), _last(name)
-        parametrize.register_parametrization(owner, weight, ExpertLora(getattr(owner, weight), config))
+        owner, _, weight = name.rpartition(".")
+        module = model.get_submodule(owner)
+        adapter = ExpertLora(getattr(module, weight), config)
+        parametrize.register_parametrization(module, weight, adapter)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     return found
@@ -137,56 +161,52 @@ def merge(model: nn.Module, merged: bool = True) -> None:
 
     Raises ValueError where a weight is packed.
     """
-    layers, experts = peft_layers(model), list(_expert_adapters(model))
-    packed = [name for name, layer in layers.items() if parametrize.is_parametrized(layer.get_base_layer())]
-    packed += [name for name, owner, weight in experts if len(owner.parametrizations[weight]) > 1]
+    layers = peft_layers(model)
+    experts = list(expert_adapters(model))
+    packed = []
+    for name, layer in layers.items():
+        if parametrize.is_parametrized(layer.get_base_layer()):
+            packed.append(name)
+    packed += [adapter.name for adapter in experts if len(adapter.chain) > 1]
     if packed:
-        raise ValueError(f"{packed[0]} is packed in four bits and cannot take its update in place: bake the model")
+        raise ValueError(
+            f"{packed[0]} is packed in four bits and cannot take its update in place: use merge_and_unload"
+        )
     for layer in layers.values():
         if merged:
             layer.merge()
         else:
             layer.unmerge()
-    for _, owner, weight in experts:
-        chain = owner.parametrizations[weight]
-        chain[0].merge(chain.original, merged)
+    for adapter in experts:
+        adapter.lora.merge(adapter.chain.original, merged)
 
 
 def merge_and_unload(model: nn.Module) -> None:
     """Merge and drop the adapters: the plain model again, with other weights, in evaluation mode."""
     model.eval()
     for name, layer in peft_layers(model).items():
-        parent, _, last = name.rpartition(".")
         base = layer.get_base_layer()
         if parametrize.is_parametrized(base, "weight"):
             remove_parametrization(base, "weight")
         layer.merge()
-        setattr(model.get_submodule(parent), last, base)
-    for _, owner, weight in _expert_adapters(model):
-        remove_parametrization(owner, weight)
-
-
-@torch.no_grad()
-def remove_parametrization(owner: nn.Module, weight: str) -> None:
-    """A weight that is computed from others becomes a plain parameter with the value it has now."""
-    value = getattr(owner, weight).clone()
-    parametrize.remove_parametrizations(owner, weight, leave_parametrized=True)
-    delattr(owner, weight)
-    owner.register_parameter(weight, nn.Parameter(value))
+        parent, _, last = name.rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, last, base)
+    for adapter in expert_adapters(model):
+        remove_parametrization(adapter.owner, adapter.weight)
 
 
 def adapter_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The adapters' own tensors: PEFT's under the names that PEFT gives them in a file, and the experts'."""
-    linear = {
-        f"base_model.model.{name}.{side}.weight": getattr(layer, side)["default"].weight
-        for name, layer in peft_layers(model).items()
-        for side in ("lora_A", "lora_B")
-    }
-    experts = {
-        f"{name}.{side}": getattr(owner.parametrizations[weight][-1], side)
-        for name, owner, weight in _expert_adapters(model)
-        for side in ("lora_A", "lora_B")
-    }
+    linear = {}
+    for name, layer in peft_layers(model).items():
+        for side in ("lora_A", "lora_B"):
+            factor = getattr(layer, side)["default"]
+            linear[f"base_model.model.{name}.{side}.weight"] = factor.weight
+    experts = {}
+    for adapter in expert_adapters(model):
+        for side in ("lora_A", "lora_B"):
+            experts[f"{adapter.name}.{side}"] = getattr(adapter.lora, side)
     return linear, experts
 
 
@@ -197,41 +217,73 @@ def peft_config(config: LoraConfig, linears: list[str]) -> Any:
     )
 
 
-def _matching(model: nn.Module, config: LoraConfig) -> tuple[list[str], list[str]]:
-    """Names of the linear layers and of the fused parameters that the targets name."""
-    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and _last(n) in config.targets]
-    experts = [
-        n
-        for n, shape in _shapes(model).items()
-        if _last(n) in config.targets and _last(n) in EXPERTS and len(shape) == 3
-    ]
-    return linears, experts
-
-
 def peft_layers(model: nn.Module) -> dict[str, Any]:
     """PEFT's layers by the name of the linear layer that each stands for."""
-    return {name: m for name, m in model.named_modules() if hasattr(m, "lora_A") and hasattr(m, "get_base_layer")}
+    layers = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A") and hasattr(module, "get_base_layer"):
+            layers[name] = module
+    return layers
 
 
-def _expert_adapters(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
-    """(full name, the module that owns it, its last name) of every fused parameter with an adapter."""
+def expert_adapters(model: nn.Module) -> Iterator[ExpertAdapter]:
+    """Every fused parameter with an adapter, in the order of the model's modules.
+
+    A fused parameter that is only packed has none.
+    """
     modules: list[tuple[str, Any]] = list(model.named_modules())
     for name, owner in modules:
-        for weight in EXPERTS:
-            adapted = parametrize.is_parametrized(owner, weight)
-            if adapted and isinstance(owner.parametrizations[weight][-1], ExpertLora):
-                yield f"{name}.{weight}", owner, weight
+        for weight in EXPERT_WEIGHTS:
+            if parametrize.is_parametrized(owner, weight):
+                found = ExpertAdapter(f"{name}.{weight}", owner, weight)
+                if isinstance(found.lora, ExpertLora):
+                    yield found
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def _targeted_linears(model: nn.Module, config: LoraConfig) -> list[str]:
+    """Names of the linear layers that the targets name."""
+    return [name for name in _linears(model) if _last(name) in config.targets]
+
+
+def _targeted_experts(model: nn.Module, config: LoraConfig) -> list[str]:
+    """Names of the fused parameters that the targets name."""
+    targets = set(config.targets).intersection(EXPERT_WEIGHTS)
+    return [name for name, shape in _shapes(model).items() if _last(name) in targets and len(shape) == 3]
+
+
+def _require_targets(model: nn.Module, config: LoraConfig, found: list[str]) -> None:
+    """Raises ValueError where a target names none of the weights that were found."""
+    for target in config.targets:
+        if not any(_last(name) == target for name in found):
+            there = {_last(name) for name in _linears(model)}.union(EXPERT_WEIGHTS)
+            raise ValueError(
+                f"lora.targets: {target!r} is no linear layer nor expert weight of this model; it has"
+                f" {', '.join(sorted(there))}"
+            )
+
+
+def _linears(model: nn.Module) -> list[str]:
+    """Names of all linear layers."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def _shapes(model: nn.Module) -> Shapes:
     """Every parameter's shape by name; a packed one has the name and shape of what it unpacks to."""
     found = {}
     for name, parameter in model.named_parameters():
         owner, packed, rest = name.partition(".parametrizations.")
-        weight = rest.partition(".")[0]
-        value = getattr(model.get_submodule(owner), weight) if packed else parameter
-        found[f"{owner}.{weight}" if packed else name] = tuple(value.shape)
+        if packed:
+            weight = rest.partition(".")[0]
+            unpacked = getattr(model.get_submodule(owner), weight)
+            found[f"{owner}.{weight}"] = tuple(unpacked.shape)
+        else:
+            found[name] = tuple(parameter.shape)
     return found
+
+
+def _counted(part: Shapes) -> str:
+    numbers = sum(torch.Size(shape).numel() for shape in part.values())
+    return f"{len(part)} parameters of {numbers:,} numbers"
 
 
 def _last(name: str) -> str:

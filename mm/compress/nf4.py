@@ -4,34 +4,20 @@ bitsandbytes packs blocks of 64 values into half bytes beside their scales, whic
 does so for a tensor of any shape, and without a GPU too. A weight is unpacked whenever it is used.
 """
 
-from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Size, Tensor, nn
 from torch.nn.utils import parametrize
 
-from mm.adapt.lora import EXPERTS, remove_parametrization
+from mm.compress.parametrization import remove_parametrization
+from mm.model.moe import EXPERT_WEIGHTS
 from mm.optional import require
 
 BLOCK = 64
 """Values that share a scale."""
 SMALLEST = 256
 """Numbers below which a weight stays as it is: its tables would be larger than what packing saves."""
-
-
-@dataclass(frozen=True)
-class LedgerRow:
-    """What a group of tensors takes: weights by number, as they are stored in bytes, scales and tables included."""
-
-    group: str
-    weights: int
-    stored: int
-
-    @property
-    def bits(self) -> float:
-        """Per weight."""
-        return 8 * self.stored / self.weights
 
 
 class NF4(nn.Module):
@@ -44,7 +30,8 @@ class NF4(nn.Module):
         self.shape = Size()
 
     def forward(self, packed: Tensor) -> Tensor:
-        return self.functional.dequantize_4bit(packed.data, self.state).view(self.shape)
+        weight = self.functional.dequantize_4bit(packed.data, self.state)
+        return weight.view(self.shape)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor]:
         """The weight -> its packed bytes; their scales stay here."""
@@ -52,11 +39,9 @@ class NF4(nn.Module):
         # A row is a whole block: bitsandbytes 0.50.2 unpacks a row that ends within one with the wrong scales on a
         # CPU with AVX512 (width 32: a relative error of 0.20 instead of 0.09).
         width = BLOCK if weight.numel() % BLOCK == 0 else weight.numel()
+        rows = weight.detach().float().reshape(-1, width).contiguous()
         packed, self.state = self.functional.quantize_4bit(
-            weight.detach().float().reshape(-1, width).contiguous(),
-            blocksize=BLOCK,
-            quant_type="nf4",
-            compress_statistics=True,
+            rows, blocksize=BLOCK, quant_type="nf4", compress_statistics=True
         )
         return (packed,)
 
@@ -64,7 +49,7 @@ class NF4(nn.Module):
         """Bytes of the scales and tables."""
         nested = self.state.state2
         tensors = (self.state.absmax, self.state.code, nested.absmax, nested.code, self.state.offset)
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def quantize(model: nn.Module, skip: tuple[str, ...] = ()) -> list[str]:
@@ -75,13 +60,10 @@ def quantize(model: nn.Module, skip: tuple[str, ...] = ()) -> list[str]:
     require("bitsandbytes")
     model.requires_grad_(False)
     packed = []
-    for name, module in list(model.named_modules()):
-        weights = ("weight",) if isinstance(module, nn.Linear) else EXPERTS
-        for weight in weights:
-            value, full = getattr(module, weight, None), f"{name}.{weight}"
-            if isinstance(value, nn.Parameter) and value.numel() >= SMALLEST and not full.startswith(skip):
-                parametrize.register_parametrization(module, weight, NF4(), unsafe=True)
-                packed.append(full)
+    for name, module, weight in list(_packable(model)):
+        if not name.startswith(skip):
+            parametrize.register_parametrization(module, weight, NF4(), unsafe=True)
+            packed.append(name)
     return packed
 
 
@@ -90,46 +72,23 @@ def dequantize(model: nn.Module) -> None:
     with `merge_and_unload`."""
     modules: list[Any] = list(model.modules())
     for module in modules:
-        for weight in list(module.parametrizations) if parametrize.is_parametrized(module) else ():
+        if not parametrize.is_parametrized(module):
+            continue
+        for weight in list(module.parametrizations):
             if isinstance(module.parametrizations[weight][0], NF4):
                 remove_parametrization(module, weight)
 
 
 def is_quantized(model: nn.Module) -> bool:
+    """Whether any weight is packed."""
     return any(isinstance(module, NF4) for module in model.modules())
 
 
-def ledger(model: nn.Module) -> list[LedgerRow]:
-    """Bits per weight of each group of tensors, as they are stored now, largest first; the last row is all of them."""
-    weights, stored = defaultdict[str, int](int), defaultdict[str, int](int)
-    owners: dict[str, Any] = dict(model.named_modules())
-    for name, parameter in model.named_parameters():
-        owner, group = owners[name.rpartition(".")[0]], group_of(name)
-        stored[group] += parameter.numel() * parameter.element_size()
-        if isinstance(owner, parametrize.ParametrizationList) and isinstance(packing := owner[0], NF4):
-            weights[group] += packing.shape.numel()
-            stored[group] += packing.stored()
-        else:
-            weights[group] += parameter.numel()
-    rows = sorted((LedgerRow(g, n, stored[g]) for g, n in weights.items()), key=lambda row: -row.weights)
-    return [*rows, LedgerRow("all", sum(weights.values()), sum(stored.values()))]
-
-
-def group_of(name: str) -> str:
-    """The part of the model that a parameter belongs to, as a reader of a size ledger knows it."""
-    if "lora_" in name:
-        return "adapters"
-    first, *rest = name.split(".")
-    if first == "encoders":
-        return f"{rest[0]} encoder"
-    if first != "backbone":
-        return "heads"
-    for part, group in (
-        ("moe.shared", "shared expert"),
-        ("router", "router"),
-        ("moe.", "experts"),
-        ("attention", "attention"),
-    ):
-        if part in name:
-            return group
-    return "backbone, the rest"
+def _packable(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """(full name, the module that owns it, its last name) of every weight that is worth packing."""
+    for name, module in model.named_modules():
+        weights = ("weight",) if isinstance(module, nn.Linear) else EXPERT_WEIGHTS
+        for weight in weights:
+            value = getattr(module, weight, None)
+            if isinstance(value, nn.Parameter) and value.numel() >= SMALLEST:
+                yield f"{name}.{weight}", module, weight

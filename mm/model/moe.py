@@ -14,6 +14,9 @@ from torch.utils._pytree import register_dataclass
 
 from kernels.grouped_mlp import grouped_mlp
 
+EXPERT_WEIGHTS = ("w_in", "w_out")
+"""Last names of the parameters that hold all experts of a MoE: (E, 2H, D) and (E, D, H)."""
+
 
 @dataclass(frozen=True)
 class MoEConfig:
