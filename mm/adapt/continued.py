@@ -1,75 +1,59 @@
 """Continued pre-training: every step reads a batch of the domain and one of what the run already knows."""
 
 import math
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, replace
 
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, seed_everything
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
+from mm.adapt.config import ContinueConfig, MixConfig, adapted_config, folder_of
+from mm.adapt.sets import data_of, domain_set, own_set, scores, scores_after, show_scores
 from mm.adapt.task import AdaptTask
+from mm.adapt.terms import add_term_bias, read_terms, term_biases, without_term_rates
+from mm.adapt.training import train_keeping_best
+from mm.artifacts.run import Run, load_run, save_run, write_config
 from mm.batch import Batch
-from mm.config import AlignConfig
 from mm.data.module import AlignData
-from mm.train.task import AlignTask
-
-
-@dataclass(frozen=True)
-class MixConfig:
-    """The weights of two losses, and the stages of the learning rate."""
-
-    domain: float = 0.7
-    """Weight of the domain's loss, λ_domain."""
-    general: float = 0.3
-    """Weight of the loss on the run's own training set, λ_general."""
-    stages: int = 4
-    """Equal parts of the run, at each of which the learning rate falls."""
-    stage_factor: float = 0.8
-    """What it is then multiplied by; it begins at optim.learning_rate, without a warm-up."""
-
-    def __post_init__(self) -> None:
-        if self.domain <= 0 or self.general < 0:
-            raise ValueError(f"mix.domain={self.domain} must be positive and mix.general={self.general} not negative")
-        if self.stages < 1 or not 0 < self.stage_factor <= 1:
-            raise ValueError(
-                f"mix.stages={self.stages} must be at least 1 and mix.stage_factor={self.stage_factor} in (0, 1]"
-            )
+from mm.evaluation.result import evaluate_run, show
+from mm.files import write_json
+from mm.train.freeze import freeze, require_fitting
+from mm.train.memory import keep_freed_memory
+from mm.train.resume import require_same_settings
+from mm.train.task import check_finite
 
 
 class ContinuedTask(AdaptTask):
     """All weights of `run` go on training; a step's batch is a dict of the sets' batches, by the names of MixConfig."""
 
-    def __init__(self, run: AlignTask, config: AlignConfig, mix: MixConfig, rates: dict[str, float]) -> None:
-        super().__init__(run, config, adapters=False, rates=rates)
+    def __init__(self, run: Run, mix: MixConfig) -> None:
+        super().__init__(run, adapters=False)
         self.mix = mix
 
     def training_step(self, batch: dict[str, Batch], batch_index: int) -> Tensor:  # type: ignore[override]  # two sets
         self.seed_step()
-        total, loads = torch.zeros((), device=self.device), []
+        total = torch.zeros((), device=self.device)
+        loads = []
         for name, part in batch.items():
-            terms, load = self.losses(self.read(part), part)
-            self.check_finite(terms)
-            total = total + getattr(self.mix, name) * terms.total
+            output = self.read(part)
+            terms, load = self.losses(output, part)
+            check_finite(terms, self.global_step)
+            weight = getattr(self.mix, name)
+            total = total + weight * terms.total
             loads.append(load)
             self.log(f"train/{name}", terms.total.detach(), prog_bar=True)
-            self.log_dict({f"train/{name}/{term}": value.detach() for term, value in terms.terms.items()})
+            for term, value in terms.terms.items():
+                self.log(f"train/{name}/{term}", value.detach())
         self.rebalance(torch.stack(loads).sum(0))
-        self.log("learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        self.log("learning_rate", self.current_rate)
         return total
 
     def learning_rate_factor(self, progress: float) -> float:
         """`progress` is what will be done after the step: the step that ends a stage belongs to it."""
-        stage = max(0, math.ceil(progress * self.mix.stages - 1e-9) - 1)
-        return self.mix.stage_factor**stage
-
-    def strengths(self) -> dict[str, list[float]]:
-        """What each head adds to the logits of terms' tokens, by attention."""
-        return {
-            name: module.strength().tolist()
-            for name, module in self.model.backbone.named_modules()
-            if getattr(module, "term_strength", None) is not None
-        }
+        stages_begun = math.ceil(progress * self.mix.stages - 1e-9)
+        return self.mix.stage_factor ** max(0, stages_begun - 1)
 
 
 class MixedData(LightningDataModule):
@@ -77,9 +61,65 @@ class MixedData(LightningDataModule):
 
     def __init__(self, domain: AlignData, general: AlignData, mix: MixConfig) -> None:
         super().__init__()
-        self.sets = {"domain": domain} | ({"general": general} if mix.general else {})
+        self.sets = {"domain": domain}
+        if mix.general:
+            self.sets["general"] = general
 
     def train_dataloader(self) -> CombinedLoader:
-        for data in self.sets.values():
+        loaders = {}
+        for name, data in self.sets.items():
             data.trainer = self.trainer
-        return CombinedLoader({name: data.train_dataloader() for name, data in self.sets.items()}, "min_size")
+            loaders[name] = data.train_dataloader()
+        return CombinedLoader(loaders, "min_size")
+
+
+def continue_pretrain(config: ContinueConfig) -> None:
+    """Write runs/<name>/: a run like any other, whose result.json has `continued`.
+
+    Raises ValueError on settings that fit neither the run nor the data, FloatingPointError on divergence.
+    """
+    keep_freed_memory()
+    started = time.perf_counter()
+    run = load_run(config.run)
+    seed_everything(config.seed, verbose=False)
+    folder = folder_of(config, "continued")
+    adapted = adapted_config(run.config, config)
+    data = data_of(adapted)
+    general = data_of(replace(adapted, data=run.config.data))
+    data.setup()
+    general.setup()
+    if config.resume:
+        require_same_settings(config, folder)
+    domain = domain_set(run, data, config.metric)
+    if config.mix.general:
+        general.cache_features(run.model.encoders, {general.config.train: general.train})
+    sets = {"domain": domain, "general": own_set(run, general)}
+    before = scores(sets, run)
+    terms: dict[str, object] = {}
+    if config.terms:
+        terms = add_term_bias(run.model, data.tokenizer, read_terms(config.terms))
+    else:
+        adapted = without_term_rates(adapted)
+    adapted = replace(adapted, name=folder.name)
+    task = ContinuedTask(replace(run, config=adapted), config.mix)
+    require_fitting(task, task.config.optim.rates, "optim.rates")
+    freeze(task, config.train.freeze)
+    write_config(config, folder)
+    mixed = MixedData(data, general, config.mix)
+    training = train_keeping_best(config, task, mixed, domain, folder)
+    save_run(task.run, folder)
+    result = evaluate_run(task.run, data, {domain.split: domain.dataset}, folder, started)
+    after = scores_after(sets, task.run, result)
+    continued = {
+        "run": config.run,
+        "mix": asdict(config.mix),
+        "trainable": task.trainable(),
+        "before": before,
+        "after": after,
+        "terms": terms,
+        "term_biases": term_biases(task.model),
+    }
+    continued |= training.described(domain)
+    write_json(folder / "result.json", result | {"continued": continued})
+    show(result)
+    show_scores(sets, before, after)

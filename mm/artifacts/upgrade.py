@@ -28,6 +28,8 @@ MOVED_SETTINGS = {
     "image.encoder_weights": "encoder_weights.image",
     "audio.encoder_weights": "encoder_weights.audio",
     "text.encoder_weights": "encoder_weights.text",
+    "rates": "optim.rates",
+    "pictures": "images",
 }
 """Old name -> new name, of the settings of a run."""
 FIXED_SETTINGS: dict[str, Any] = {
@@ -175,6 +177,9 @@ def _upgrade_words(settings: dict[str, Any]) -> None:
     weights = [settings.pop(name, 1.0) for name in ("eval.rerank_global", "eval.rerank_late")]
     if weights != [1.0, 1.0]:
         settings["eval.rerank_weights"] = weights
+    rates = settings.get("optim.rates", {})
+    if any("term_strength" in pattern for pattern in rates):
+        settings["optim.rates"] = {p.replace("term_strength", "term_bias"): rate for p, rate in rates.items()}
 
 
 def _rename_settings(config: Mapping[str, Any]) -> dict[str, Any]:

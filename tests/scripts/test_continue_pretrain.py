@@ -35,7 +35,7 @@ def words(run: Path, sets: tuple[Path, Path], tmp_path: Path) -> list[object]:
     ]
 
 
-def test_both_sets_are_trained_on_and_judged(
+def test_both_sets_are_trained_on_and_evaluated(
     script: Callable[..., None], words: list[object], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script(
@@ -56,7 +56,7 @@ def test_both_sets_are_trained_on_and_judged(
         "seen": ["circle", "square"],
         "skipped": {"benzene": "the text trunk has not met its tokens"},
     }
-    assert len(found["strengths"]) == 4 and any(any(heads) for heads in found["strengths"].values())
+    assert len(found["term_biases"]) == 4 and any(any(heads) for heads in found["term_biases"].values())
     row = next(csv.DictReader((folder / "metrics.csv").open()))
     assert all(float(row[f"train/{name}"]) > 0 for name in ("domain", "general", "domain/itm/image_text"))
     assert load_run(folder).model.terms is not None

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from mm.adapt.adapter import load_adapter
 from mm.artifacts.probe import probe
 from mm.artifacts.run import load_run
+from mm.config import encoders_of
 
 
 @pytest.fixture
@@ -94,7 +95,8 @@ def test_packed_weights_are_measured_and_unpacked_in_the_run(adapt: Callable[...
     base, adapted = load_run(run), load_run(folder)
     load_adapter(base, folder / "adapter")
     for name in ("image", "text"):
-        torch.testing.assert_close(probe(base)[name], probe(adapted)[name], atol=1e-4, rtol=0)
+        found, expected = (probe(r.model, encoders_of(r.config))[name] for r in (base, adapted))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def test_all_weights_train_but_those_that_are_frozen(adapt: Callable[..., Path], run: Path) -> None:
@@ -103,7 +105,7 @@ def test_all_weights_train_but_those_that_are_frozen(adapt: Callable[..., Path],
         "full",
         "--train.freeze",
         "[encoders.*]",
-        "--rates",
+        "--optim.rates",
         '{"backbone.*": 0.0}',
         "--train.ema",
         0.5,
@@ -174,7 +176,8 @@ def test_what_goes_on_keeps_its_settings(adapt: Callable[..., Path], capsys: pyt
     [
         (("--train.accelerator", "tpu"), "finetune: train.accelerator, train.devices or train.strategy: "),
         (("--train.freeze", "[decoder.*]"), "freeze: no parameter is called 'decoder.*'; there are backbone.blocks*"),
-        (("--rates", '{"nothing": 0.1}'), "rates: no parameter is called 'nothing'"),
+        (("--optim.rates", '{"nothing": 0.1}'), "optim.rates: no parameter is called 'nothing'"),
+        (("--rates", '{"backbone.*": 0.1}'), "--rates is now --optim.rates"),
         (("--train.freeze", "['*']"), "leaves nothing to train"),
         (("--metric", "BLEU"), "metric='BLEU' is not measured on domain/val: choose from image_to_text/R@1"),
         (("--strategy", "lora", "--lora.targets", "[querry]"), "'querry' is no linear layer nor expert weight"),

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from mm.adapt.continued import ContinuedTask, MixConfig
-from mm.train.task import AlignTask
+from mm.adapt.config import MixConfig
+from mm.adapt.continued import ContinuedTask
+from mm.artifacts.run import Run
 
 
 @pytest.mark.parametrize(
@@ -17,8 +18,7 @@ from mm.train.task import AlignTask
     ],
 )
 def test_the_rate_falls_at_the_end_of_each_stage(
-    tiny_task: Callable[..., AlignTask], steps: int, stages: int, expected: list[float]
+    tiny_run: Callable[..., Run], steps: int, stages: int, expected: list[float]
 ) -> None:
-    run = tiny_task()
-    task = ContinuedTask(run, run.config, MixConfig(stages=stages), {})
+    task = ContinuedTask(tiny_run(), MixConfig(stages=stages))
     assert [task.learning_rate_factor((step + 1) / steps) for step in range(steps)] == pytest.approx(expected)

@@ -11,28 +11,28 @@ from torch import nn
 
 peft = pytest.importorskip("peft")
 
-from eval.fingerprint import fingerprint  # noqa: E402 - after the skip
-from mm.adapt.adapter import load_adapter, save_adapter  # noqa: E402
+from mm.adapt.adapter import AdapterDescription, load_adapter, save_adapter  # noqa: E402 - after the skip
 from mm.adapt.lora import LoraConfig, adapter_tensors, attach, coverage, merge, merge_and_unload  # noqa: E402
-from mm.artifacts.probe import probe  # noqa: E402
+from mm.artifacts.run import Run  # noqa: E402
 from mm.batch import Batch  # noqa: E402
-from mm.train.task import AlignTask  # noqa: E402
+from mm.model.multimodal import MatchInput  # noqa: E402
 
 BOTH = LoraConfig(rank=4, targets=("q_proj", "v_proj", "w_in", "w_out"))
 
 
 @pytest.fixture
-def outputs(tiny_batch: Callable[..., Batch]) -> Callable[[AlignTask], torch.Tensor]:
+def outputs(tiny_batch: Callable[..., Batch]) -> Callable[[Run], torch.Tensor]:
     """All embeddings of a batch and its match logits, in evaluation mode, in one vector."""
 
     @torch.no_grad()
-    def run(task: AlignTask) -> torch.Tensor:
-        task.eval()
-        found = task.model(tiny_batch(), reconstruct=False)
-        logits = task.model.match("image", "text", found.encoded["image"], found.encoded["text"]).logits
+    def read(run: Run) -> torch.Tensor:
+        run.eval()
+        found = run.model(tiny_batch(), reconstruct=False)
+        pair = MatchInput("image", "text", found.encoded["image"], found.encoded["text"])
+        (logits,) = run.model.match([pair]).logits
         return torch.cat([*(v.flatten() for v in found.embeddings.values()), logits])
 
-    return run
+    return read
 
 
 def learned(model: nn.Module) -> None:
@@ -47,17 +47,17 @@ def test_the_default_is_the_papers() -> None:
     assert LoraConfig() == LoraConfig(16, 32.0, 0.1, ("q_proj", "v_proj"))
 
 
-def test_a_new_adapter_changes_nothing_and_a_trained_one_does(tiny_task, outputs) -> None:
-    task = tiny_task()
-    plain = outputs(task)
-    attach(task.model, BOTH)
-    torch.testing.assert_close(outputs(task), plain, atol=1e-5, rtol=0)
-    learned(task.model)
-    assert (outputs(task) - plain).abs().max() > 0.01
+def test_a_new_adapter_changes_nothing_and_a_trained_one_does(tiny_run, outputs) -> None:
+    run = tiny_run()
+    plain = outputs(run)
+    attach(run.model, BOTH)
+    torch.testing.assert_close(outputs(run), plain, atol=1e-5, rtol=0)
+    learned(run.model)
+    assert (outputs(run) - plain).abs().max() > 0.01
 
 
-def test_every_parameter_is_in_the_report_once(tiny_task) -> None:
-    model = tiny_task().model
+def test_every_parameter_is_in_the_report_once(tiny_run) -> None:
+    model = tiny_run().model
     found = coverage(model, BOTH)
     assert {**found.targeted, **found.untargeted}.keys() == dict(model.named_parameters()).keys()
     assert not found.targeted.keys() & found.untargeted.keys()
@@ -67,68 +67,68 @@ def test_every_parameter_is_in_the_report_once(tiny_task) -> None:
     assert "untouched backbone.blocks.0.moe.router.affinity 8×32" in found.lines()
 
 
-def test_only_the_adapters_train_and_every_expert_that_is_used_has_a_gradient(tiny_task, tiny_batch) -> None:
-    task = tiny_task()
-    attach(task.model, BOTH)
-    learned(task.model)
-    task.model(tiny_batch(), reconstruct=False).embeddings["image"].sum().backward()
-    trained = {n for n, p in task.model.named_parameters() if p.requires_grad}
+def test_only_the_adapters_train_and_every_expert_that_is_used_has_a_gradient(tiny_run, tiny_batch) -> None:
+    run = tiny_run()
+    attach(run.model, BOTH)
+    learned(run.model)
+    run.model(tiny_batch(), reconstruct=False).embeddings["image"].sum().backward()
+    trained = {n for n, p in run.model.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in name for name in trained)
-    factors = task.model.backbone.blocks[0].moe.parametrizations.w_in[0]
+    factors = run.model.backbone.blocks[0].moe.parametrizations.w_in[0]
     assert factors.lora_A.shape == (8, 4, 32) and (factors.lora_B.grad.flatten(1).norm(dim=1) > 0).sum() >= 2
 
 
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("w_in", "w_out"), BOTH.targets])
 def test_merging_unmerging_and_loading_keep_the_outputs(
-    tiny_task, outputs, tmp_path: Path, targets: tuple[str, ...]
+    tiny_run, outputs, tmp_path: Path, targets: tuple[str, ...]
 ) -> None:
-    task, config = tiny_task(), replace(BOTH, targets=targets)
-    base, plain = fingerprint(lambda: probe(task)), outputs(task)
-    attach(task.model, config)
-    learned(task.model)
-    adapted = outputs(task)
+    run, config = tiny_run(), replace(BOTH, targets=targets)
+    base, plain = run.fingerprint(), outputs(run)
+    attach(run.model, config)
+    learned(run.model)
+    adapted = outputs(run)
     for merged in (True, False):
-        merge(task.model, merged)
-        torch.testing.assert_close(outputs(task), adapted, atol=1e-5, rtol=0)
-    save_adapter(task.model, config, tmp_path, base)
-    again = tiny_task()
+        merge(run.model, merged)
+        torch.testing.assert_close(outputs(run), adapted, atol=1e-5, rtol=0)
+    save_adapter(run.model, AdapterDescription(config, base), tmp_path)
+    again = tiny_run()
     assert load_adapter(again, tmp_path) == config
     torch.testing.assert_close(outputs(again), adapted, atol=1e-5, rtol=0)
     names = again.model.state_dict().keys()
     merge_and_unload(again.model)
     torch.testing.assert_close(outputs(again), adapted, atol=1e-5, rtol=0)
-    assert again.model.state_dict().keys() == tiny_task().model.state_dict().keys() != names
+    assert again.model.state_dict().keys() == tiny_run().model.state_dict().keys() != names
     assert (adapted - plain).abs().max() > 1e-3
 
 
-def test_peft_itself_reads_the_file(tiny_task, outputs, tmp_path: Path) -> None:
-    task, config = tiny_task(), LoraConfig(rank=4)
-    base = fingerprint(lambda: probe(task))
-    attach(task.model, config)
-    learned(task.model)
-    save_adapter(task.model, config, tmp_path, base)
-    other = tiny_task()
+def test_peft_itself_reads_the_file(tiny_run, outputs, tmp_path: Path) -> None:
+    run, config = tiny_run(), LoraConfig(rank=4)
+    base = run.fingerprint()
+    attach(run.model, config)
+    learned(run.model)
+    save_adapter(run.model, AdapterDescription(config, base), tmp_path)
+    other = tiny_run()
     other.model = peft.PeftModel.from_pretrained(other.model, str(tmp_path)).base_model.model
-    torch.testing.assert_close(outputs(other), outputs(task), atol=1e-5, rtol=0)
+    torch.testing.assert_close(outputs(other), outputs(run), atol=1e-5, rtol=0)
 
 
-def test_an_adapter_of_another_base_is_refused(tiny_task, tmp_path: Path) -> None:
-    task = tiny_task()
-    base = fingerprint(lambda: probe(task))
-    attach(task.model, BOTH)
-    save_adapter(task.model, BOTH, tmp_path, base)
-    other = tiny_task()
+def test_an_adapter_of_another_base_is_refused(tiny_run, tmp_path: Path) -> None:
+    run = tiny_run()
+    base = run.fingerprint()
+    attach(run.model, BOTH)
+    save_adapter(run.model, AdapterDescription(BOTH, base), tmp_path)
+    other = tiny_run()
     nn.init.normal_(other.model.project["image"].linear.weight)
     with pytest.raises(ValueError, match="was trained on another base: these weights behave differently"):
         load_adapter(other, tmp_path)
 
 
-def test_a_folder_without_an_adapter_is_named(tiny_task, tmp_path: Path) -> None:
+def test_a_folder_without_an_adapter_is_named(tiny_run, tmp_path: Path) -> None:
     for content in (None, "{", json.dumps({"kind": "lora"})):
         if content:
             (tmp_path / "adapter.json").write_text(content)
         with pytest.raises(ValueError, match=r"holds no adapter: expected adapter\.json"):
-            load_adapter(tiny_task(), tmp_path)
+            load_adapter(tiny_run(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ def test_a_folder_without_an_adapter_is_named(tiny_task, tmp_path: Path) -> None
         (LoraConfig(9, targets=("w_out",)), r"lora.rank=9 is larger than \S+w_out, whose matrices are 32×8: at most 8"),
     ],
 )
-def test_what_cannot_be_adapted_is_one_line(tiny_task, config: LoraConfig, message: str) -> None:
-    model = tiny_task().model
+def test_what_cannot_be_adapted_is_one_line(tiny_run, config: LoraConfig, message: str) -> None:
+    model = tiny_run().model
     with pytest.raises(ValueError, match=message):
         attach(model, config)
     assert all(p.requires_grad for p in model.parameters())

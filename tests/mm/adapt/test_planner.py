@@ -1,16 +1,14 @@
 """What a set's size chooses, and what one tried step says of a run to come."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
 
-from mm.adapt.planner import choose, estimate, trainable
+from mm.adapt.planner import choose, estimate
 from mm.adapt.task import AdaptTask
+from mm.artifacts.run import Run
 from mm.batch import Batch
-from mm.config import AlignConfig
-from mm.train.task import AlignTask
 
 
 @pytest.mark.parametrize(
@@ -28,13 +26,12 @@ def test_the_size_of_the_set_chooses(images: int, strategy: str) -> None:
 
 
 def test_a_tried_step_is_measured_and_leaves_no_trace(
-    tiny: AlignConfig, tiny_task: Callable[..., AlignTask], tiny_batch: Callable[..., Batch]
+    tiny_run: Callable[..., Run], tiny_batch: Callable[..., Batch]
 ) -> None:
-    run = tiny_task()
-    before = {name: tensor.clone() for name, tensor in run.state_dict().items()}
-    task = AdaptTask(run, replace(tiny), adapters=False, rates={})
+    task = AdaptTask(tiny_run(), adapters=False)
+    before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     found = estimate(task, tiny_batch())
-    assert found.seconds > 0 and found.memory > 8 * found.trainable and found.trainable == trainable(task)
+    assert found.seconds > 0 and found.memory > 8 * found.trainable and found.trainable == task.trainable()
     assert all(p.grad is None for p in task.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.state_dict().items())
     line = found.line("full", 500, 100)

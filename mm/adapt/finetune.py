@@ -1,0 +1,121 @@
+"""Fine-tuning from a finished run to its report: LoRA, QLoRA or all weights, and what that forgets of the run's set."""
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from lightning import seed_everything
+
+from mm.adapt.adapter import AdapterDescription, save_adapter
+from mm.adapt.config import FinetuneConfig, Strategy, adapted_config, folder_of
+from mm.adapt.lora import attach, coverage, merge_and_unload
+from mm.adapt.planner import Estimate, choose, estimate
+from mm.adapt.sets import data_of, domain_set, own_set, scores, scores_after, show_scores
+from mm.adapt.task import AdaptTask
+from mm.adapt.training import train_keeping_best
+from mm.artifacts.run import load_run, save_run, write_config
+from mm.compress.ledger import ledger
+from mm.compress.nf4 import dequantize, quantize
+from mm.config import encoders_of
+from mm.data.module import AlignData
+from mm.evaluation.result import evaluate_run, show
+from mm.files import write_json
+from mm.train.freeze import freeze, require_fitting
+from mm.train.memory import keep_freed_memory
+from mm.train.resume import require_same_settings
+from mm.train.task import AlignTask
+
+
+def finetune(config: FinetuneConfig) -> None:
+    """Write runs/<name>/: a run like any other, whose result.json has `adaptation`, with adapter/ and coverage.txt.
+
+    Raises ValueError on settings that fit neither the run nor the data, FloatingPointError on divergence.
+    """
+    keep_freed_memory()
+    started = time.perf_counter()
+    run = load_run(config.run)
+    seed_everything(config.seed, verbose=False)
+    base = run.fingerprint()
+    adapted = adapted_config(run.config, config)
+    data = data_of(adapted)
+    data.setup()
+    strategy = choose(len(data.train)) if config.strategy == "auto" else config.strategy
+    folder = folder_of(config, strategy)
+    if config.resume:
+        require_same_settings(config, folder)
+    domain = domain_set(run, data, config.metric)
+    sets = {"domain": domain}
+    if config.general:
+        sets["general"] = own_set(run, data_of(run.config))
+    before = scores(sets, run)
+    adapted = replace(adapted, name=folder.name)
+    task = AdaptTask(replace(run, config=adapted), adapters=strategy != "full")
+    require_fitting(task, task.config.optim.rates, "optim.rates")
+    write_config(config, folder)
+    sizes = prepare(task, strategy, config, folder)
+    planned = plan(task, data, strategy)
+    adaptation: dict[str, Any] = {
+        "strategy": strategy,
+        "run": config.run,
+        "base": base.digest,
+        "targets": list(config.lora.targets) if task.adapters else [],
+        "trainable": task.trainable(),
+        "estimate": asdict(planned),
+        "ledger": sizes,
+        "before": before,
+    }
+    training = train_keeping_best(config, task, data, domain, folder)
+    adaptation |= training.described(domain)
+    if task.adapters:
+        skipped = frozen_trunks(task) if strategy == "qlora" else None
+        save_adapter(task.model, AdapterDescription(config.lora, base, skipped), folder / "adapter")
+        merge_and_unload(task.model)
+        dequantize(task.model)
+    save_run(task.run, folder)
+    result = evaluate_run(task.run, data, {domain.split: domain.dataset}, folder, started)
+    adaptation["after"] = scores_after(sets, task.run, result)
+    write_json(folder / "result.json", result | {"adaptation": adaptation})
+    show(result)
+    show_scores(sets, before, adaptation["after"])
+
+
+def prepare(task: AdaptTask, strategy: Strategy, config: FinetuneConfig, folder: Path) -> list[dict[str, Any]]:
+    """Freeze, pack and adapt as the strategy says; -> the size ledger.
+
+    Of adapters, coverage.txt in `folder` lists every parameter: what is adapted, and what is not. Raises ValueError
+    where a target, a rank or a frozen name fits nothing.
+    """
+    if strategy != "full":
+        coverage(task.model, config.lora)  # before anything is packed: a wrong target is known at once
+        if strategy == "qlora":
+            quantize(task.model, skip=frozen_trunks(task))
+        found = attach(task.model, config.lora)
+        task.loss.requires_grad_(False)
+        listed = folder / "coverage.txt"
+        lines = "\n".join(found.lines())
+        listed.write_text(f"{lines}\n")
+        print(f"{found.summary()} ({listed})")
+    freeze(task, config.train.freeze)
+    sizes = []
+    for row in ledger(task.model):
+        print(f"  {row.group:<20} {row.weights:>12,} weights {row.bits:>6.2f} bits each")
+        sizes.append(asdict(row) | {"bits": round(row.bits, 3)})
+    return sizes
+
+
+def plan(task: AdaptTask, data: AlignData, strategy: Strategy) -> Estimate:
+    """Try a step on the first samples, and print what the run will cost."""
+    train = task.config.train
+    images = len(data.train)
+    rows = min(train.batch_size, images)
+    batch = data.train_batch(list(range(rows)))
+    planned = estimate(task, batch)
+    print(planned.line(strategy, images, train.steps))
+    return planned
+
+
+def frozen_trunks(task: AlignTask) -> tuple[str, ...]:
+    """What is never packed: the cached features are theirs."""
+    frozen = [modality for modality, encoder in encoders_of(task.config).items() if encoder.frozen]
+    return tuple(f"encoders.{modality}.trunk." for modality in frozen)
