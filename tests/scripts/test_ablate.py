@@ -10,8 +10,8 @@ import pytest
 import torch
 from jsonargparse import ActionConfigFile, ArgumentParser
 
+from mm.artifacts.run import build_run
 from mm.config import AlignConfig
-from mm.train.task import AlignTask
 
 STUDIES = sorted((Path(__file__).parents[2] / "configs" / "ablations").glob("*.yaml"))
 STUDY = """
@@ -90,7 +90,7 @@ def test_every_study_of_the_project_is_of_models_that_can_be_built(
         config = AlignConfig(**given)
         if not based:  # a base has pretrained trunks, whose files are not everywhere
             with torch.device("meta"):
-                AlignTask(config, torch.arange(100))
+                build_run(config, torch.arange(100))
         seen.append(config.name)
         result = {"metrics": {}, "parameters_total": 1, "parameters_active": 1, "seconds": 1}
         (Path(config.runs) / config.name / "result.json").write_text(json.dumps(result))
