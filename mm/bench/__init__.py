@@ -1,0 +1,1 @@
+"""What the bench scripts time, and the soak test."""

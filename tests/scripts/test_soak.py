@@ -1,72 +1,19 @@
-"""The soak test itself, over a stand-in for training that counts: it must see a run that resumes wrongly."""
+"""soak as a user calls it: what it does is tested with mm.bench.soak."""
 
-import json
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-SOAK = Path(__file__).parents[2] / "scripts" / "soak.py"
-COUNTING = """
-import sys, time
-from pathlib import Path
-import numpy as np
-from safetensors.numpy import save_file
-given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-run, steps = Path(given["--runs"]) / given["--name"], int(given["--train.steps"])
-saved = run / "checkpoints" / "last.ckpt"
-saved.parent.mkdir(parents=True, exist_ok=True)
-done, total = map(float, saved.read_text().split()) if "--resume" in given else (0, 0)
-done = int(done)
-with (run / "metrics.csv").open("w") as log:
-    log.write("step\\n" + "".join(f"{s}\\n" for s in range(done)))
-    for step in range(done, steps):
-        total += step
-        log.write(f"{step}\\n")
-        log.flush()
-        temporary = saved.with_suffix(".tmp")
-        temporary.write_text(f"{step + 1} {total + FORGOTTEN}")
-        temporary.replace(saved)
-        time.sleep(0.01)
-save_file({"total": np.array([total])}, run / "model.safetensors")
-"""
+
+def test_without_either_part_nothing_is_started(
+    script: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script("soak.py", "--kills", 0, "--memory_steps", 0, "--runs", tmp_path / "runs", "--json", tmp_path / "found.json")
+    assert (tmp_path / "found.json").read_text() == "{}\n" and "{}" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
 
 
-@pytest.fixture
-def soak(tmp_path: Path) -> Callable[..., dict]:
-    """soak(forgotten=…, **options) -> what it found; a resumed run is wrong by `forgotten`."""
-    (tmp_path / "scripts").mkdir()
-
-    def run(forgotten: int = 0, **options: int) -> dict:
-        (tmp_path / "scripts/train_align.py").write_text(COUNTING.replace("FORGOTTEN", str(forgotten)))
-        names = runpy.run_path(str(SOAK))
-        names["start"].__globals__["ROOT"] = tmp_path
-        settings = {"kills": 2, "steps": 60, "memory_steps": 0} | options
-        names["soak"](config=tmp_path / "none.yaml", runs=tmp_path / "runs", json=tmp_path / "found.json", **settings)
-        return json.loads((tmp_path / "found.json").read_text())
-
-    return run
-
-
-def test_a_run_that_resumes_as_it_was_is_found_equal(soak: Callable[..., dict]) -> None:
-    found = soak()
-    assert found["tensors_that_differ"] == [] and found["tensors"] == 1
-    assert len(found["killed_after_logged_step"]) == 2
-
-
-def test_a_run_that_forgets_is_found_out(soak: Callable[..., dict]) -> None:
-    with pytest.raises(ValueError, match=r"resumed to other weights.*total"):
-        soak(forgotten=1)
-
-
-def test_memory_is_read_along_a_long_run(soak: Callable[..., dict]) -> None:
-    found = soak(kills=0, memory_steps=100)
-    assert found.keys() == {"resident_mib_by_step"}
-    assert found["resident_mib_by_step"] and all(value > 0 for value in found["resident_mib_by_step"].values())
-
-
-def test_runs_that_are_there_are_not_overwritten(soak: Callable[..., dict], tmp_path: Path) -> None:
-    (tmp_path / "runs/whole").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"whole exists: give another --runs"):
-        soak()
+def test_runs_that_are_there_are_one_line(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "killed").mkdir()
+    assert "killed exists: give another --runs, or remove it" in refused("soak.py", "--runs", tmp_path)
