@@ -9,14 +9,15 @@ import pytest
 from mm.data.scenes import write_scenes
 
 SMALL = """
-image: {size: 32, width: 16, bottleneck: {quantizer: {num_codes: 16, width: 8}}}
-text: {width: 16, heads: 2, reconstruct_tokens: 16, bottleneck: {quantizer: {num_codes: 16, width: 8}}}
+image: {size: 32, width: 16}
+text: {width: 16, heads: 2}
+bottleneck: {quantizer: {num_codes: 16, width: 8}}
 model:
   modalities: [image, text]
   embedding: 16
   token_embedding: 8
   backbone: {width: 32, layers: 1, heads: 2, moe: {num_experts: 8, top_k: 2, hidden: 8, shared: 16}}
-loss: {filip_rows: 4, itm_rows: 4, code_match_codes: 16}
+loss: {filip_rows: 4, itm_rows: 4}
 train: {batch_size: 8, precision: fp32}
 """
 

@@ -1,0 +1,172 @@
+"""One training step of a run beside open_clip's, and what of it is not arithmetic."""
+
+import re
+import time
+from collections import Counter
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+from kernels.timing import Contest
+from kernels.timing import Run as Step
+from mm.artifacts.run import Run, build_run
+from mm.batch import Batch
+from mm.bench.config import StepConfig
+from mm.bench.peer import peer_step
+from mm.config import encoders_of, plan_of
+from mm.data.cached import CachedView
+from mm.data.module import AlignData
+from mm.data.sampling import StepSampler
+from mm.files import write_json
+from mm.train.freeze import freeze
+from mm.train.memory import keep_freed_memory
+from mm.train.optim import build_optimizer
+from mm.train.task import AlignTask
+from mm.train.trainer import trainer_precision
+
+ARITHMETIC = re.compile(r"^aten::.*(mm|conv|attention|fft)|grouped_mlp|nearest_code")
+"""Operations that are."""
+BATCHES = 4
+"""How many are made beforehand, and taken in turn."""
+LISTED = 40
+"""How many operations outside arithmetic are written down."""
+
+
+class StandingTask(AlignTask):
+    """A run that stays at one point of its schedules, `at` in [0, 1], without a trainer."""
+
+    def __init__(self, run: Run, at: float) -> None:
+        super().__init__(run)
+        self.at = at
+
+    @property
+    def progress(self) -> float:
+        return self.at
+
+    def log(self, *args: Any, **options: Any) -> None:
+        """Nobody listens."""
+
+
+def bench_step(config: StepConfig) -> None:
+    """Measure, print two tables, and write what was measured to `config.json`."""
+    keep_freed_memory()
+    torch.manual_seed(config.seed)
+    data = AlignData(config.data, encoders_of(config), plan_of(config))
+    data.setup()
+    task = StandingTask(build_run(config, data.vocabulary), config.progress)
+    freeze(task, config.train.freeze)
+    data.cache_features(task.model.encoders, {config.data.train: data.train})
+    started = time.perf_counter()
+    batches = made_batches(data, config)
+    seconds_of_data = (time.perf_counter() - started) / BATCHES
+    reduced = trainer_precision(config.train.precision) != "32-true"
+    precision = torch.autocast("cpu", torch.bfloat16, enabled=reduced)
+    ours = own_step(task, batches, precision)
+    steps = {"ours": ours}
+    if {"image", "text"} <= set(batches[0].inputs):
+        steps["open_clip"] = peer_step(task.run, batches, precision)
+    result = {
+        "progress": config.progress,
+        "modalities": list(task.model.modalities),
+        "frozen": list(data.features.frozen),
+        "milliseconds_of_data": round(1e3 * seconds_of_data, 1),
+        "rows": timed(steps, config),
+        **taken_apart(ours),
+    }
+    show(result, config.largest)
+    if config.json:
+        write_json(Path(config.json), result)
+
+
+def made_batches(data: AlignData, config: StepConfig) -> list[Batch]:
+    """The first batches of a training run, features of frozen trunks included."""
+    view = CachedView(data.train_view, data.features, config.data.train)
+    sampler = StepSampler(len(data.train), config.train.batch_size, BATCHES, config.seed)
+    batches = []
+    for keys in sampler:
+        examples = [view[key] for key in keys]
+        batches.append(data.stack(examples))
+    return batches
+
+
+def own_step(task: StandingTask, batches: list[Batch], precision: torch.autocast) -> Step:
+    """One step of the run after the other: what AlignTask and the trainer do, without the trainer.
+
+    precision: of the forward and of the losses.
+    """
+    optimizer = build_optimizer(task.groups())
+    turn = cycle(batches)
+    task.train()
+
+    def step() -> None:
+        batch = next(turn)
+        with precision:
+            terms, load = task.losses(task.read(batch), batch)
+        terms.total.backward()
+        task.configure_gradient_clipping(optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        task.rebalance(load)
+
+    return step
+
+
+def timed(steps: dict[str, Step], config: StepConfig) -> list[dict[str, Any]]:
+    """The rows of a contest (`kernels.timing`), an implementation each, with images a second.
+
+    Steps are interleaved; the first of each is a warm-up, in which its peak memory is read.
+    """
+    images = config.train.batch_size
+    contest = Contest("training_step", f"{config.name}, batch {images}", "float32", "forward_backward", steps)
+    rows = contest.rows(config.repeats)
+    for row in rows:
+        row["images_per_second"] = round(1e3 * images / row["milliseconds"], 1)
+    return rows
+
+
+def taken_apart(step: Step) -> dict[str, Any]:
+    """`outside_arithmetic`: the share of a step's time that is not spent in products, convolutions, attention and
+    Fourier transforms; `largest_outside`: the operations that it is spent in, by share, largest first."""
+    with profile(activities=[ProfilerActivity.CPU]) as record:
+        for _ in range(BATCHES):
+            step()
+    spent: Counter[str] = Counter()
+    for event in record.key_averages():
+        spent[event.key] += event.self_cpu_time_total
+    whole = sum(spent.values())
+    arithmetic = 0.0
+    largest: dict[str, float] = {}
+    for name, time_spent in spent.most_common():
+        if ARITHMETIC.search(name):
+            arithmetic += time_spent
+        elif len(largest) < LISTED:
+            largest[name] = round(time_spent / whole, 4)
+    return {"outside_arithmetic": round(1 - arithmetic / whole, 4), "largest_outside": largest}
+
+
+def show(result: dict[str, Any], largest: int) -> None:
+    """Print what was measured; `largest`: how many operations outside arithmetic are listed."""
+    case = result["rows"][0]["case"]
+    data = result["milliseconds_of_data"]
+    table = Table(title=f"{case}; making a batch takes {data:.0f} ms", title_justify="left")
+    table.add_column("implementation")
+    for name in ("median ms", "images/s", "peak MB"):
+        table.add_column(name, justify="right")
+    for row in result["rows"]:
+        milliseconds = f"{row['milliseconds']:,.0f}"
+        rate = f"{row['images_per_second']:,.1f}"
+        megabytes = f"{row['peak_bytes'] / 1e6:,.0f}"
+        table.add_row(row["implementation"], milliseconds, rate, megabytes)
+    percent = 100 * result["outside_arithmetic"]
+    outside = Table(title=f"outside arithmetic: {percent:.1f} % of the step", title_justify="left")
+    outside.add_column("operation")
+    outside.add_column("% of the step", justify="right")
+    shares = list(result["largest_outside"].items())
+    for name, share in shares[:largest]:
+        outside.add_row(name, f"{100 * share:.1f}")
+    Console().print(table, outside)
