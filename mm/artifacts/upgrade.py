@@ -60,7 +60,7 @@ MODALITIES = ("image", "audio", "text")
 """Of the runs of that time."""
 RENAMED_KINDS = {"of pictures among": "of images among", "of sounds among": "of audio clips among"}
 """Words of the task of a zero-shot classification."""
-WHOLE = ("optim.rates", "encoder_weights", "data.augment")
+WHOLE = ("optim.rates", "rates", "encoder_weights", "data.augment")
 """Settings whose value is a dict."""
 
 
@@ -179,7 +179,7 @@ def _upgrade_words(settings: dict[str, Any]) -> None:
         settings["eval.rerank_weights"] = weights
     rates = settings.get("optim.rates", {})
     if any("term_strength" in pattern for pattern in rates):
-        settings["optim.rates"] = {p.replace("term_strength", "term_bias"): rate for p, rate in rates.items()}
+        settings["optim.rates"] = {name.replace("term_strength", "term_bias"): rate for name, rate in rates.items()}
 
 
 def _rename_settings(config: Mapping[str, Any]) -> dict[str, Any]:

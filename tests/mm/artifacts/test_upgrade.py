@@ -195,3 +195,10 @@ def test_stored_results_keep_their_numbers_and_are_upgraded_once(path: Path) -> 
         for name, further in old.get("protocols", {}).items():
             assert {f"{name}/{figure}": value for figure, value in further[part].items()}.items() <= found[part].items()
     assert json.loads(json.dumps(join_figures(split_figures(found)))).items() <= found.items()
+
+
+def test_rates_of_an_adaptation_are_among_the_optimizers() -> None:
+    settings = {"rates": {"*.term_strength": 100.0, "backbone.*": 0.1}, "optim": {"learning_rate": 1e-5}}
+    upgraded = upgrade_config(settings, "config.yaml")
+    assert upgraded == {"optim": {"learning_rate": 1e-5, "rates": {"*.term_bias": 100.0, "backbone.*": 0.1}}}
+    assert renamed_flag("--rates") == "--rates is now --optim.rates"
