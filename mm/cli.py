@@ -1,5 +1,6 @@
 """How a script starts: its options from the types of its arguments; what a user got wrong is one line, exit code 2."""
 
+import inspect
 import logging
 import re
 import sys
@@ -38,7 +39,8 @@ def run_command(
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # what stands below a field is its --help
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        words = with_upgraded_config(words)
+        if "config" not in inspect.signature(component).parameters:
+            words = with_upgraded_config(words)
         found = auto_cli(
             component,
             args=words,

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import PIL.Image
 import soundfile
-import torch
-import torchaudio.functional
 from PIL.Image import Image
 
 from mm.batch import Sample
@@ -97,19 +95,6 @@ def has_samples(size: int, read: Callable[[], bytes], name: str) -> bool:
     Raises ValueError, naming the file, if it is read and is no audio.
     """
     return size >= HEADER_BYTES or _audio_frames(read(), name) > 0
-
-
-def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
-    """(S,) at `rate` -> (S · target / rate,) at `target` hertz, band-limited (torchaudio's windowed sinc).
-
-    Raises ValueError for a rate that is not positive.
-    """
-    if rate == target:
-        return waveform
-    if rate <= 0:
-        raise ValueError(f"a waveform needs its sample rate, got {rate}")
-    samples = torch.from_numpy(np.ascontiguousarray(waveform))
-    return torchaudio.functional.resample(samples, rate, target).numpy()
 
 
 def encode_sample(

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from mm.data.coco import CocoFolder
-from mm.data.media import encode_audio, resample
+from mm.data.media import encode_audio
 from mm.data.prepare.synthesizers import Synthesizer
 from mm.files import write_json
+from mm.readers import resample
 
 
 @dataclass(frozen=True)
