@@ -32,8 +32,13 @@ class BackboneConfig:
 
 @dataclass
 class Stream:
-    """One modality inside the backbone: x (B, T, D), mask (B, T) bool, True where real; term_mask (B, T) bool, the
-    tokens that belong to a term, or None."""
+    """One modality inside the backbone.
+
+    Args:
+        x: tokens (B, T, D).
+        mask: (B, T) bool, True where a token is real.
+        term_mask: (B, T) bool, the tokens that belong to a term, or None.
+    """
 
     x: Tensor
     mask: Tensor
@@ -46,8 +51,13 @@ Reading = dict[str, Stream]
 
 @dataclass
 class BackboneOutput:
-    """readings: as they came, read; losses: the router's, by name; load (layers, M, E), of a block (M, E): assignments
-    per expert and modality."""
+    """What a block or the whole backbone returns.
+
+    Args:
+        readings: the readings that came in, in their order, with new tokens.
+        losses: the router's, weighted, by name.
+        load: assignments per modality and expert, (M, E) of a block, (layers, M, E) of the backbone.
+    """
 
     readings: list[Reading]
     losses: dict[str, Tensor]
@@ -59,8 +69,12 @@ for result in (Stream, BackboneOutput):
 
 
 class Block(nn.Module):
-    """Pre-norm block: readings of streams (B, T, D) -> BackboneOutput. Without `fuse`, or with one modality, there is
-    no cross-modal attention."""
+    """One pre-norm layer: self-attention, cross-modal attention, experts; streams (B, T, D) -> (B, T, D).
+
+    Args:
+        config: widths, heads, dropout and experts.
+        modalities: names of all modalities, in the order of the experts' load.
+    """
 
     def __init__(self, config: BackboneConfig, modalities: Sequence[str]) -> None:
         super().__init__()
@@ -70,7 +84,7 @@ class Block(nn.Module):
         self.self_attention = Attention(width, config.heads)
         self.cross_norm = nn.RMSNorm(width)
         self.cross_attention = Attention(width, config.heads)
-        # From scratch, its output would be noise in the middle of a backbone that already embeds.
+        # Cross-modal attention is zero-initialised: a random one would add noise to a backbone that already embeds.
         nn.init.zeros_(self.cross_attention.out_proj.weight)
         nn.init.zeros_(self.cross_attention.out_proj.bias)
         self.moe_norm = nn.RMSNorm(width)
@@ -78,14 +92,26 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, readings: list[Reading], fuse: bool) -> BackboneOutput:
+        """Read each reading by itself, then send the tokens of all of them through the experts.
+
+        Args:
+            readings: of streams (B, T, D); B may differ between readings.
+            fuse: whether the modalities of a reading attend to each other.
+
+        Returns:
+            BackboneOutput with load (M, E).
+        """
         attended = [self.attend(reading, fuse) for reading in readings]
         return self.mix_experts(attended)
 
     def attend(self, reading: Reading, fuse: bool) -> Reading:
+        """Self-attention of every stream, then cross-modal attention if `fuse` and there are two modalities or more.
+
+        Each side attends to the others as they were before any attended: the order of modalities changes nothing.
+        """
         reading = {m: self.attend_self(stream) for m, stream in reading.items()}
         if not fuse or len(reading) < 2:
             return reading
-        # Each side looks at the others as they were before any looked: the order of modalities changes nothing.
         fused = {}
         for m, stream in reading.items():
             others = [other for name, other in reading.items() if name != m]
@@ -93,19 +119,33 @@ class Block(nn.Module):
         return fused
 
     def attend_self(self, stream: Stream) -> Stream:
+        """A stream (B, T, D) with what its tokens attend to among themselves added."""
         x = self.self_norm(stream.x)
         y = self.self_attention(x, x, stream.mask, stream.term_mask)
         return replace(stream, x=stream.x + self.dropout(y))
 
     def attend_others(self, stream: Stream, others: list[Stream]) -> Stream:
+        """A stream (B, T, D) with what its tokens attend to in the other streams (B, T_i, D) added."""
         context = torch.cat([self.cross_norm(other.x) for other in others], 1)
         mask = torch.cat([other.mask for other in others], 1)
-        y = self.cross_attention(self.cross_norm(stream.x), context, mask, joined_term_mask(others))
+        x = self.cross_norm(stream.x)
+        y = self.cross_attention(x, context, mask, joined_term_mask(others))
         return replace(stream, x=stream.x + self.dropout(y))
 
     def mix_experts(self, readings: list[Reading]) -> BackboneOutput:
-        """All real tokens of all streams of all readings pass the experts in one call; padding never reaches them."""
-        flat, rows, modality = [], [], []
+        """Send all real tokens of all streams of all readings through the experts in one call.
+
+        Padding never reaches the experts: it neither costs nor counts in the load.
+
+        Args:
+            readings: of streams (B, T, D).
+
+        Returns:
+            BackboneOutput: the readings with the experts' output added at real tokens; load (M, E).
+        """
+        flat = []
+        rows = []
+        modality = []
         for reading in readings:
             for m, stream in reading.items():
                 real = stream.mask.flatten().nonzero().squeeze(1)
@@ -115,32 +155,51 @@ class Block(nn.Module):
         tokens = torch.cat([x[real] for x, real in zip(flat, rows, strict=True)])
         out = self.moe(self.moe_norm(tokens), torch.cat(modality))
         lengths = [len(real) for real in rows]
-        parts = iter(zip(flat, rows, self.dropout(out.x).split(lengths), strict=True))
-        mixed = []
+        mixed = self.dropout(out.x).split(lengths)
+        parts = iter(zip(flat, rows, mixed, strict=True))
+        results = []
         for reading in readings:
-            mixed.append({m: add_rows(stream, *next(parts)) for m, stream in reading.items()})
-        return BackboneOutput(mixed, out.losses, out.load)
+            result = {}
+            for m, stream in reading.items():
+                result[m] = add_rows(stream, *next(parts))
+            results.append(result)
+        return BackboneOutput(results, out.losses, out.load)
 
 
 def joined_term_mask(streams: list[Stream]) -> Tensor | None:
-    """The term masks (B, T) of streams beside each other (B, ΣT); None where no stream has one."""
+    """Term masks (B, T_i) of several streams, one after another.
+
+    Returns:
+        (B, ΣT_i) bool, False along a stream without a term mask; None where no stream has one.
+    """
     if all(stream.term_mask is None for stream in streams):
         return None
-    masks = [torch.zeros_like(s.mask) if s.term_mask is None else s.term_mask for s in streams]
+    masks = []
+    for stream in streams:
+        absent = stream.term_mask is None
+        masks.append(torch.zeros_like(stream.mask) if absent else stream.term_mask)
     return torch.cat(masks, 1)
 
 
 def add_rows(stream: Stream, flat: Tensor, rows: Tensor, part: Tensor) -> Stream:
-    """A stream with `part` (N, D) added at the rows (N,) of its tokens `flat` (B·T, D)."""
+    """Add vectors to some tokens of a stream.
+
+    Args:
+        stream: gives shape (B, T, D) and masks.
+        flat: its tokens (B·T, D).
+        rows: (N,) int64, positions in `flat`.
+        part: (N, D), added at these positions.
+    """
     x = flat.index_add(0, rows, part.to(flat.dtype))
     return replace(stream, x=x.view_as(stream.x))
 
 
 class Backbone(nn.Module):
-    """Readings of streams by modality (B, T, D) -> BackboneOutput.
+    """A stack of blocks that all modalities share: readings of streams (B, T, D) -> BackboneOutput.
 
-    `fuse` turns cross-modal attention on: one reading embeds, the other matches. All readings pass the experts in one
-    call each layer. modalities: names of all that there are, in the order of the experts' load.
+    Args:
+        config: widths, depth, heads, dropout and experts.
+        modalities: names of all modalities, in the order of the experts' load.
     """
 
     def __init__(self, config: BackboneConfig, modalities: Sequence[str]) -> None:
@@ -152,6 +211,15 @@ class Backbone(nn.Module):
         self.norm = nn.RMSNorm(config.width)
 
     def forward(self, readings: list[Reading], fuse: bool) -> BackboneOutput:
+        """Read streams alone (to embed them) or together (to match them).
+
+        Args:
+            readings: of streams (B, T, D); they share one call of the experts in every layer.
+            fuse: whether the modalities of a reading attend to each other.
+
+        Returns:
+            BackboneOutput: normed streams (B, T, D), the layers' losses summed by name, load (layers, M, E).
+        """
         readings = [self.tagged(reading) for reading in readings]
         losses: dict[str, Tensor] = {}
         loads = []
@@ -164,16 +232,22 @@ class Backbone(nn.Module):
             loads.append(out.load)
             for name, value in out.losses.items():
                 losses[name] = losses[name] + value if name in losses else value
-        return BackboneOutput([self.normed(reading) for reading in readings], losses, torch.stack(loads))
+        readings = [self.normed(reading) for reading in readings]
+        return BackboneOutput(readings, losses, torch.stack(loads))
 
     def tagged(self, reading: Reading) -> Reading:
-        """Every token with the embedding of its modality added."""
+        """Every token (B, T, D) with the embedding (D,) of its modality added."""
         return {m: replace(stream, x=stream.x + self.modality[m]) for m, stream in reading.items()}
 
     def normed(self, reading: Reading) -> Reading:
+        """Every token (B, T, D) through the last norm."""
         return {m: replace(stream, x=self.norm(stream.x)) for m, stream in reading.items()}
 
     def rebalance(self, load: Tensor) -> None:
-        """Move every layer's routing bias against the step's load (layers, M, E), summed over ranks by the caller."""
+        """Move every layer's routing bias against the load of a step.
+
+        Args:
+            load: (layers, M, E) assignments, summed over ranks by the caller.
+        """
         for block, layer_load in zip(self.blocks, load.sum(1), strict=True):
             block.moe.router.rebalance(layer_load, self.bias_rate)

@@ -1,28 +1,50 @@
-"""What stands on the backbone: pooling, projection onto the embedding, and the match head."""
+"""Heads on the backbone: pooling, projection onto the embedding, and the match head."""
 
 import torch
 from torch import Tensor, nn
 
 
 class AttentionPool(nn.Module):
-    """Tokens (B, T, D), mask (B, T) -> (B, D): the mean plus what one learned query attends to."""
+    """Pool tokens (B, T, D) with mask (B, T) into (B, D): their mean plus what one learned query attends to.
+
+    Args:
+        width: D, of a token.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.score = nn.Linear(width, 1)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        score = self.score(x).float().masked_fill(~mask[..., None], -1e4)
+        """Pool the real tokens.
+
+        Args:
+            x: tokens (B, T, D).
+            mask: (B, T) bool, True where a token is real.
+
+        Returns:
+            (B, D).
+        """
+        real = mask[..., None]
+        score = self.score(x).float().masked_fill(~real, -1e4)
         weight = score.softmax(1).to(x.dtype)
-        mean = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-        return (weight * x).sum(1) + mean
+        count = mask.sum(1, keepdim=True).clamp(min=1)
+        mean = (x * real).sum(1) / count
+        attended = (weight * x).sum(1)
+        return attended + mean
 
 
 class Projection(nn.Module):
-    """Pooled vectors (N, D) -> (N, E): centred, scaled, and projected; a `hidden` width adds a small network.
+    """Project pooled vectors (N, D) onto the embedding (N, E): centre, scale, multiply; optionally add a small network.
 
     Untrained pooled vectors share one large direction and differ in a small remainder. Centred and scaled, the
     remainder is what the contrastive loss sees from the first step on, instead of after a plateau at ln(batch size).
+
+    Args:
+        width: D, of a pooled vector.
+        embedding: E, of the retrieval embedding.
+        hidden: hidden width of the network that is added to the linear projection; 0 for none.
+        dropout: before and inside of that network.
     """
 
     def __init__(self, width: int, embedding: int, hidden: int, dropout: float) -> None:
@@ -35,7 +57,7 @@ class Projection(nn.Module):
             self.net = nn.Sequential(drop, nn.Linear(width, hidden), nn.GELU(), drop, nn.Linear(hidden, embedding))
 
     def zero_initialise(self) -> None:
-        """The projection starts at zero, and learns what to add to another."""
+        """Make the output zero, so that the projection learns what to add to another one."""
         last = [self.linear]
         if self.net is not None:
             last.append(self.net[-1])  # type: ignore[arg-type]  # a Linear
@@ -44,35 +66,61 @@ class Projection(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, use_running_stats: bool = False) -> Tensor:
-        """`use_running_stats` centres by the running statistics and leaves them: hard pairs must not move them."""
+        """Project pooled vectors.
+
+        Args:
+            x: pooled vectors (N, D).
+            use_running_stats: centre by the running statistics and leave them unchanged: hard pairs must not move them.
+
+        Returns:
+            (N, E), not normalised.
+        """
         center = self.center
         if use_running_stats:
             x = nn.functional.batch_norm(x, center.running_mean, center.running_var, eps=center.eps)
         else:
             x = center(x)
         y = self.linear(x)
-        return y if self.net is None else y + self.net(x)
+        if self.net is None:
+            return y
+        return y + self.net(x)
 
 
 class MatchHead(nn.Module):
-    """Unit vectors (N, E) of both sides -> logits (N,): a scaled cosine, and what a small network adds to it.
+    """Score pairs of unit vectors (N, E) -> logits (N,): a scaled cosine, and what a small network adds to it.
 
-    It starts undecided at a cosine of a half. Matching comes in when hard negatives lie there and above: were they
-    called pairs with confidence, its first steps would undo what the contrastive terms have reached.
+    The logit starts at zero for a cosine of a half. Matching is trained on hard negatives, whose cosines lie there and
+    above: a head that called them pairs with confidence would undo in its first steps what the contrastive terms have
+    reached.
+
+    Args:
+        embedding: E, of the retrieval embedding.
+        hidden: hidden width of the network.
+        scale: initial factor of the cosine.
     """
 
     def __init__(self, embedding: int, hidden: int, scale: float = 5.0) -> None:
         super().__init__()
-        # One element, not none: FSDP2 cannot shard a parameter without dimensions.
+        # Both parameters have one element and one dimension: FSDP2 cannot shard a parameter without dimensions.
         self.log_scale = nn.Parameter(torch.tensor([scale]).log())
         self.bias = nn.Parameter(torch.tensor([-scale / 2]))
         self.net = nn.Sequential(nn.Linear(3 * embedding, hidden), nn.GELU(), nn.Linear(hidden, 1))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Log-odds that x[i] and y[i] are a pair.
+
+        Args:
+            x: unit vectors (N, E) of one side.
+            y: unit vectors (N, E) of the other side.
+
+        Returns:
+            logits (N,).
+        """
         cosine = self.log_scale.exp() * (x * y).sum(-1) + self.bias
-        # Entries of about one, whatever the width.
+        # Scaled by √E, the entries of a unit vector are about one at any width.
         entry = x.shape[-1] ** 0.5
         x = x * entry
         y = y * entry
         joint = torch.cat([x, y, x * y], -1)
-        return cosine + self.net(joint).squeeze(-1).float()
+        correction = self.net(joint).squeeze(-1).float()
+        return cosine + correction

@@ -48,7 +48,13 @@ class MoEConfig:
 
 @dataclass
 class MoEOutput:
-    """x (N, D); losses by name, weighted; load (M, E): how many assignments each expert got from each modality."""
+    """What the experts return.
+
+    Args:
+        x: tokens (N, D).
+        losses: the router's, weighted, by name.
+        load: (M, E) float32, how many assignments each expert got from each modality.
+    """
 
     x: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
@@ -59,7 +65,12 @@ register_dataclass(MoEOutput)
 
 
 class Router(nn.Module):
-    """Tokens (N, D) -> (chosen experts (N, K) int64, weights (N, K) fp32, affinity logits (N, E) fp32)."""
+    """Choose K of E experts for every token (N, D), and weigh them.
+
+    Args:
+        config: number of experts and of choices.
+        width: D, of a token.
+    """
 
     bias: Tensor
 
@@ -70,26 +81,42 @@ class Router(nn.Module):
         self.register_buffer("bias", torch.zeros(config.num_experts))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Route tokens in fp32, whatever the autocast.
+
+        Args:
+            x: tokens (N, D).
+
+        Returns:
+            chosen experts (N, K) int64, their weights (N, K) fp32 that sum to 1, affinity logits (N, E) fp32.
+        """
         with torch.autocast(x.device.type, enabled=False):
             logits = x.float() @ self.affinity.float().T
             affinity = logits.sigmoid()
-            chosen = (affinity.detach() + self.bias).topk(self.top_k, dim=1).indices
+            biased = affinity.detach() + self.bias
+            chosen = biased.topk(self.top_k, dim=1).indices
             weights = affinity.gather(1, chosen)
-            return chosen, weights / weights.sum(1, keepdim=True).clamp(min=1e-9), logits
+            total = weights.sum(1, keepdim=True).clamp(min=1e-9)
+            return chosen, weights / total, logits
 
     @torch.no_grad()
     def rebalance(self, load: Tensor, rate: float) -> None:
-        """Move the bias of overloaded experts down and of idle ones up by `rate`.
+        """Move the bias of overloaded experts down and of idle ones up.
 
-        load (E,): assignments of the step, over all ranks.
+        Args:
+            load: (E,), the step's assignments to each expert, over all ranks.
+            rate: how far the bias moves.
         """
-        self.bias += rate * torch.sign(load.mean() - load)
+        direction = torch.sign(load.mean() - load)
+        self.bias += rate * direction
 
 
 class MoE(nn.Module):
-    """Tokens (N, D) and their modalities (N,) int64 in 0..M-1 -> MoEOutput with x (N, D).
+    """Mix K of E experts for every token (N, D), and one shared expert that every token passes.
 
-    Padding is skipped by the caller.
+    Args:
+        config: experts, router, and the weights of its losses.
+        width: D, of a token.
+        modalities: M, how many modalities the load is counted by.
     """
 
     def __init__(self, config: MoEConfig, width: int, modalities: int) -> None:
@@ -97,41 +124,81 @@ class MoE(nn.Module):
         self.config = config
         self.modalities = modalities
         self.router = Router(config, width)
-        self.w_in = nn.Parameter(torch.randn(config.num_experts, 2 * config.hidden, width) * width**-0.5)
-        self.w_out = nn.Parameter(torch.randn(config.num_experts, width, config.hidden) * config.hidden**-0.5)
+        w_in = torch.randn(config.num_experts, 2 * config.hidden, width)
+        w_out = torch.randn(config.num_experts, width, config.hidden)
+        self.w_in = nn.Parameter(w_in * width**-0.5)
+        self.w_out = nn.Parameter(w_out * config.hidden**-0.5)
         self.shared = SwiGLU(width, config.shared) if config.shared else None
 
     def forward(self, x: Tensor, modality: Tensor) -> MoEOutput:
+        """Send tokens through their experts.
+
+        Args:
+            x: real tokens (N, D); the caller skips padding.
+            modality: (N,) int64 in 0..M-1, the modality of each token.
+
+        Returns:
+            MoEOutput with x (N, D) and load (M, E).
+        """
         chosen, weights, logits = self.router(x)
         y = grouped_mlp(x, self.w_in, self.w_out, chosen, weights)
         if self.shared is not None:
             y = y + self.shared(x)
-        return MoEOutput(y, self.losses(logits, chosen, modality), self.load(chosen, modality))
+        losses = self.losses(logits, chosen, modality)
+        load = self.load(chosen, modality)
+        return MoEOutput(y, losses, load)
 
     @torch.no_grad()
     def load(self, chosen: Tensor, modality: Tensor) -> Tensor:
-        """chosen (N, K), modality (N,) -> assignments (M, E) float32."""
+        """Count assignments.
+
+        Args:
+            chosen: experts (N, K) int64.
+            modality: (N,) int64 in 0..M-1.
+
+        Returns:
+            (M, E) float32.
+        """
         experts = self.config.num_experts
         cell = (modality[:, None] * experts + chosen).flatten()
         counts = torch.bincount(cell, minlength=self.modalities * experts)
         return counts.view(self.modalities, experts).float()
 
     def losses(self, logits: Tensor, chosen: Tensor, modality: Tensor) -> dict[str, Tensor]:
-        """Router logits (N, E) fp32 -> the losses whose weight is not zero, weighted."""
+        """The router's losses whose weight is not zero, weighted.
+
+        `z` is ST-MoE's (Zoph et al. 2022), `balance` Switch's (Fedus et al. 2021), `entropy` LIMoE's (Mustafa et al.
+        2022).
+
+        Args:
+            logits: affinity logits (N, E) fp32.
+            chosen: experts (N, K) int64.
+            modality: (N,) int64 in 0..M-1.
+
+        Returns:
+            scalars by name.
+        """
         config = self.config
         losses = {}
         if config.z:
             losses["z"] = config.z * logits.logsumexp(1).square().mean()
         if config.balance:
-            share = torch.bincount(chosen.flatten(), minlength=config.num_experts) / chosen.numel()
-            losses["balance"] = config.balance * config.num_experts * (share * logits.softmax(1).mean(0)).sum()
+            counts = torch.bincount(chosen.flatten(), minlength=config.num_experts)
+            share = counts / chosen.numel()
+            probability = logits.softmax(1).mean(0)
+            losses["balance"] = config.balance * config.num_experts * (share * probability).sum()
         if config.entropy:
             losses["entropy"] = config.entropy * modality_entropy(logits.softmax(1), modality)
         return losses
 
 
 class SwiGLU(nn.Module):
-    """(..., D) -> (..., D): the dense expert, Shazeer 2020."""
+    """The shared expert, a gated MLP (Shazeer 2020): (..., D) -> (..., D).
+
+    Args:
+        width: D, of a token.
+        hidden: H, of each of the two halves that are multiplied.
+    """
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -139,13 +206,21 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
         gate, up = self.gate_up(x).chunk(2, -1)
         return self.down(nn.functional.silu(gate) * up)
 
 
 def modality_entropy(probabilities: Tensor, modality: Tensor) -> Tensor:
-    """LIMoE: mean over modalities of (entropy of a token's routing - entropy of the modality's mean routing);
-    (N, E), (N,) -> ()."""
+    """LIMoE's loss (Mustafa et al. 2022): sharp routing per token, spread routing per modality.
+
+    Args:
+        probabilities: routing (N, E) of each token, rows sum to 1.
+        modality: (N,) int64, the modality of each token.
+
+    Returns:
+        (): the mean over modalities of (mean entropy of a token's routing - entropy of the mean routing).
+    """
 
     def entropy(p: Tensor) -> Tensor:
         return -(p * (p + 1e-9).log()).sum(-1)
@@ -153,5 +228,7 @@ def modality_entropy(probabilities: Tensor, modality: Tensor) -> Tensor:
     terms = []
     for m in modality.unique():
         own = probabilities[modality == m]
-        terms.append(entropy(own).mean() - entropy(own.mean(0)))
+        per_token = entropy(own).mean()
+        per_modality = entropy(own.mean(0))
+        terms.append(per_token - per_modality)
     return torch.stack(terms).mean()

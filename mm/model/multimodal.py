@@ -42,10 +42,15 @@ class ModelConfig:
 
 @dataclass
 class ModelOutput:
-    """What one forward knows of a batch, by modality.
+    """What one forward returns of a batch of N rows a modality, everything but losses and load by modality.
 
-    encoded: EncoderOutput; embeddings (N, E) and tokens (N, T, P) are unit vectors, masks (N, T);
-    losses: the router's, by name; load (layers, M, E).
+    Args:
+        encoded: each encoder's output, tokens (N, T, D).
+        embeddings: unit vectors (N, E) for retrieval.
+        tokens: unit vectors (N, T, P) for late interaction.
+        masks: (N, T) bool, True where a token is real.
+        losses: the router's, weighted, by name.
+        load: assignments (layers, M, E) per modality and expert.
     """
 
     encoded: dict[str, EncoderOutput]
@@ -58,7 +63,14 @@ class ModelOutput:
 
 @dataclass
 class MatchInput:
-    """N samples of modality a beside N of modality b, to be read together."""
+    """N samples of one modality beside N of another, to be read together.
+
+    Args:
+        a: name of the left modality.
+        b: name of the right modality.
+        left: EncoderOutput (N, T_a, D) of a.
+        right: EncoderOutput (N, T_b, D) of b, its rows in the order of the left ones.
+    """
 
     a: str
     b: str
@@ -68,7 +80,13 @@ class MatchInput:
 
 @dataclass
 class MatchOutput:
-    """logits (N,) of each input: log-odds that a pair is a pair; losses and load as in ModelOutput."""
+    """What the joint reading returns.
+
+    Args:
+        logits: log-odds (N,) for each MatchInput that its rows are pairs.
+        losses: the router's, weighted, by name.
+        load: assignments (layers, M, E) per modality and expert.
+    """
 
     logits: list[Tensor]
     losses: dict[str, Tensor]
@@ -80,7 +98,15 @@ for result in (ModelOutput, MatchInput, MatchOutput):
 
 
 class MultimodalModel(nn.Module):
-    """Encoders → backbone → heads. encoders: by modality, all as wide as the backbone."""
+    """Encoders → backbone → heads.
+
+    Args:
+        config: backbone and heads.
+        encoders: by modality, all as wide as the backbone.
+
+    Raises:
+        ValueError: config.direct, but an encoder's bottleneck has no bypass.
+    """
 
     def __init__(self, config: ModelConfig, encoders: Mapping[str, Encoder]) -> None:
         super().__init__()
@@ -88,6 +114,7 @@ class MultimodalModel(nn.Module):
         self.encoders: Any = nn.ModuleDict(encoders)
         self.backbone = Backbone(config.backbone, tuple(MODALITIES))
         self.pool = nn.ModuleDict({m: AttentionPool(width) for m in encoders})
+        # Embedding width, hidden width and dropout of every projection.
         head = (config.embedding, config.head, config.head_dropout)
         project = {m: Projection(width, *head) for m in encoders}
         self.direct: Any = nn.ModuleDict()
@@ -102,11 +129,19 @@ class MultimodalModel(nn.Module):
 
     @property
     def modalities(self) -> tuple[str, ...]:
+        """The modalities that the model has an encoder of."""
         return tuple(self.encoders)
 
     def forward(self, batch: Batch, reconstruct: bool = True) -> ModelOutput:
-        """Batch -> ModelOutput: every modality it carries, each embedded alone. The modalities share the call and the
-        experts, and do not see each other."""
+        """Embed every modality of a batch alone: they share the call and the experts, and do not see each other.
+
+        Args:
+            batch: raw inputs or cached features of some modalities; those without an encoder are skipped.
+            reconstruct: whether the encoders' losses include decoding the raw inputs.
+
+        Returns:
+            ModelOutput: embeddings (N, E), tokens (N, T, P), masks (N, T) by modality; load (layers, M, E).
+        """
         carried = [m for m in MODALITIES if m in batch.modalities and m in self.encoders]
         encoded = {m: self.encode(batch, m, reconstruct) for m in carried}
         out = self.backbone([streams_of(encoded)], fuse=False)
@@ -117,18 +152,33 @@ class MultimodalModel(nn.Module):
         return ModelOutput(encoded, embeddings, tokens, masks, out.losses, out.load)
 
     def encode(self, batch: Batch, modality: str, reconstruct: bool = True) -> EncoderOutput:
-        """One modality of a batch -> EncoderOutput (N, T, D); `reconstruct` adds the decoder's loss where the raw input
-        is there."""
+        """Encode one modality of a batch, and mark the tokens of terms where the model has a term bias.
+
+        Args:
+            batch: holds raw inputs or cached features of the modality.
+            modality: its name.
+            reconstruct: whether the losses include decoding the raw input, if the batch has it.
+
+        Returns:
+            EncoderOutput with tokens (N, T, D).
+        """
         encoded = encode(self.encoders[modality], batch, modality, reconstruct)
         if modality == "text" and self.terms is not None:
-            encoded.term_mask = self.terms(batch.inputs["text"]) & encoded.mask
+            in_term = self.terms(batch.inputs["text"])
+            encoded.term_mask = in_term & encoded.mask
         return encoded
 
     def match(self, pairs: Sequence[MatchInput]) -> MatchOutput:
-        """Pairs of samples, of one or several pairs of modalities -> MatchOutput, the experts called once for all.
+        """Read pairs of samples jointly, all of them in one call of the experts a layer.
 
-        The joint reading starts as the embedding reading, pool and projection included: cross-modal attention, which
-        starts at zero, has only to learn what looking at the other side adds.
+        The joint reading starts as the embedding reading, pool and projection included: cross-modal attention is
+        zero-initialised and has only to learn what attending to the other side adds.
+
+        Args:
+            pairs: N samples on either side, of one or several pairs of modalities.
+
+        Returns:
+            MatchOutput with logits (N,) for each input, in its order.
         """
         readings = [streams_of({pair.a: pair.left, pair.b: pair.right}) for pair in pairs]
         out = self.backbone(readings, fuse=True)
@@ -140,7 +190,17 @@ class MultimodalModel(nn.Module):
         return MatchOutput(logits, out.losses, out.load)
 
     def read(self, modality: str, stream: Stream, summary: Tensor, use_running_stats: bool = False) -> Tensor:
-        """What leaves the backbone (N, T, D), and the trunk's summary (N, S) -> unit vectors (N, E)."""
+        """Pool and project one modality's tokens.
+
+        Args:
+            modality: selects pool and projections.
+            stream: the backbone's tokens (N, T, D) and mask (N, T).
+            summary: the trunk's summary (N, S), read where the model has direct projections.
+            use_running_stats: centre by running statistics, see `Projection.forward`.
+
+        Returns:
+            unit vectors (N, E) float32.
+        """
         pooled = self.pool[modality](stream.x, stream.mask)
         x = self.project[modality](pooled, use_running_stats)
         if modality in self.direct:
@@ -148,11 +208,19 @@ class MultimodalModel(nn.Module):
         return normalize(x.float(), dim=-1)
 
     def token_vectors(self, modality: str, stream: Stream) -> Tensor:
-        """What leaves the backbone (N, T, D) -> unit vectors of its tokens (N, T, P)."""
-        return normalize(self.project_tokens[modality](stream.x).float(), dim=-1)
+        """Project the backbone's tokens (N, T, D) onto unit vectors (N, T, P) float32 for late interaction."""
+        projected = self.project_tokens[modality](stream.x)
+        return normalize(projected.float(), dim=-1)
 
     def add_term_bias(self, sequences: Tensor) -> None:
-        """Every head learns a bias towards the tokens of terms; sequences (N, L) as `term_bias.Terms` has them."""
+        """Give every attention head a learned bias towards the tokens of terms.
+
+        Args:
+            sequences: token ids (N, L) int64 of the terms, as `term_bias.Terms` takes them.
+
+        Raises:
+            ValueError: the model has no text encoder.
+        """
         if "text" not in self.encoders:
             raise ValueError(f"terms are of text, which this model does not read: it has {', '.join(self.modalities)}")
         self.terms = Terms(sequences)
@@ -164,12 +232,24 @@ class MultimodalModel(nn.Module):
 def encode(
     encoder: Encoder, batch: Batch, modality: str, reconstruct: bool = True, rows: Tensor | None = None
 ) -> EncoderOutput:
-    """One modality of a batch through its encoder; of cached features the trunk does not run. rows (N,) bool: those
-    that are read; all by default."""
+    """Send one modality of a batch through its encoder; cached features replace the trunk, which then does not run.
+
+    Args:
+        encoder: of that modality.
+        batch: holds the modality's raw inputs (N, …), its cached features (N, T, F), or both.
+        modality: its name.
+        reconstruct: whether the losses include decoding the raw input, if the batch has it.
+        rows: (N,) bool, which rows are encoded; None encodes all.
+
+    Returns:
+        EncoderOutput with tokens (n, T, D) of the n rows.
+    """
 
     def chosen(tensors: Mapping[str, Tensor]) -> Tensor | None:
         tensor = tensors.get(modality)
-        return tensor if tensor is None or rows is None else tensor[rows]
+        if tensor is None or rows is None:
+            return tensor
+        return tensor[rows]
 
     mask = chosen(batch.masks)
     tokens = chosen(batch.features)
@@ -177,11 +257,20 @@ def encode(
     if tokens is not None:
         assert mask is not None
         features = Features(tokens.float(), mask)
-    return encoder(chosen(batch.inputs), mask, features, reconstruct)
+    inputs = chosen(batch.inputs)
+    return encoder(inputs, mask, features, reconstruct)
 
 
 def direct_projections(encoders: Mapping[str, Encoder], head: tuple[int, int, float]) -> dict[str, Projection]:
-    """A projection of each trunk's summary; head: embedding width, hidden width and dropout."""
+    """A projection of each trunk's summary onto the embedding.
+
+    Args:
+        encoders: by modality.
+        head: embedding width, hidden width and dropout of each projection.
+
+    Raises:
+        ValueError: an encoder's bottleneck has no bypass, which a direct projection would work around.
+    """
     projections = {}
     for modality, encoder in encoders.items():
         if encoder.bottleneck.bypass is None:
@@ -191,20 +280,34 @@ def direct_projections(encoders: Mapping[str, Encoder], head: tuple[int, int, fl
 
 
 def streams_of(encoded: Mapping[str, EncoderOutput]) -> Reading:
-    """EncoderOutputs by modality -> streams of the backbone."""
+    """Encoder outputs (N, T, D) by modality, as the streams of one reading."""
     return {m: Stream(e.tokens, e.mask, e.term_mask) for m, e in encoded.items()}
 
 
 def select(encoded: EncoderOutput, rows: Tensor) -> EncoderOutput:
-    """The rows (N,) of an EncoderOutput; its losses, which belong to the whole batch, stay behind."""
+    """Some rows of an encoder's output, without its losses and metrics, which belong to the whole batch.
+
+    Args:
+        encoded: tokens (N, T, D).
+        rows: (n,) int64; a row may occur more than once.
+
+    Returns:
+        EncoderOutput with tokens (n, T, D).
+    """
     term_mask = None if encoded.term_mask is None else encoded.term_mask[rows]
-    return EncoderOutput(
-        encoded.tokens[rows], encoded.codes[rows], encoded.mask[rows], encoded.summary[rows], term_mask=term_mask
-    )
+    tokens = encoded.tokens[rows]
+    codes = encoded.codes[rows]
+    mask = encoded.mask[rows]
+    summary = encoded.summary[rows]
+    return EncoderOutput(tokens, codes, mask, summary, term_mask=term_mask)
 
 
 def count_parameters(model: MultimodalModel) -> tuple[int, int]:
-    """(total, active per token): of the routed experts only K of E count as active."""
+    """Count parameters.
+
+    Returns:
+        all of them, and those active per token: K of E routed experts, everything else.
+    """
     total = sum(parameter.numel() for parameter in model.parameters())
     idle = 0
     for block in model.backbone.blocks:
