@@ -18,7 +18,15 @@ from mm.train.trainer import build_trainer, fit
 
 
 def train_align(config: AlignConfig) -> None:
-    """Write runs/<name>/. Raises ValueError on settings that do not fit the data, FloatingPointError on divergence."""
+    """Train, evaluate and save a run into <runs>/<name>/.
+
+    Args:
+        config: all settings of the run.
+
+    Raises:
+        ValueError: the settings do not fit the data, or a finished run is resumed.
+        FloatingPointError: a loss or gradient is not finite.
+    """
     keep_freed_memory()
     started = time.perf_counter()
     folder = Path(config.runs) / config.name
@@ -35,30 +43,57 @@ def train_align(config: AlignConfig) -> None:
     data.cache_features(run.model.encoders, {config.data.train: data.train, **evaluated})
     trainer = build_trainer(config.train, folder, callbacks(config, task, data), config.resume)
     fit(trainer, task, data, folder, config.resume)
-    if config.resume and trainer.global_step < config.train.steps:
-        raise ValueError(
-            f"{folder} has finished with {trainer.global_step} steps, of which its schedules are"
-            f" fractions: a run of {config.train.steps} needs another --name and no --resume"
-        )
+    if config.resume:
+        require_all_steps(folder, trainer.global_step, config.train.steps)
     if trainer.is_global_zero:
         save_run(run, folder)
-        show(evaluate_run(run, data, evaluated, folder, started))
+        result = evaluate_run(run, data, evaluated, folder, started)
+        show(result)
         print(f"report: {folder / 'report.html'}")
 
 
-def require_two_modalities(config: AlignConfig, data: AlignData) -> None:
-    """Raises ValueError where the training split and the model have fewer than two modalities in common."""
-    there = {m for m in data.encoders if m in data.readers and data.readers[m].source in data.train.modalities}
-    there |= set(data.encoders) & data.train.modalities
-    if len(there) < 2:
+def require_all_steps(folder: Path, done: int, asked: int) -> None:
+    """Refuse to extend a finished run, whose schedules are fractions of its own length.
+
+    Args:
+        folder: of the run, named in the message.
+        done: steps that it has trained.
+        asked: steps that were asked for.
+
+    Raises:
+        ValueError: fewer steps are done than were asked for.
+    """
+    if done < asked:
         raise ValueError(
-            f"{data.train.name} has {', '.join(sorted(data.train.modalities))}, the model"
-            f" {', '.join(config.model.modalities)}: to be aligned, two must be in both"
+            f"{folder} has finished with {done} steps, of which its schedules are fractions: a run of {asked} needs"
+            " another --name and no --resume"
         )
 
 
+def require_two_modalities(config: AlignConfig, data: AlignData) -> None:
+    """Check that there is something to align.
+
+    Raises:
+        ValueError: the training split and the model have fewer than two modalities in common.
+    """
+    split = data.train.modalities
+    common = set(data.encoders) & split
+    for modality in data.encoders:
+        reader = data.readers.get(modality)
+        if reader is not None and reader.source in split:
+            common.add(modality)
+    if len(common) < 2:
+        in_data = ", ".join(sorted(split))
+        in_model = ", ".join(config.model.modalities)
+        raise ValueError(f"{data.train.name} has {in_data}, the model {in_model}: to be aligned, two must be in both")
+
+
 def callbacks(config: AlignConfig, task: AlignTask, data: AlignData) -> list[Callback]:
-    """Averaged weights, and first-stage retrieval on the validation split as training goes, where asked for."""
+    """What `train.ema` and `train.evaluate_every` ask for.
+
+    Returns:
+        an average of the weights, and a first-stage retrieval on the validation split every so many steps.
+    """
     found: list[Callback] = []
     train = config.train
     if train.ema:
@@ -67,7 +102,8 @@ def callbacks(config: AlignConfig, task: AlignTask, data: AlignData) -> list[Cal
         split = config.data.val
 
         def score() -> dict[str, float]:
-            return first_stage_metrics(task.run, data, data.open(split), split)
+            dataset = data.open(split)
+            return first_stage_metrics(task.run, data, dataset, split)
 
         found.append(PeriodicEvaluation(train.evaluate_every, score))
     return found

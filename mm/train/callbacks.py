@@ -1,4 +1,4 @@
-"""What happens around training steps: history, averaged weights, evaluations that may keep the best state, memory."""
+"""Callbacks around training steps: history, averaged weights, evaluations that may keep the best state, memory."""
 
 import csv
 from collections.abc import Callable
@@ -14,19 +14,24 @@ from mm.train.memory import memory_in_use
 
 
 def moving(task: LightningModule) -> dict[str, Tensor]:
-    """The parameters that train, by name."""
+    """The parameters that train, by name, detached; they share memory with the task."""
     return {name: p.detach() for name, p in task.named_parameters() if p.requires_grad}
 
 
 def snapshot(task: LightningModule) -> dict[str, Tensor]:
-    """What training changes: the parameters that move, and all buffers."""
+    """A copy of what training changes: the parameters that train, and all buffers."""
     changing = {**moving(task), **dict(task.named_buffers())}
     return {name: tensor.detach().clone() for name, tensor in changing.items()}
 
 
 @torch.no_grad()
 def restore(task: LightningModule, state: dict[str, Tensor]) -> None:
-    """Put back what `snapshot` took; of `state` what it lacks stays."""
+    """Put a state back into a task.
+
+    Args:
+        task: is changed in place.
+        state: tensors by name, as `snapshot` takes them; whatever it lacks keeps its value.
+    """
     changing = {**moving(task), **dict(task.named_buffers())}
     for name, tensor in changing.items():
         if name in state:
@@ -34,31 +39,41 @@ def restore(task: LightningModule, state: dict[str, Tensor]) -> None:
 
 
 class KeepHistory(Callback):
-    """Of a resumed run's metrics, what was logged before the checkpoint: the logger alone would start the file anew."""
+    """Keep the rows of metrics.csv that a resumed run logged before its checkpoint: the logger truncates the file.
+
+    Args:
+        path: of metrics.csv.
+    """
 
     def __init__(self, path: Path) -> None:
         self.rows = list(csv.DictReader(path.open())) if path.is_file() else []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the old rows again, once."""
         rows = self.rows
         self.rows = []
         if trainer.logger is None:
             return
         for row in rows:
             step = int(row.pop("step"))
-            if step < trainer.global_step:
-                values = {name: float(value) for name, value in row.items() if value}
-                trainer.logger.log_metrics(values, step)
+            if step >= trainer.global_step:
+                continue
+            values = {name: float(value) for name, value in row.items() if value}
+            trainer.logger.log_metrics(values, step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that was killed in its evaluation has no step left, and training does not start."""
+        """Log the old rows of a run that was killed in its evaluation: it has no step left, training never starts."""
         self.on_train_start(trainer, pl_module)
 
 
 class WeightAverage(Callback):
-    """Exponential moving average of the parameters that train, over the steps after `start`; buffers are the newest.
+    """Exponential moving average of the parameters that train; buffers keep their newest values.
 
     After fitting, the average is left in the task. Its own state is in the checkpoints.
+
+    Args:
+        decay: weight of the average against the newest parameters, in [0, 1).
+        start: the last step that is not averaged.
     """
 
     def __init__(self, decay: float, start: int = 0) -> None:
@@ -68,11 +83,14 @@ class WeightAverage(Callback):
         self.averaged: dict[str, Tensor] = {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        """Fold the step's parameters into the average."""
         if trainer.global_step <= self.start:
             return
         now = moving(pl_module)
         if self.averaged:
-            self.update([self.averaged[name] for name in now], list(now.values()), self.updates)  # type: ignore[arg-type]
+            averaged = [self.averaged[name] for name in now]
+            newest = list(now.values())
+            self.update(averaged, newest, self.updates)  # type: ignore[arg-type]
         else:
             self.averaged = {name: parameter.clone() for name, parameter in now.items()}
         self.updates += 1
@@ -89,11 +107,11 @@ class WeightAverage(Callback):
 
 
 class PeriodicEvaluation(Callback):
-    """Calls `score` every `every` steps and logs what it gives.
+    """Evaluate every so many steps and log the figures as `val/<name>`.
 
     Args:
         every: steps between evaluations; 0 evaluates after the last step only, if at all.
-        score: evaluates the task as it is now; -> named figures.
+        score: evaluates the task as it is now, and returns figures by name.
     """
 
     def __init__(self, every: int, score: Callable[[], dict[str, float]]) -> None:
@@ -101,19 +119,25 @@ class PeriodicEvaluation(Callback):
         self.score = score
 
     def is_due(self, trainer: Trainer) -> bool:
+        """Whether the step that ended is followed by an evaluation."""
         return self.every > 0 and trainer.global_step % self.every == 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        """Evaluate on the first rank."""
         if self.is_due(trainer) and trainer.is_global_zero:
             found = self.score()
             pl_module.train()
-            pl_module.log_dict({f"val/{name}": value for name, value in found.items()}, rank_zero_only=True)
+            figures = {f"val/{name}": value for name, value in found.items()}
+            pl_module.log_dict(figures, rank_zero_only=True)
 
 
 class KeepBest(PeriodicEvaluation):
-    """A periodic evaluation, also after the last step, that leaves the state with the largest `metric` in the task.
+    """Evaluate every so many steps and after the last one, and leave the best state in the task.
 
     Args:
+        every: steps between evaluations; 0 evaluates after the last step only.
+        score: evaluates the task as it is now, and returns figures by name.
+        metric: the figure whose largest value marks the best state.
         average: the weights that are evaluated and kept; None takes those of the step.
         patience: evaluations without a better state after which training stops; 0 for none.
     """
@@ -136,9 +160,11 @@ class KeepBest(PeriodicEvaluation):
         self.stale = 0
 
     def is_due(self, trainer: Trainer) -> bool:
+        """Also after the last step."""
         return super().is_due(trainer) or trainer.global_step == trainer.max_steps
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        """Evaluate, keep the state if it is the best one so far, and go on from the newest one."""
         if not self.is_due(trainer):
             return
         newest = snapshot(pl_module)
@@ -171,7 +197,7 @@ class KeepBest(PeriodicEvaluation):
 
 
 class PeakMemory(Callback):
-    """The most memory in use after any backward, in bytes."""
+    """Record the largest memory in use after any backward or step, in bytes."""
 
     bytes = 0
 

@@ -9,12 +9,24 @@ from mm.train.task import AlignTask, named_parameters
 
 
 def fitting(task: AlignTask, pattern: str, option: str) -> list[Tensor]:
-    """The parameters whose names a pattern fits. Raises ValueError, naming the option, where there are none."""
+    """The parameters whose names a pattern fits.
+
+    Args:
+        task: has the parameters.
+        pattern: as `fnmatch` reads it.
+        option: the setting that the pattern comes from, named in the message.
+
+    Raises:
+        ValueError: the pattern fits no parameter.
+    """
     named = named_parameters(task)
     found = [parameter for name, parameter in named if fnmatchcase(name, pattern)]
     if not found:
-        parts = sorted({".".join(name.split(".")[:2]) + "*" for name, _ in named})
-        raise ValueError(f"{option}: no parameter is called {pattern!r}; there are {', '.join(parts)}")
+        parts = set()
+        for name, _ in named:
+            top = name.split(".")[:2]
+            parts.add(".".join(top) + "*")
+        raise ValueError(f"{option}: no parameter is called {pattern!r}; there are {', '.join(sorted(parts))}")
     return found
 
 
@@ -25,7 +37,15 @@ def require_fitting(task: AlignTask, patterns: Iterable[str], option: str) -> No
 
 
 def freeze(task: AlignTask, patterns: Iterable[str]) -> None:
-    """Parameters whose names fit any of the patterns train no more. Raises ValueError where nothing is left."""
+    """Freeze the parameters whose names fit any of the patterns.
+
+    Args:
+        task: has the parameters.
+        patterns: as `fnmatch` reads them.
+
+    Raises:
+        ValueError: a pattern fits no parameter, or nothing is left to train.
+    """
     patterns = list(patterns)
     for pattern in patterns:
         for parameter in fitting(task, pattern, "freeze"):

@@ -12,39 +12,71 @@ from alignment import ScheduleConfig, learning_rate_factor
 from mm.config import OptimConfig
 
 BETAS = (0.9, 0.98)
-"""AdamW's."""
+"""AdamW's decay rates of the first and second moment."""
 
 
 def learning_rate(config: OptimConfig, schedule: ScheduleConfig, progress: float) -> float:
-    """Factor on the base learning rate at `progress` in [0, 1]: linear warm-up, cosine decay, times the stage's
-    factor."""
-    warm = min(1.0, progress / config.warmup) if config.warmup > 0 else 1.0
-    rest = max(0.0, progress - config.warmup) / max(1e-9, 1 - config.warmup)
-    cosine = config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, rest)))
+    """Factor on the base learning rate: linear warm-up, then cosine decay, times the factor of the loss's stage.
+
+    Args:
+        config: the share of the run that warms up, and the factor at the end.
+        schedule: of the alignment loss, whose stages may have factors of their own.
+        progress: share of the run that is done, in [0, 1].
+    """
+    warm = 1.0
+    if config.warmup > 0:
+        warm = min(1.0, progress / config.warmup)
+    after_warmup = max(0.0, progress - config.warmup)
+    rest = after_warmup / max(1e-9, 1 - config.warmup)
+    angle = math.pi * min(1.0, rest)
+    cosine = config.final + (1 - config.final) * 0.5 * (1 + math.cos(angle))
     return warm * cosine * learning_rate_factor(schedule, progress)
 
 
 def decays(name: str, parameter: Tensor) -> bool:
-    """Matrices decay; norms, biases, embeddings of position, temperatures and codebooks do not."""
+    """Whether weight decay applies to a parameter.
+
+    Matrices decay; norms, biases, position embeddings, modality embeddings, temperatures and codebooks do not.
+    """
     exempt = any(part in name for part in ("position", "codebook", "modality"))
     return parameter.ndim >= 2 and not exempt
 
 
 def rate_factor(name: str, rates: Mapping[str, float]) -> float:
-    """Factor on the learning rate of a parameter: of the patterns that fit its name, the last counts."""
+    """Factor on the learning rate of a parameter.
+
+    Args:
+        name: of the parameter.
+        rates: factors by name pattern, as `fnmatch` reads it; the last pattern that fits counts.
+
+    Returns:
+        the factor, 1 where no pattern fits.
+    """
     factors = [factor for pattern, factor in rates.items() if fnmatchcase(name, pattern)]
     return factors[-1] if factors else 1.0
 
 
 def parameter_groups(named: Iterable[tuple[str, Tensor]], config: OptimConfig) -> list[dict]:
-    """Named parameters grouped by (learning rate, decay)."""
-    groups: dict[tuple[float, float], list[Tensor]] = defaultdict(list)
+    """Group parameters by learning rate and weight decay, as torch's optimizers take them.
+
+    Args:
+        named: parameters with their names, in the order in which they stay within a group.
+        config: learning rate, factors on it by name pattern, and weight decay.
+
+    Returns:
+        groups with `params`, `lr` and `weight_decay`, in the order of their first parameter.
+    """
+    grouped: dict[tuple[float, float], list[Tensor]] = defaultdict(list)
     for name, parameter in named:
         rate = rate_factor(name, config.rates) * config.learning_rate
         decay = config.weight_decay * decays(name, parameter)
-        groups[rate, decay].append(parameter)
-    return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+        grouped[rate, decay].append(parameter)
+    groups = []
+    for (rate, decay), parameters in grouped.items():
+        groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
+    return groups
 
 
 def build_optimizer(groups: list[dict]) -> torch.optim.Optimizer:
+    """Fused AdamW (Loshchilov & Hutter 2019) over groups as `parameter_groups` returns them."""
     return torch.optim.AdamW(groups, betas=BETAS, fused=True)

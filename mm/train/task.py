@@ -1,7 +1,7 @@
 """The Lightning module: one training step from a batch to a named sum of losses, and what moves between steps."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from lightning import LightningModule
@@ -21,7 +21,11 @@ SHOWN = ("contrastive/image_text", "itm/image_text")
 
 
 class AlignTask(LightningModule):
-    """Trains the model and the loss of `run`, which it is handed."""
+    """Train a run's model and loss by the progressive alignment loss.
+
+    Args:
+        run: config, model and loss; it is trained in place.
+    """
 
     def __init__(self, run: Run) -> None:
         super().__init__()
@@ -32,15 +36,28 @@ class AlignTask(LightningModule):
 
     @property
     def run(self) -> Run:
-        """What is trained, to be saved and evaluated."""
+        """The config, model and loss that are trained, to be saved and evaluated."""
         return Run(self.config, self.model, self.loss)
 
     @property
     def progress(self) -> float:
         """Share of the run that is done, in [0, 1]: the only clock of schedules and learning rate."""
-        return min(1.0, self.global_step / max(1, self.config.train.steps))
+        steps = max(1, self.config.train.steps)
+        return min(1.0, self.global_step / steps)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """One step: forward, losses, routing biases, log.
+
+        Args:
+            batch: the samples of this rank.
+            batch_index: unused, Lightning's.
+
+        Returns:
+            the weighted sum of all losses ().
+
+        Raises:
+            FloatingPointError: the sum is not finite.
+        """
         self.seed_step()
         output = self.read(batch)
         terms, load = self.losses(output, batch)
@@ -54,7 +71,15 @@ class AlignTask(LightningModule):
         return self.model(batch)
 
     def losses(self, output: ModelOutput, batch: Batch) -> tuple[LossTerms, Tensor]:
-        """-> (named terms and their weighted sum, expert load (layers, M, E) of all forwards of the step)."""
+        """All losses of a step: alignment terms, matching of drawn pairs, the encoders' and the router's.
+
+        Args:
+            output: the model's forward of `batch`.
+            batch: the samples of this rank.
+
+        Returns:
+            named terms and their weighted sum; expert load (layers, M, E) of all forwards of the step.
+        """
         weights = loss_weights(self.config.schedule, self.progress, self.stages)
         sides = aligned_sides(output, batch)
         rows = self.loss.rows(sides)
@@ -73,63 +98,90 @@ class AlignTask(LightningModule):
         return terms, torch.stack(loads).sum(0)
 
     def match(self, drawn: list[DrawnPairs], output: ModelOutput) -> MatchOutput | None:
-        """Drawn pairs through the joint reading, all in one call: small calls cost more than what they compute."""
+        """Read drawn pairs jointly, all in one call: small calls cost more than what they compute.
+
+        Args:
+            drawn: rows of either side, for each pair of modalities.
+            output: the model's forward, whose encoder outputs are read again.
+
+        Returns:
+            MatchOutput with logits for each element of `drawn`; None if nothing was drawn.
+        """
         if not drawn:
             return None
         pairs = []
-        for d in drawn:
-            left = select(output.encoded[d.a], d.rows_a)
-            right = select(output.encoded[d.b], d.rows_b)
-            pairs.append(MatchInput(d.a, d.b, left, right))
+        for pair in drawn:
+            left = select(output.encoded[pair.a], pair.rows_a)
+            right = select(output.encoded[pair.b], pair.rows_b)
+            pairs.append(MatchInput(pair.a, pair.b, left, right))
         return self.model.match(pairs)
 
     def seed_step(self) -> None:
-        """Make what a step draws (dropout, hard negatives, sampled positions) a function of (seed, step, rank).
+        """Make every draw of a step (dropout, hard negatives, sampled positions) a function of (seed, step, rank).
 
-        No generator's state has to survive: a resumed run draws what the uninterrupted one did.
+        No generator's state has to survive: a resumed run draws the same numbers as the uninterrupted one.
         """
-        digest = hashlib.sha256(f"{self.config.seed} {self.global_step} {self.global_rank}".encode()).digest()
+        key = f"{self.config.seed} {self.global_step} {self.global_rank}"
+        digest = hashlib.sha256(key.encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:7], "little"))
 
     def rebalance(self, load: Tensor) -> None:
-        """Move the routing biases against the load of all ranks: they must stay equal on every rank."""
-        self.model.backbone.rebalance(sum_over_ranks(load.clone(), world()))
+        """Move the routing biases against the load of all ranks, which keeps them equal on every rank.
+
+        Args:
+            load: (layers, M, E) assignments of this rank.
+        """
+        total = sum_over_ranks(load.clone(), world())
+        self.model.backbone.rebalance(total)
 
     def report(self, terms: LossTerms, output: ModelOutput, load: Tensor) -> None:
-        """Log every named term, code utilization, and the experts' load."""
+        """Log every named term, code utilization, and the experts' load.
+
+        Args:
+            terms: named losses and their sum.
+            output: the forward of the step, for the encoders' metrics.
+            load: (layers, M, E) assignments of this rank. `experts/dead` is the share of experts without any,
+                `experts/busiest` the largest load over the mean one.
+        """
         for name, value in terms.terms.items():
             self.log(f"train/{name}", value.detach(), prog_bar=name in SHOWN)
         self.log("train/total", terms.total.detach(), prog_bar=True)
-        self.log("stage", float(stage(self.config.schedule, self.progress)), prog_bar=True)
+        current = stage(self.config.schedule, self.progress)
+        self.log("stage", float(current), prog_bar=True)
         for modality, encoded in output.encoded.items():
             for name, value in encoded.metrics.items():
                 self.log(f"{name}/{modality}", value.float())
         per_expert = load.sum(1)
+        dead = (per_expert == 0).float()
         busiest = per_expert.amax(1) / per_expert.mean(1).clamp(min=1)
-        self.log("experts/dead", (per_expert == 0).float().mean())
+        self.log("experts/dead", dead.mean())
         self.log("experts/busiest", busiest.mean())
         self.log("learning_rate", self.current_rate)
 
     @property
     def current_rate(self) -> float:
-        """The learning rate of the first group now."""
+        """The learning rate of the optimizer's first group now."""
         return self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW over `groups`, and a schedule that multiplies every group's rate by `learning_rate_factor`."""
         optimizer = build_optimizer(self.groups())
         steps = self.config.train.steps
-        # One step ahead of progress: the first update already moves.
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.learning_rate_factor(min(1.0, (step + 1) / steps))
-        )
+
+        def factor(step: int) -> float:
+            # The schedule runs one step ahead of progress: the first update already moves.
+            progress = (step + 1) / steps
+            return self.learning_rate_factor(min(1.0, progress))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def learning_rate_factor(self, progress: float) -> float:
-        """On every group's rate, at `progress` in [0, 1]."""
+        """Factor on every group's learning rate, at `progress` in [0, 1]."""
         return learning_rate(self.config.optim, self.config.schedule, progress)
 
     def groups(self) -> list[dict]:
-        """What the optimizer moves, by learning rate and decay."""
+        """The trainable parameters, grouped by learning rate and decay."""
         return parameter_groups(self.named_trainable(), self.config.optim)
 
     def named_trainable(self) -> list[tuple[str, Tensor]]:
@@ -137,18 +189,29 @@ class AlignTask(LightningModule):
         return [(name, parameter) for name, parameter in named_parameters(self) if parameter.requires_grad]
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:  # type: ignore[no-untyped-def]  # Lightning's hook
-        if self.config.optim.clip:
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            self.log("gradient_norm", clip_gradients(self, parameters, self.config.optim.clip))
+        """Clip by `optim.clip` and log the norm before. Raises FloatingPointError on one that is not finite."""
+        largest = self.config.optim.clip
+        if not largest:
+            return
+        parameters: list[Tensor] = []
+        for group in optimizer.param_groups:
+            parameters.extend(group["params"])
+        norm = clip_gradients(self, parameters, largest)
+        self.log("gradient_norm", norm)
 
 
 def aligned_sides(output: ModelOutput, batch: Batch) -> dict[str, Aligned]:
-    """What the loss reads of each modality."""
+    """Collect what the alignment loss reads of each modality.
+
+    Args:
+        output: embeddings (N, E), tokens (N, T, P), masks (N, T) by modality.
+        batch: which rows are present (N,), and the sample (N,) that each belongs to.
+    """
     sides = {}
     for m in output.encoded:
-        sides[m] = Aligned(
-            output.embeddings[m], output.tokens[m], output.masks[m], batch.present[m], batch.sample_index[m]
-        )
+        present = batch.present[m]
+        sample_index = batch.sample_index[m]
+        sides[m] = Aligned(output.embeddings[m], output.tokens[m], output.masks[m], present, sample_index)
     return sides
 
 
@@ -160,18 +223,40 @@ def named_parameters(task: AlignTask) -> list[tuple[str, Tensor]]:
 
 
 def check_finite(terms: LossTerms, step: int) -> None:
-    """Stop at the first step whose loss is not a number, and say which term broke."""
-    if not torch.isfinite(terms.total):
-        broken = [name for name, value in terms.terms.items() if not torch.isfinite(value)]
-        raise not_finite(step, ", ".join(broken) or "the sum of losses")
+    """Stop at the first step whose loss is not a number.
+
+    Args:
+        terms: named losses and their sum.
+        step: named in the message.
+
+    Raises:
+        FloatingPointError: the sum is not finite; the message names the terms that are not.
+    """
+    if torch.isfinite(terms.total):
+        return
+    broken = [name for name, value in terms.terms.items() if not torch.isfinite(value)]
+    raise not_finite(step, ", ".join(broken) or "the sum of losses")
 
 
 def clip_gradients(task: LightningModule, parameters: list[Tensor], largest: float) -> Tensor:
-    """Scale the gradients so that their joint norm is at most `largest`; -> the norm before. FloatingPointError names
-    those that are not finite."""
+    """Scale gradients so that their joint norm is at most `largest`.
+
+    Args:
+        task: names the parameters and the step in an error.
+        parameters: those whose gradients are scaled.
+        largest: the bound of the norm.
+
+    Returns:
+        the norm () before.
+
+    Raises:
+        FloatingPointError: the norm is not finite; the message names the parameters whose gradient is not.
+    """
     norm = torch.nn.utils.clip_grad_norm_(parameters, largest)
     if not torch.isfinite(norm):
-        raise not_finite(task.global_step, f"the gradient of {_listed(broken_gradients(task))}")
+        # Finite gradients may still have an infinite norm.
+        names = _listed(broken_gradients(task)) or "all parameters together"
+        raise not_finite(task.global_step, f"the gradient of {names}")
     return norm
 
 
@@ -179,20 +264,26 @@ def broken_gradients(task: LightningModule) -> list[str]:
     """Names of the parameters whose gradient is not finite."""
     names = []
     for name, parameter in task.named_parameters():
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+        gradient = parameter.grad
+        if gradient is not None and not torch.isfinite(gradient).all():
             names.append(name)
     return names
 
 
 def not_finite(step: int, what: str) -> FloatingPointError:
-    """The one line with which a diverged run ends."""
+    """The error with which a diverged run ends.
+
+    Args:
+        step: at which it diverged.
+        what: names what is not finite.
+    """
     return FloatingPointError(
         f"step {step}: {what} is not finite; lower optim.learning_rate or set train.precision=fp32,"
         " then go on with --resume true"
     )
 
 
-def _listed(names: Iterable[str]) -> str:
-    first, *rest = names
-    shown = [first, *rest[:2]]
-    return ", ".join(shown) + (" …" if len(rest) > 2 else "")
+def _listed(names: Sequence[str]) -> str:
+    """The first three names, and whether there are more."""
+    shown = ", ".join(names[:3])
+    return f"{shown} …" if len(names) > 3 else shown

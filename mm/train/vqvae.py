@@ -1,4 +1,4 @@
-"""One modality's VQ-VAE from its settings to its pictures: train, evaluate, draw, save."""
+"""One modality's VQ-VAE from its settings to its reconstructions: train, evaluate, draw, save."""
 
 import logging
 import time
@@ -22,13 +22,26 @@ from mm.train.vqvae_task import VQVAETask, build_vqvae
 
 logger = logging.getLogger(__name__)
 EVAL_BATCH = 256
+"""Samples or captions per batch of the evaluation."""
 SHOWN = {"image": 16, "audio": 4, "text": 12}
+"""How many reconstructions are drawn, by modality."""
+DEFAULT_SHOWN = 16
+"""How many of any other modality."""
 
 
 def train_vqvae(config: VQVAEConfig) -> None:
-    """Write runs/<name>/. Raises ValueError on settings that do not fit the data, FloatingPointError on divergence."""
+    """Train, evaluate and save one modality's VQ-VAE into <runs>/<name>/.
+
+    Args:
+        config: all settings of the run.
+
+    Raises:
+        ValueError: the settings do not fit the data.
+        FloatingPointError: a loss or gradient is not finite.
+    """
     started = time.perf_counter()
-    folder = Path(config.runs) / (config.name or f"vqvae_{config.modality}")
+    name = config.name or f"vqvae_{config.modality}"
+    folder = Path(config.runs) / name
     write_config(config, folder)
     seed_everything(config.seed, verbose=False)
     plan = BatchPlan(config.train.batch_size, config.train.steps, config.seed)
@@ -51,24 +64,34 @@ def train_vqvae(config: VQVAEConfig) -> None:
 
 
 def evaluate(task: VQVAETask, data: AlignData, validation: CaptionDataset, folder: Path, started: float) -> None:
-    """Measure and draw the validation split: result.json and reconstructions.png."""
+    """Evaluate and draw the validation split: write result.json and reconstructions.png.
+
+    Args:
+        task: the trained encoder and its settings.
+        data: reads the split's batches.
+        validation: the split.
+        folder: of the run.
+        started: `time.perf_counter()` when the run started, in seconds.
+    """
     config = task.config
     split = config.data.val
     view = data.eval_view(validation)
     batches = data.caption_batches if config.modality == "text" else data.sample_batches
     metrics = evaluate_codes(task.encoder, config.modality, batches(view, split, EVAL_BATCH))
-    shown = next(batches(view, split, SHOWN.get(config.modality, 16)))
+    rows = SHOWN.get(config.modality, DEFAULT_SHOWN)
+    shown = next(batches(view, split, rows))
     drawing = draw_reconstructions(task.encoder, config.modality, shown, folder, data.tokenizer)
     parameters = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    protocol = {
+        "dataset": validation.name,
+        "split": split,
+        "images": len(validation),
+        "captions": len(view.captions),
+        "trained_on": data.train.name,
+    }
     result = {
         "metrics": {name: round(value, 4) for name, value in metrics.items()},
-        "protocol": {
-            "dataset": validation.name,
-            "split": split,
-            "images": len(validation),
-            "captions": len(view.captions),
-            "trained_on": data.train.name,
-        },
+        "protocol": protocol,
         "config": asdict(config),
         "commit": commit(),
         "seed": config.seed,
@@ -78,5 +101,6 @@ def evaluate(task: VQVAETask, data: AlignData, validation: CaptionDataset, folde
         "parameters_active": parameters,
     }
     write_json(folder / "result.json", result)
-    logger.info("%s: %s", folder, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    logger.info("%s: %s", folder, figures)
     logger.info("images: %s", drawing or "none, a pretrained trunk is decoded to features")

@@ -18,12 +18,22 @@ from mm.train.task import clip_gradients, not_finite
 from mm.train.vqvae_config import VQVAEConfig, encoder_of
 
 NO_STAGES = ScheduleConfig(kind="joint")
+"""The alignment schedule of a run without alignment: every factor on the learning rate is 1."""
 
 
 def build_vqvae(config: VQVAEConfig, vocabulary: Tensor | None = None) -> Encoder:
-    """The one encoder; nothing of it that faces a backbone trains. vocabulary (V,) is a scratch text trunk's."""
-    # What faces a backbone is neither trained nor saved, so its width does not matter.
-    encoder = build_encoder(config.modality, encoder_of(config), config.bottleneck, 1, vocabulary)
+    """Build the encoder of the one modality, and freeze the part of it that faces a backbone.
+
+    Args:
+        config: names the modality, its settings, and the weights to start from.
+        vocabulary: (V,) token ids of the training captions, for a scratch text trunk.
+
+    Raises:
+        ValueError: the weights do not fit the settings.
+    """
+    # A width of 1 is enough: the layers that face a backbone are neither trained nor saved.
+    width = 1
+    encoder = build_encoder(config.modality, encoder_of(config), config.bottleneck, width, vocabulary)
     for name, parameter in encoder.named_parameters():
         if faces_backbone(name):
             parameter.requires_grad_(False)
@@ -33,7 +43,12 @@ def build_vqvae(config: VQVAEConfig, vocabulary: Tensor | None = None) -> Encode
 
 
 class VQVAETask(LightningModule):
-    """Trains the encoder, which it is handed, to reconstruct its input from its codes."""
+    """Train an encoder to reconstruct its input from its codes (van den Oord et al. 2017).
+
+    Args:
+        config: all settings of the run.
+        encoder: of `config.modality`; it is trained in place.
+    """
 
     def __init__(self, config: VQVAEConfig, encoder: Encoder) -> None:
         super().__init__()
@@ -47,10 +62,19 @@ class VQVAETask(LightningModule):
         return self.encoders[self.modality]
 
     def forward(self, batch: Batch) -> EncoderOutput:
-        """Those samples (N,) of a batch that have the modality -> EncoderOutput (N, T, D) with all losses."""
-        return encode(self.encoder, batch, self.modality, rows=batch.present[self.modality])
+        """Encode and decode the samples of a batch that have the modality.
+
+        Args:
+            batch: N samples, n of which have it.
+
+        Returns:
+            EncoderOutput with tokens (n, T, D) and all losses.
+        """
+        present = batch.present[self.modality]
+        return encode(self.encoder, batch, self.modality, rows=present)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """One step -> the sum of all losses (). Raises FloatingPointError where it is not finite."""
         output = self(batch)
         total = torch.stack(list(output.losses.values())).sum()
         if not torch.isfinite(total):
@@ -60,10 +84,12 @@ class VQVAETask(LightningModule):
             self.log(f"train/{name}", value.detach(), prog_bar=name == "reconstruction")
         for name in ("perplexity", "used", "revived"):
             self.log(name, output.metrics[name].float(), prog_bar=name == "perplexity")
-        self.log("learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        group = self.optimizers().param_groups[0]  # type: ignore[union-attr]
+        self.log("learning_rate", group["lr"])
         return total
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with one group a parameter, and the same warm-up and cosine decay as an aligned run."""
         config = self.config.optim
         groups = []
         for name, parameter in self.named_parameters():
@@ -73,12 +99,18 @@ class VQVAETask(LightningModule):
                 groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
         optimizer = build_optimizer(groups)
         steps = self.config.train.steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate(config, NO_STAGES, min(1.0, (step + 1) / steps))
-        )
+
+        def factor(step: int) -> float:
+            # The schedule runs one step ahead of progress: the first update already moves.
+            progress = (step + 1) / steps
+            return learning_rate(config, NO_STAGES, min(1.0, progress))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
-        """Lightning's hook, which by itself refuses a fused optimizer under autocast."""
-        if self.config.optim.clip:
-            self.log("gradient_norm", clip_gradients(self, list(self.parameters()), self.config.optim.clip))
+        """Clip by `optim.clip`. Lightning's own hook refuses a fused optimizer under autocast."""
+        largest = self.config.optim.clip
+        if largest:
+            norm = clip_gradients(self, list(self.parameters()), largest)
+            self.log("gradient_norm", norm)
