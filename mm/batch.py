@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 class Sample:
     """One image with all its captions and, where there is one, its audio clip. Any modality may be absent.
 
-    `audio` is mono float32 in [-1, 1] at `sample_rate` hertz. `caption_ids` run parallel to `captions`.
+    Args:
+        key: names the sample in messages.
+        image_id: equal for samples of the same image.
+        captions: none where there is no text.
+        caption_ids: of the captions, in their order.
+        image: of any size and mode.
+        audio: mono waveform (S,) float32 in [-1, 1].
+        sample_rate: of the waveform, in hertz.
     """
 
     key: str
@@ -31,13 +38,15 @@ class Sample:
 
 @dataclass
 class Batch:
-    """What the model is fed. Shapes, for B samples, and N rows of a modality (N = B, or K·B with K captions each):
+    """What the model is fed: B samples, and N rows of each modality (N = B, or K·B with K captions each).
 
-    ids (B,) int64: equal ids are the same image. sample_index[m] (N,) int64: the sample, a position in ids, that each
-    row of modality m belongs to. present[m] (N,) bool: whether the row is there at all.
-    inputs["image"] (N, 3, H, W) uint8 · inputs["text"] (N, L) int64 · inputs["audio"] (N, S) float32 waveform;
-    masks["text"] (N, L) bool and masks["audio"] (N, S) bool, True where the input is real.
-    features[m] (N, T, F) stand in for inputs[m] when a frozen trunk's output was cached; masks[m] is then (N, T).
+    Args:
+        ids: (B,) int64; equal ids are the same image.
+        inputs: image (N, 3, H, W) uint8; text (N, L) int64; audio (N, S) float32 waveform.
+        features: (N, T, F), the cached output of a frozen trunk, in the place of `inputs`.
+        masks: bool, True where the input is real: text (N, L); audio (N, S); (N, T) of cached features.
+        present: (N,) bool, False where a row's sample lacks the modality.
+        sample_index: (N,) int64, the sample (a position in `ids`) that each row belongs to.
     """
 
     ids: Tensor
@@ -49,11 +58,17 @@ class Batch:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Those that the batch carries, as raw inputs or as cached features."""
+        """The modalities that the batch carries, as raw inputs or as cached features."""
         return tuple(dict.fromkeys([*self.inputs, *self.features]))
 
     def put(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> None:
-        """Add a modality with a row for each sample, all of them there."""
+        """Add a modality with one row for each sample, all of them present.
+
+        Args:
+            modality: its name.
+            inputs: (N, …), as an encoder takes them.
+            mask: bool, True where an input is real; None where all are.
+        """
         self.inputs[modality] = inputs
         if mask is not None:
             self.masks[modality] = mask
@@ -62,21 +77,28 @@ class Batch:
         self.sample_index[modality] = torch.arange(rows)
 
     def select(self, modalities: Collection[str]) -> "Batch":
-        """The same samples with some of their modalities."""
+        """The same samples with some of their modalities, without copying."""
 
         def kept(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {m: tensor for m, tensor in tensors.items() if m in modalities}
 
-        return Batch(self.ids, *(kept(part) for part in self._parts))
+        parts = [kept(part) for part in self._parts]
+        return Batch(self.ids, *parts)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """All tensors on a device."""
+        """All tensors on a device.
+
+        Args:
+            device: where they go; tensors that are there are not copied.
+            non_blocking: return before copies from pinned memory have ended.
+        """
 
         def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {m: tensor.to(device, non_blocking=non_blocking) for m, tensor in tensors.items()}
 
         ids = self.ids.to(device, non_blocking=non_blocking)
-        return Batch(ids, *(moved(part) for part in self._parts))
+        parts = [moved(part) for part in self._parts]
+        return Batch(ids, *parts)
 
     @property
     def _parts(self) -> tuple[dict[str, Tensor], ...]:
@@ -84,6 +106,7 @@ class Batch:
         return self.inputs, self.features, self.masks, self.present, self.sample_index
 
     def __len__(self) -> int:
+        """B, the number of samples."""
         return len(self.ids)
 
 

@@ -1,6 +1,6 @@
-"""From a sample to the tensors that an encoder is fed: decoded, cut, stacked. Text is read by a tokenizer instead.
+"""From a sample to the tensors that an encoder is fed: decoded, cut, stacked. A tokenizer reads text instead.
 
-A reader draws nothing itself: `augment` is handed numbers in [0, 1) that are a pure function of (seed, epoch, index).
+A reader draws no random numbers: `augment` takes numbers in [0, 1) that are a pure function of (seed, epoch, index).
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from encoders import AudioConfig, ImageConfig
 from mm.batch import Sample
+
+LARGEST_SAMPLE = 32767
+"""What an amplitude of 1 is as int16."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +40,43 @@ class Reader(Protocol):
     source: str
     """The modality of the dataset that it is read from."""
     chances: int
-    """How many numbers `augment` is handed."""
+    """How many random numbers `augment` takes."""
 
     def settings(self) -> dict[str, Any]:
-        """Everything beside the sample that shapes what is read."""
+        """The settings, by name, that change what is read of a sample."""
 
     def decode(self, sample: Sample) -> np.ndarray | None:
-        """What is kept in memory of a sample, None where it lacks the modality."""
+        """What is kept in memory of a sample; None where it lacks the modality."""
 
     def evaluate(self, decoded: np.ndarray) -> np.ndarray:
-        """What an evaluation sees of it, without any randomness."""
+        """The row that an evaluation reads, without any randomness."""
 
     def augment(self, decoded: np.ndarray, augment: Augment | None, chance: np.ndarray) -> np.ndarray:
-        """What training sees of it; chance (chances,) in [0, 1)."""
+        """The row that training reads.
+
+        Args:
+            decoded: as `decode` returns it.
+            augment: its settings; None for a row as in evaluation.
+            chance: (chances,) in [0, 1), which decide every random choice.
+        """
 
     def stack(self, rows: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor | None]:
-        """Rows as `evaluate` and `augment` give them, None where absent -> inputs (N, …) and their mask, if any."""
+        """Stack rows into the inputs of an encoder.
+
+        Args:
+            rows: N rows as `evaluate` and `augment` return them, None where the sample lacks the modality.
+
+        Returns:
+            inputs (N, …), and their mask where inputs differ in length.
+        """
 
 
 class ImageReader:
-    """Images (H, W, 3) uint8 of any size -> inputs (N, 3, S, S) uint8, zeros where there is none."""
+    """Images (H, W, 3) uint8 of any size -> inputs (N, 3, S, S) uint8, zeros where there is none.
+
+    Args:
+        image: the encoder's settings: S and how an image becomes a square.
+    """
 
     source = "image"
     chances = 5
@@ -66,31 +86,42 @@ class ImageReader:
         self.fit = image.fit
 
     def settings(self) -> dict[str, Any]:
+        """Size in pixels, and how an image becomes a square."""
         return {"image_size": self.size, "fit": self.fit}
 
     def decode(self, sample: Sample) -> np.ndarray | None:
+        """The image (H, W, 3) uint8."""
         if sample.image is None:
             return None
         return np.array(sample.image.convert("RGB"))
 
     def evaluate(self, decoded: np.ndarray) -> np.ndarray:
+        """(H, W, 3) -> (S, S, 3) uint8."""
         return resized(decoded, self.size, self.fit)
 
     def augment(self, decoded: np.ndarray, augment: Augment | None, chance: np.ndarray) -> np.ndarray:
+        """(H, W, 3), chance (5,) -> (S, S, 3) uint8, see `augmented`."""
         if augment is None:
             return self.evaluate(decoded)
         return augmented(decoded, self.size, augment, chance)
 
     def stack(self, rows: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor | None]:
+        """N rows (S, S, 3) or None -> inputs (N, 3, S, S) uint8, without a mask."""
         absent = np.zeros((self.size, self.size, 3), np.uint8)
-        images = [torch.from_numpy(absent if row is None else row).permute(2, 0, 1) for row in rows]
+        images = []
+        for row in rows:
+            pixels = absent if row is None else row
+            images.append(torch.from_numpy(pixels).permute(2, 0, 1))
         return torch.stack(images), None
 
 
 class AudioReader:
     """Waveforms of any length and rate -> inputs (N, S) float32 in [-1, 1] at one rate, mask (N, S) bool.
 
-    A clip that is longer is cut, in training at a random place; a shorter one is padded with zeros.
+    A longer clip is cut, in training at a random place; a shorter one is padded with zeros.
+
+    Args:
+        audio: the encoder's settings: seconds per clip, and hertz.
     """
 
     source = "audio"
@@ -102,6 +133,7 @@ class AudioReader:
         self.samples = round(audio.seconds * audio.sample_rate)
 
     def settings(self) -> dict[str, Any]:
+        """Seconds per clip, and hertz."""
         return {"audio_seconds": self.seconds, "sample_rate": self.sample_rate}
 
     def decode(self, sample: Sample) -> np.ndarray | None:
@@ -109,12 +141,15 @@ class AudioReader:
         if sample.audio is None or not len(sample.audio):
             return None
         waveform = resample(sample.audio, sample.sample_rate, self.sample_rate)
-        return np.round(np.clip(waveform, -1.0, 1.0) * 32767).astype(np.int16)
+        scaled = np.clip(waveform, -1.0, 1.0) * LARGEST_SAMPLE
+        return np.round(scaled).astype(np.int16)
 
     def evaluate(self, decoded: np.ndarray) -> np.ndarray:
+        """The first S samples (≤ S,) int16."""
         return decoded[: self.samples]
 
     def augment(self, decoded: np.ndarray, augment: Augment | None, chance: np.ndarray) -> np.ndarray:
+        """S samples in a row (≤ S,) int16; chance (1,) decides where they begin."""
         if augment is None:
             return self.evaluate(decoded)
         spare = max(0, len(decoded) - self.samples)
@@ -122,18 +157,31 @@ class AudioReader:
         return decoded[first : first + self.samples]
 
     def stack(self, rows: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor | None]:
+        """N rows (≤ S,) int16 or None -> inputs (N, S) float32 in [-1, 1], mask (N, S) bool, True where real."""
         padded = np.zeros((len(rows), self.samples), dtype=np.int16)
         lengths = torch.zeros(len(rows), dtype=torch.int64)
         for position, row in enumerate(rows):
-            if row is not None:
-                padded[position, : len(row)] = row
-                lengths[position] = len(row)
-        waveforms = torch.from_numpy(padded).to(torch.float32).mul_(1 / 32767)
-        return waveforms, torch.arange(self.samples) < lengths[:, None]
+            if row is None:
+                continue
+            padded[position, : len(row)] = row
+            lengths[position] = len(row)
+        waveforms = torch.from_numpy(padded).to(torch.float32)
+        waveforms.mul_(1 / LARGEST_SAMPLE)
+        mask = torch.arange(self.samples) < lengths[:, None]
+        return waveforms, mask
 
 
 def resized(image: np.ndarray, size: int, fit: str) -> np.ndarray:
-    """(H, W, 3) -> (size, size, 3) uint8, bicubic with antialiasing; "crop" cuts the centre square first."""
+    """Resize an image to a square, bicubic with antialiasing.
+
+    Args:
+        image: (H, W, 3) uint8.
+        size: pixels per side of the square.
+        fit: "crop" cuts the centre square out first, "squash" changes the aspect.
+
+    Returns:
+        (size, size, 3) uint8.
+    """
     height, width = image.shape[:2]
     if height == width == size:
         return image
@@ -147,19 +195,28 @@ def resized(image: np.ndarray, size: int, fit: str) -> np.ndarray:
 
 
 def augmented(image: np.ndarray, size: int, augment: Augment, chance: np.ndarray) -> np.ndarray:
-    """(H, W, 3) -> (size, size, 3) uint8: a random crop, perhaps mirrored.
+    """Cut a random crop and resize it to a square, bilinear with antialiasing; perhaps mirror it.
 
-    chance (5,) in [0, 1) decides area, aspect, horizontal and vertical place of the crop, and mirroring.
+    Args:
+        image: (H, W, 3) uint8.
+        size: pixels per side of the square.
+        augment: how far a crop may go, and whether images are mirrored.
+        chance: (5,) in [0, 1): area, aspect, horizontal and vertical place of the crop, and mirroring.
+
+    Returns:
+        (size, size, 3) uint8.
     """
     height, width = image.shape[:2]
     if augment.crop_scale < 1:
         area = augment.crop_scale + (1 - augment.crop_scale) * chance[0]
+        side = area**0.5
         stretch = augment.crop_ratio ** (chance[1] - 0.5)
-        crop_width = min(1.0, area**0.5 * stretch) * width
-        crop_height = min(1.0, area**0.5 / stretch) * height
+        crop_width = min(1.0, side * stretch) * width
+        crop_height = min(1.0, side / stretch) * height
         left = chance[2] * (width - crop_width)
         top = chance[3] * (height - crop_height)
-        image = _resize(image, size, (left, top, left + crop_width, top + crop_height), bicubic=False)
+        box = (left, top, left + crop_width, top + crop_height)
+        image = _resize(image, size, box, bicubic=False)
     else:
         image = resized(image, size, "squash")
     if augment.flip and chance[4] < 0.5:
@@ -168,18 +225,34 @@ def augmented(image: np.ndarray, size: int, augment: Augment, chance: np.ndarray
 
 
 def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
-    """(S,) at `rate` -> (S · target / rate,) at `target` hertz, band-limited (torchaudio's windowed sinc)."""
+    """Change the rate of a waveform, band-limited by torchaudio's windowed sinc.
+
+    Args:
+        waveform: (S,) float32.
+        rate: of the waveform, in hertz.
+        target: the new rate, in hertz.
+
+    Returns:
+        (S · target / rate,) float32.
+
+    Raises:
+        ValueError: the rate is not positive.
+    """
     if rate == target:
         return waveform
     if rate <= 0:
         raise ValueError(f"a waveform needs its sample rate, got {rate}")
     from torchaudio.functional import resample as windowed_sinc
 
-    return windowed_sinc(torch.from_numpy(np.ascontiguousarray(waveform)), rate, target).numpy()
+    samples = torch.from_numpy(np.ascontiguousarray(waveform))
+    return windowed_sinc(samples, rate, target).numpy()
 
 
 def _resize(image: np.ndarray, size: int, box: tuple[float, float, float, float], bicubic: bool) -> np.ndarray:
+    """The box (left, top, right, bottom), in pixels, of an image (H, W, 3) -> (size, size, 3) uint8."""
     import PIL.Image
 
     kind = PIL.Image.Resampling.BICUBIC if bicubic else PIL.Image.Resampling.BILINEAR
-    return np.array(PIL.Image.fromarray(image).resize((size, size), kind, box=box, reducing_gap=3.0))
+    original = PIL.Image.fromarray(image)
+    square = original.resize((size, size), kind, box=box, reducing_gap=3.0)
+    return np.array(square)

@@ -19,7 +19,11 @@ ROWS = 64
 
 
 class Embedder:
-    """A finished run behind its processor. `run` is what it holds."""
+    """A finished run behind its processor: raw inputs to unit vectors and match scores.
+
+    Args:
+        run: config, model and loss; it is put into evaluation mode.
+    """
 
     def __init__(self, run: Run) -> None:
         self.run = run.eval()
@@ -27,46 +31,103 @@ class Embedder:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Embedder":
-        """Raises ValueError, naming the folder, where it holds no run that this code can load."""
+        """Load a finished run.
+
+        Args:
+            folder: of the run.
+
+        Raises:
+            ValueError: the folder holds no run that this code can load.
+        """
         return cls(load_run(folder))
 
     def encode_image(self, images: Sequence[ImageInput]) -> Tensor:
-        """N images -> unit vectors (N, E) float32."""
+        """Embed images.
+
+        Args:
+            images: N PIL images, paths, or pixels (H, W, 3) uint8.
+
+        Returns:
+            unit vectors (N, E) float32, on the CPU.
+
+        Raises:
+            ValueError: an input is no image, or the run reads none.
+        """
         return self._encode("image", images, self.processor.images)
 
     def encode_audio(self, clips: Sequence[AudioInput]) -> Tensor:
-        """N audio clips -> unit vectors (N, E) float32."""
+        """Embed audio clips.
+
+        Args:
+            clips: N paths, or pairs of a mono waveform (S,) in [-1, 1] and its rate in hertz.
+
+        Returns:
+            unit vectors (N, E) float32, on the CPU.
+
+        Raises:
+            ValueError: an input is no audio clip, or the run reads none.
+        """
         return self._encode("audio", clips, self.processor.audio)
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:
-        """N captions -> unit vectors (N, E) float32."""
+        """Embed captions.
+
+        Args:
+            captions: N strings.
+
+        Returns:
+            unit vectors (N, E) float32, on the CPU.
+
+        Raises:
+            ValueError: the run reads no text.
+        """
         return self._encode("text", captions, self.processor.text)
 
     @torch.inference_mode()
     def match(self, images: Sequence[ImageInput], captions: Sequence[str]) -> Tensor:
-        """N images and N captions -> log-odds (N,) float32 that each image and its caption are a pair."""
+        """Score pairs of images and captions through cross-modal attention.
+
+        Args:
+            images: N images, as `encode_image` takes them.
+            captions: N strings, each beside its image.
+
+        Returns:
+            log-odds (N,) float32 that each image and its caption are a pair, on the CPU.
+
+        Raises:
+            ValueError: there are not as many images as captions.
+        """
         if len(images) != len(captions):
             raise ValueError(f"{len(images)} images and {len(captions)} captions: matching takes them in pairs")
         logits = []
         for start in range(0, len(images), ROWS):
-            left = self._encoder_output("image", self.processor.images(images[start : start + ROWS]))
-            right = self._encoder_output("text", self.processor.text(captions[start : start + ROWS]))
-            matched = self.run.model.match([MatchInput("image", "text", left, right)])
+            rows = slice(start, start + ROWS)
+            image_batch = self.processor.images(images[rows])
+            left = self._encoder_output("image", image_batch)
+            text_batch = self.processor.text(captions[rows])
+            right = self._encoder_output("text", text_batch)
+            pair = MatchInput("image", "text", left, right)
+            matched = self.run.model.match([pair])
             logits.append(matched.logits[0].float().cpu())
-        return torch.cat(logits) if logits else torch.empty(0)
+        if not logits:
+            return torch.empty(0)
+        return torch.cat(logits)
 
     @torch.inference_mode()
     def _encode(self, modality: str, inputs: Sequence[Any], read: Callable[[Sequence[Any]], Batch]) -> Tensor:
+        """N raw inputs of a modality, which `read` makes batches of -> unit vectors (N, E) float32."""
         if isinstance(inputs, str | Path):
             raise ValueError(f"encode_{modality} takes a list: put {str(inputs)!r} into one")
         vectors = []
         for start in range(0, len(inputs), ROWS):
-            batch = read(inputs[start : start + ROWS]).to(self.run.device)
-            output = self.run.model(batch, reconstruct=False)
-            vectors.append(output.embeddings[modality].float().cpu())
+            batch = read(inputs[start : start + ROWS])
+            output = self.run.model(batch.to(self.run.device), reconstruct=False)
+            embeddings = output.embeddings[modality]
+            vectors.append(embeddings.float().cpu())
         if not vectors:
             return torch.empty(0, self.run.config.model.embedding)
         return torch.cat(vectors)
 
     def _encoder_output(self, modality: str, batch: Batch) -> EncoderOutput:
+        """One modality of a batch through its encoder alone, tokens (N, T, D)."""
         return self.run.model.encode(batch.to(self.run.device), modality, reconstruct=False)

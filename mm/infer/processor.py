@@ -25,7 +25,7 @@ class Processor:
     """Raw inputs of any modality that a run reads -> Batch, read as the run's evaluation reads them.
 
     Args:
-        encoders: settings of each modality's encoder, see `mm.config.encoders_of`.
+        encoders: settings of each modality's encoder by name, see `mm.config.encoders_of`.
     """
 
     def __init__(self, encoders: Mapping[str, Any]) -> None:
@@ -33,16 +33,39 @@ class Processor:
         self.readers = build_readers(encoders)
         tokenizer = None
         if "text" in encoders:
-            tokenizer = Tokenizer(encoders["text"].trunk, encoders["text"].max_tokens)
+            text = encoders["text"]
+            tokenizer = Tokenizer(text.trunk, text.max_tokens)
         self.collate = Collate(self.readers, tokenizer)
 
     def images(self, images: Sequence[ImageInput]) -> Batch:
-        """Raises ValueError on a file or an array that is no image."""
+        """Read images.
+
+        Args:
+            images: N PIL images, paths, or pixels (H, W, 3) uint8.
+
+        Returns:
+            Batch with inputs["image"] (N, 3, size, size) uint8.
+
+        Raises:
+            ValueError: a file or an array is no image, or the run reads no images.
+            FileNotFoundError: a path does not exist.
+        """
         samples = [Sample("", number, image=as_image(image)) for number, image in enumerate(images)]
         return self.read("image", samples)
 
     def audio(self, clips: Sequence[AudioInput]) -> Batch:
-        """Raises ValueError on a file that does not decode, or a waveform that is not one row of finite numbers."""
+        """Read audio clips.
+
+        Args:
+            clips: N paths, or pairs of a mono waveform (S,) in [-1, 1] and its rate in hertz.
+
+        Returns:
+            Batch with inputs["audio"] (N, S) float32 at the run's rate, masks["audio"] (N, S) bool.
+
+        Raises:
+            ValueError: a file does not decode, a waveform is not one row of finite numbers, or the run reads no audio.
+            FileNotFoundError: a path does not exist.
+        """
         samples = []
         for number, clip in enumerate(clips):
             waveform, rate = as_waveform(clip)
@@ -50,17 +73,42 @@ class Processor:
         return self.read("audio", samples)
 
     def text(self, captions: Sequence[str]) -> Batch:
+        """Tokenize captions.
+
+        Args:
+            captions: N strings.
+
+        Returns:
+            Batch with inputs["text"] (N, L) int64 and masks["text"] (N, L) bool.
+
+        Raises:
+            ValueError: the run reads no text.
+        """
         self._require("text")
-        return self.collate.text(list(captions), torch.arange(len(captions)))
+        numbers = torch.arange(len(captions))
+        return self.collate.text(list(captions), numbers)
 
     def read(self, modality: str, samples: Sequence[Sample]) -> Batch:
-        """Samples by the reader of a modality -> Batch of it alone."""
+        """Read samples by the reader of one modality, without augmentation.
+
+        Args:
+            modality: whose reader it is.
+            samples: N samples; those without the modality are absent rows.
+
+        Returns:
+            Batch of N rows of that modality alone.
+
+        Raises:
+            ValueError: the run has no encoder of the modality.
+        """
         self._require(modality)
         reader = self.readers[modality]
         rows: list[np.ndarray | None] = []
         for sample in samples:
             decoded = reader.decode(sample)
-            rows.append(None if decoded is None else reader.evaluate(decoded))
+            if decoded is not None:
+                decoded = reader.evaluate(decoded)
+            rows.append(decoded)
         batch = Batch(torch.arange(len(samples)))
         inputs, mask = reader.stack(rows)
         batch.put(modality, inputs, mask)
@@ -73,26 +121,48 @@ class Processor:
 
 
 def present(rows: Sequence[np.ndarray | None]) -> Tensor:
-    """(N,) bool: which rows are there."""
+    """Which of N rows are not None: (N,) bool."""
     return torch.tensor([row is not None for row in rows])
 
 
 def as_image(image: ImageInput) -> Image.Image:
-    """Raises ValueError on a file or an array that is no image, FileNotFoundError on a path that is not there."""
+    """Make a PIL image of an image, a path or an array.
+
+    Args:
+        image: a PIL image, the path of one, or pixels (H, W, 3) uint8.
+
+    Raises:
+        ValueError: the file or the array is no image.
+        FileNotFoundError: the path does not exist.
+    """
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"an image array must be (H, W, 3) uint8, not {image.shape} {image.dtype}")
         return Image.fromarray(image)
-    return decode_image(Path(image).read_bytes(), str(image))
+    content = Path(image).read_bytes()
+    return decode_image(content, str(image))
 
 
 def as_waveform(clip: AudioInput) -> tuple[np.ndarray, int]:
-    """A mono waveform (S,) float32 and its rate in hertz. Raises as `as_image` does."""
+    """Make a waveform of a path or an array.
+
+    Args:
+        clip: the path of an audio file, or a mono waveform (S,) in [-1, 1] with its rate in hertz.
+
+    Returns:
+        waveform (S,) float32 and its rate in hertz.
+
+    Raises:
+        ValueError: the file does not decode, or the waveform is not one row of finite numbers.
+        FileNotFoundError: the path does not exist.
+    """
     if isinstance(clip, str | Path):
-        return decode_audio(Path(clip).read_bytes(), str(clip))
-    waveform = np.asarray(clip[0], dtype=np.float32)
+        content = Path(clip).read_bytes()
+        return decode_audio(content, str(clip))
+    samples, rate = clip
+    waveform = np.asarray(samples, dtype=np.float32)
     if waveform.ndim != 1 or not np.isfinite(waveform).all():
         raise ValueError(f"a waveform must be one row (S,) of finite numbers, got shape {waveform.shape}")
-    return waveform, clip[1]
+    return waveform, rate

@@ -176,8 +176,10 @@ def joined_term_mask(streams: list[Stream]) -> Tensor | None:
         return None
     masks = []
     for stream in streams:
-        absent = stream.term_mask is None
-        masks.append(torch.zeros_like(stream.mask) if absent else stream.term_mask)
+        mask = stream.term_mask
+        if mask is None:
+            mask = torch.zeros_like(stream.mask)
+        masks.append(mask)
     return torch.cat(masks, 1)
 
 
