@@ -1,4 +1,4 @@
-"""Features of frozen trunks in the place of raw inputs: made once for a split, read back beside its examples."""
+"""Features of frozen trunks in the place of raw inputs: computed once for a split, read back beside its examples."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +27,12 @@ Read = Callable[[Sequence[int]], tuple[Tensor, Tensor | None]]
 
 @dataclass
 class CachedExample:
-    """An example, and the cached features of those of its modalities whose trunk is frozen: one (T, F) for each of its
-    captions, one for its image or audio clip."""
+    """An example beside the cached features of its modalities.
+
+    Args:
+        example: without the rows of modalities whose trunk is frozen.
+        features: of those modalities, (T, F) for the image or audio clip, and for each caption.
+    """
 
     example: Example
     features: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
@@ -38,7 +42,9 @@ class FeatureCache:
     """The stores of a run's frozen trunks, by split, modality and view.
 
     Args:
-        encoders: settings of each modality's encoder.
+        data: the cache's folder, and the augmentation of views.
+        encoders: settings of each modality's encoder, by name.
+        collate: its readers and its tokenizer read what a trunk takes.
         seed: of the augmented views.
     """
 
@@ -53,12 +59,18 @@ class FeatureCache:
 
     @property
     def seconds(self) -> float:
-        """What making all stores took, whenever that was."""
+        """How long the extraction of all stores took, whenever that was."""
         return sum(store.seconds for store in self.stores.values())
 
     def fill(self, encoders: Mapping[str, Encoder], split: str, dataset: CaptionDataset, views: int = 1) -> None:
-        """Run every frozen trunk over a split once, or find that it was done; of images `views` times, the first
-        without augmentation."""
+        """Run every frozen trunk over a split, or open the store of an earlier run.
+
+        Args:
+            encoders: by modality, with the trunks' weights.
+            split: names the stores.
+            dataset: the split.
+            views: how often images are read, the first time without augmentation, then each time with another one.
+        """
         for modality in self.frozen:
             if modality == "text":
                 self.caption_rows[split] = numbered(dataset.captions)
@@ -69,12 +81,25 @@ class FeatureCache:
                 self.stores[split, modality, view] = store
 
     def modalities(self, split: str) -> tuple[str, ...]:
-        """Those of which the split's features are there."""
+        """The modalities whose features of a split are there."""
         return tuple(m for m in self.frozen if (split, m, 0) in self.stores)
 
     def lookup(self, split: str, modality: str, index: int, epoch: int, captions: Sequence[str]) -> tuple[Tensor, ...]:
-        """Features (T, F) of a sample's image or audio clip, or of each of its captions."""
-        views = sum(1 for s, m, _ in self.stores if (s, m) == (split, modality))
+        """Cached features of one sample.
+
+        Args:
+            split: that the sample belongs to.
+            modality: one of `modalities(split)`.
+            index: the sample's position in the split.
+            epoch: chooses the view.
+            captions: of the sample; text features are those of each of them.
+
+        Returns:
+            (T, F) of the image or audio clip, or of each caption.
+        """
+        views = 0
+        for stored_split, stored_modality, _ in self.stores:
+            views += stored_split == split and stored_modality == modality
         store = self.stores[split, modality, epoch % views]
         if modality != "text":
             return (store[index],)
@@ -82,26 +107,25 @@ class FeatureCache:
         return tuple(store[rows[caption]] for caption in captions)
 
     def put(self, batch: Batch, modality: str, rows: Sequence[Tensor]) -> None:
-        """Features (T_i, F) of every row of a modality into a batch, in the place of its raw input's mask."""
-        batch.features[modality], batch.masks[modality] = stack_rows(rows)
+        """Put a modality's features into a batch; their mask replaces the raw input's.
+
+        Args:
+            batch: may hold the modality's raw inputs.
+            modality: its name.
+            rows: features (T_i, F) of every row.
+        """
+        tokens, mask = stack_rows(rows)
+        batch.features[modality] = tokens
+        batch.masks[modality] = mask
         if modality not in batch.present:
-            batch.present[modality] = batch.masks[modality].any(1)
+            batch.present[modality] = mask.any(1)
             batch.sample_index[modality] = torch.arange(len(rows))
 
     def _store(self, encoder: Encoder, modality: str, split: str, dataset: CaptionDataset, view: int) -> FeatureStore:
-        augment = [str(self.data.augment), self.seed] if view else None
-        about = {
-            "modality": modality,
-            "data": dataset.name,
-            "view": view,
-            "encoder": self.encoders[modality].trunk,
-            "weights": weights_digest(encoder.trunk),
-            "settings": self._settings(modality),
-            "pool": getattr(self.encoders[modality], "pool", None),
-            "augment": augment,
-            "content": store_key(dataset.image_ids, dataset.captions if modality == "text" else None),
-        }
-        folder = Path(self.data.cache) / "features" / f"{modality}-{split}-{view}-{store_key(about)}"
+        """Open or compute the store of one view of one modality of a split."""
+        about = self._about(encoder, modality, dataset, view)
+        name = f"{modality}-{split}-{view}-{store_key(about)}"
+        folder = Path(self.data.cache) / "features" / name
         read = self._reader(modality, split, dataset, view)
         extract = Extractor(encoder, MODALITIES[modality].rows_at_once)
         count = len(self.caption_rows[split]) if modality == "text" else len(dataset)
@@ -109,39 +133,68 @@ class FeatureCache:
         logger.info("features of the frozen %s trunk for %s: %s", modality, dataset.name, folder)
 
         def features(rows: Sequence[int]) -> Features:
-            return extract(*read(rows))
+            inputs, mask = read(rows)
+            return extract(inputs, mask)
 
-        return build_store(folder, count, chunk, features, f"{modality} features, {split} view {view}", about)
+        description = f"{modality} features, {split} view {view}"
+        return build_store(folder, count, chunk, features, description, about)
+
+    def _about(self, encoder: Encoder, modality: str, dataset: CaptionDataset, view: int) -> dict[str, Any]:
+        """Everything that determines a store's content: data, weights, settings, augmentation."""
+        config = self.encoders[modality]
+        captions = dataset.captions if modality == "text" else None
+        return {
+            "modality": modality,
+            "data": dataset.name,
+            "view": view,
+            "encoder": config.trunk,
+            "weights": weights_digest(encoder.trunk),
+            "settings": self._settings(modality),
+            "pool": getattr(config, "pool", None),
+            "augment": [str(self.data.augment), self.seed] if view else None,
+            "content": store_key(dataset.image_ids, captions),
+        }
 
     def _settings(self, modality: str) -> dict[str, Any]:
-        """What a modality's features depend on beside trunk and data."""
+        """The settings, by name, that a modality's features depend on beside trunk and data."""
         if modality == "text":
             return {"max_tokens": self.encoders["text"].max_tokens}
         return self.collate.readers[modality].settings()
 
     def _reader(self, modality: str, split: str, dataset: CaptionDataset, view: int) -> Read:
+        """What reads rows of a split: its different captions, or its samples as a view shows them."""
         if modality == "text":
-            captions = list(self.caption_rows[split])
-
-            def read_captions(rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-                assert self.collate.tokenizer is not None
-                return self.collate.tokenizer([captions[row] for row in rows])
-
-            return read_captions
+            return self._caption_reader(split)
         readers = {modality: self.collate.readers[modality]}
-        stack = Collate(readers, None)
+        collate = Collate(readers, None)
         train_view = TrainView(dataset, readers, seed=self.seed, augment=self.data.augment)
         eval_view = EvalView(dataset, readers)
 
         def read(rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-            batch = stack([train_view[row, view] if view else eval_view[row] for row in rows])
+            examples = [train_view[row, view] if view else eval_view[row] for row in rows]
+            batch = collate(examples)
             return batch.inputs[modality], batch.masks.get(modality)
+
+        return read
+
+    def _caption_reader(self, split: str) -> Read:
+        captions = list(self.caption_rows[split])
+
+        def read(rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+            assert self.collate.tokenizer is not None
+            return self.collate.tokenizer([captions[row] for row in rows])
 
         return read
 
 
 class CachedView:
-    """A view's examples with the cached features of their modalities beside them; keys as the view's."""
+    """A view's examples beside the cached features of their modalities; keys are the view's.
+
+    Args:
+        view: decodes the modalities that are not cached.
+        cache: its stores hold the others.
+        split: that the view shows.
+    """
 
     def __init__(self, view: TrainView | EvalView, cache: FeatureCache, split: str) -> None:
         self.view = view
@@ -153,6 +206,7 @@ class CachedView:
         return len(self.view)
 
     def __getitem__(self, key: Key | int) -> CachedExample:
+        """(index, epoch) of a training view, or an index of an evaluation view -> CachedExample."""
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         example = self.view[key]  # type: ignore[index]
         features = {}
@@ -162,7 +216,16 @@ class CachedView:
 
 
 def stack_cached(examples: Sequence[CachedExample], collate: Collate, cache: FeatureCache) -> Batch:
-    """CachedExamples -> Batch, with cached features in the place of raw input."""
+    """Stack examples into a batch, with cached features in the place of raw inputs.
+
+    Args:
+        examples: B of them, with K captions each.
+        collate: stacks what is not cached.
+        cache: pads and masks what is.
+
+    Returns:
+        Batch with features (N, T, F) by modality.
+    """
     batch = collate([cached.example for cached in examples])
     for modality, first in examples[0].features.items():
         rows: list[Tensor] = []
@@ -173,7 +236,11 @@ def stack_cached(examples: Sequence[CachedExample], collate: Collate, cache: Fea
 
 
 def numbered(captions: Sequence[Sequence[str]]) -> dict[str, int]:
-    """Every different caption of a split with its row, in the order in which they come."""
+    """Every different caption of a split with its row, numbered in the order of their first appearance.
+
+    Args:
+        captions: of each image.
+    """
     rows: dict[str, int] = {}
     for of_image in captions:
         for caption in of_image:

@@ -17,7 +17,8 @@ class Collate:
     """Examples -> Batch. Token rows are kept, since a caption recurs every epoch and tokenizing is the slowest part.
 
     Args:
-        tokenizer: of captions; None leaves them out of the batch.
+        readers: by modality, of everything but text.
+        tokenizer: of captions; without one the batch has no text.
     """
 
     def __init__(self, readers: Mapping[str, Reader], tokenizer: Tokenizer | None) -> None:
@@ -26,12 +27,22 @@ class Collate:
         self._rows: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        batch = Batch(torch.tensor([example.image_id for example in examples]))
+        """Stack examples, all of the same modalities and the same number of captions.
+
+        Args:
+            examples: B of them, with K captions each.
+
+        Returns:
+            Batch of B rows of each modality, and K·B of text.
+        """
+        image_ids = [example.image_id for example in examples]
+        batch = Batch(torch.tensor(image_ids))
         for modality in examples[0].rows:
             rows = [example.rows[modality] for example in examples]
             inputs, mask = self.readers[modality].stack(rows)
             batch.put(modality, inputs, mask)
-            batch.present[modality] = torch.tensor([row is not None for row in rows])
+            present = [row is not None for row in rows]
+            batch.present[modality] = torch.tensor(present)
         if self.tokenizer is not None:
             captions: list[str] = []
             for number in range(len(examples[0].captions)):
@@ -40,28 +51,50 @@ class Collate:
         return batch
 
     def text(self, captions: Sequence[str], image_ids: Tensor) -> Batch:
-        """A batch of captions alone; image_ids (B,) int64 of each."""
+        """A batch of captions alone.
+
+        Args:
+            captions: B strings.
+            image_ids: (B,) int64, the image of each.
+
+        Returns:
+            Batch with inputs["text"] (B, L) int64 and masks["text"] (B, L) bool.
+        """
         batch = Batch(image_ids)
         self.put_text(batch, captions)
         return batch
 
     def put_text(self, batch: Batch, captions: Sequence[str]) -> None:
-        """Add captions, a multiple K·B of the batch's samples: the first B are one of each, the next another."""
+        """Add captions to a batch; an empty one counts as absent.
+
+        Args:
+            batch: of B samples.
+            captions: K·B strings: the first B hold one of each sample, the next B another one.
+        """
         rows = self.token_rows(captions)
         ids = _stack([row for row, _ in rows])
         mask = _stack([real for _, real in rows])
         batch.put("text", ids, mask)
-        batch.present["text"] = torch.tensor([bool(caption) for caption in captions])
+        present = [bool(caption) for caption in captions]
+        batch.present["text"] = torch.tensor(present)
         batch.sample_index["text"] = torch.arange(len(captions)) % len(batch)
 
     def token_rows(self, captions: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
-        """Ids (L_i,) and mask (L_i,) of each caption."""
+        """Tokenize captions, each once.
+
+        Args:
+            captions: N strings.
+
+        Returns:
+            ids (L_i,) int64 and mask (L_i,) bool of each caption, without trailing padding: the length of a batch
+            depends on its own captions alone.
+        """
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._rows]
         if new:
             assert self.tokenizer is not None
             tokens, mask = self.tokenizer(new)
-            # Without the padding of the call that met them first: a batch's length depends on its own captions alone.
-            for caption, row, real, length in zip(new, tokens, mask, _lengths(mask), strict=True):
+            lengths = _lengths(mask)
+            for caption, row, real, length in zip(new, tokens, mask, lengths, strict=True):
                 self._rows[caption] = (row[:length], real[:length])
         return [self._rows[caption] for caption in captions]
 
@@ -74,6 +107,7 @@ def _lengths(mask: Tensor) -> list[int]:
 
 def _stack(rows: Sequence[Tensor]) -> Tensor:
     """Token rows (L_i,) -> (B, max L), padded with zeros (False in a mask)."""
-    if len({len(row) for row in rows}) == 1:
+    lengths = {len(row) for row in rows}
+    if len(lengths) == 1:
         return torch.stack(list(rows))
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)

@@ -1,7 +1,7 @@
-"""Frozen trunks run once: their features are kept on disk, keyed by weights, transform and data, and read back at
-random.
+"""Frozen trunks run once: their features are kept on disk, keyed by weights, transform and data, and read back in any
+order.
 
-Extraction can be interrupted: finished chunks stay, and the next run goes on behind them.
+Extraction can be interrupted: finished chunks stay, and the next run continues after them.
 """
 
 import hashlib
@@ -25,6 +25,8 @@ from mm.files import write_json
 
 FOLDING = ("fuse", "reparameterize", "switch_to_deploy")
 """What timm's `reparameterize_model` looks for in modules."""
+CHECKPOINT_CHUNKS = 8
+"""Chunks between two points from which an interrupted extraction continues."""
 
 
 class Extractor:
@@ -34,6 +36,10 @@ class Extractor:
     time: what a convolution writes is then still in its core's cache when the next one reads it, and no layer waits
     for the slower thread. DINOv2-S and TinyViT-5M on two cores: 228 ms an image without, 158 with, at a limit of 87
     (scripts/bench_features.py).
+
+    Args:
+        encoder: whose trunk is run, on the encoder's device.
+        at_once: rows that a CPU thread takes at a time.
     """
 
     def __init__(self, encoder: Encoder, at_once: int) -> None:
@@ -43,7 +49,10 @@ class Extractor:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """Made on first use: a store that is there needs none. Without anything to fold it is the original."""
+        """The encoder with folded batch norms; the original where nothing can be folded.
+
+        It is made on first use: a store that is already complete needs none.
+        """
         for module in self.original.modules():
             if any(hasattr(module, name) for name in FOLDING):
                 from timm.models import reparameterize_model
@@ -52,65 +61,105 @@ class Extractor:
         return self.original
 
     def __call__(self, inputs: Tensor, mask: Tensor | None) -> Features:
+        """Run the trunk over rows, on a CPU by as many threads as torch has.
+
+        Args:
+            inputs: raw inputs (N, …) of the modality.
+            mask: (N, …) bool, True where an input is real; None where all are.
+
+        Returns:
+            Features (N, T, F).
+        """
         if self.device.type != "cpu":
             return self.read(inputs, mask)
-        _ = self.encoder  # made before the threads would make one each
+        _ = self.encoder  # It is made here: otherwise every thread would make one.
+        rows = inputs.split(self.at_once)
         masks = repeat(None) if mask is None else mask.split(self.at_once)
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # which is what the pool's threads begin with
+        torch.set_num_threads(1)  # The pool's threads inherit this number.
         try:
             with ThreadPoolExecutor(threads) as pool:
-                parts = list(pool.map(self.read, inputs.split(self.at_once), masks))
+                parts = list(pool.map(self.read, rows, masks))
         finally:
             torch.set_num_threads(threads)
-        return Features(torch.cat([p.tokens for p in parts]), torch.cat([p.mask for p in parts]))
+        tokens = torch.cat([part.tokens for part in parts])
+        real = torch.cat([part.mask for part in parts])
+        return Features(tokens, real)
 
     def read(self, inputs: Tensor, mask: Tensor | None) -> Features:
-        """All rows at a time."""
+        """All rows (N, …) in one call of the trunk -> Features (N, T, F), under bf16 autocast where it is fast."""
+        if mask is not None:
+            mask = mask.to(self.device)
         with torch.inference_mode(), bf16_autocast(self.device.type):
-            return self.encoder.features(inputs.to(self.device), None if mask is None else mask.to(self.device))
+            return self.encoder.features(inputs.to(self.device), mask)
 
 
 class FeatureStore:
-    """Ragged token features of N rows: `store[i]` is (T_i, F) float16, read from a memory map. `seconds`: what
-    making them took.
+    """Ragged token features of N rows: `store[i]` is (T_i, F) float16, read from a memory map.
 
-    tokens.bin holds all tokens one after another, lengths.npy how many each row has, meta.json what they are.
+    tokens.bin holds all tokens one after another, lengths.npy how many each row has, meta.json what they are and how
+    many `seconds` the extraction took.
+
+    Args:
+        folder: of a finished store.
+
+    Raises:
+        ValueError: tokens.bin does not have the size that the other two files imply.
     """
 
     def __init__(self, folder: Path) -> None:
         meta = json.loads((folder / "meta.json").read_text())
+        width = meta["width"]
         self.seconds: float = meta["seconds"]
         lengths = np.load(folder / "lengths.npy")
         self.offsets = np.concatenate([[0], np.cumsum(lengths)])
-        expected = int(self.offsets[-1]) * meta["width"] * 2
-        actual = (folder / "tokens.bin").stat().st_size
+        total = int(self.offsets[-1])
+        expected = total * width * 2
+        path = folder / "tokens.bin"
+        actual = path.stat().st_size
         if actual != expected:
             raise ValueError(
                 f"feature cache {folder} holds {actual} bytes where {expected} belong: delete the folder and run again"
             )
-        self.tokens = np.memmap(folder / "tokens.bin", np.float16, "r", shape=(int(self.offsets[-1]), meta["width"]))
+        self.tokens = np.memmap(path, np.float16, "r", shape=(total, width))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(np.array(self.tokens[self.offsets[index] : self.offsets[index + 1]]))
+        """A copy of one row's features (T_i, F) float16."""
+        start = self.offsets[index]
+        stop = self.offsets[index + 1]
+        row = np.array(self.tokens[start:stop])
+        return torch.from_numpy(row)
 
 
 def store_key(*parts: object) -> str:
-    """A short name for everything that determines a store's content."""
-    return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()[:16]
+    """A short name for everything that determines a store's content: 16 hexadecimal digits of its SHA-256.
+
+    Args:
+        parts: numbers, strings, and lists or mappings of them; anything else counts by its `str`.
+    """
+    content = json.dumps(parts, default=str, sort_keys=True)
+    digest = hashlib.sha256(content.encode())
+    return digest.hexdigest()[:16]
 
 
 def build_store(
     folder: Path, rows: int, chunk: int, features: Callable[[Sequence[int]], Features], description: str, about: dict
 ) -> FeatureStore:
-    """Open the store in `folder`, computing what is missing: `features(indices)` gives Features (n, T, F) of the
-    rows asked for.
+    """Open the store in a folder, and compute the rows that it lacks.
 
     Args:
+        folder: of the store; it is created.
+        rows: N, how many rows the store has.
+        chunk: how many rows are computed at a time.
+        features: computes Features (n, T, F) of the n rows at the positions that it is given.
+        description: labels the progress bar.
         about: written into meta.json, so that a person can tell what a cache folder is.
+
+    Raises:
+        ValueError: the store is finished but spoiled.
     """
     if (folder / "meta.json").is_file():
         return FeatureStore(folder)
@@ -122,38 +171,51 @@ def build_store(
         file.truncate()
         starts = range(len(lengths), rows, chunk)
         for start in track(starts, description, disable=len(starts) < 3):
-            found = features(range(start, min(start + chunk, rows)))
+            stop = min(start + chunk, rows)
+            found = features(range(start, stop))
             width = found.tokens.shape[-1]
-            file.write(found.tokens[found.mask].half().cpu().numpy().tobytes())
+            real = found.tokens[found.mask].half().cpu()
+            file.write(real.numpy().tobytes())
             lengths.extend(found.mask.sum(1).tolist())
-            if (start // chunk) % 8 == 7:
+            if (start // chunk) % CHECKPOINT_CHUNKS == CHECKPOINT_CHUNKS - 1:
                 _checkpoint(file, folder, lengths, width, time.perf_counter() - started)
         _checkpoint(file, folder, lengths, width, time.perf_counter() - started)
     np.save(folder / "lengths.npy", np.array(lengths, dtype=np.int64))
-    write_json(
-        folder / "meta.json",
-        {**about, "rows": rows, "width": width, "seconds": round(time.perf_counter() - started, 1)},
-    )
+    seconds = round(time.perf_counter() - started, 1)
+    write_json(folder / "meta.json", {**about, "rows": rows, "width": width, "seconds": seconds})
     (folder / "partial.json").unlink()
     return FeatureStore(folder)
 
 
 def _finished(folder: Path) -> tuple[list[int], int, float]:
-    """Lengths of the rows that an interrupted extraction left behind, the feature width, and the seconds they took."""
-    if not (folder / "partial.json").is_file() or not (folder / "tokens.bin").is_file():
+    """What an interrupted extraction left behind: lengths of its rows, feature width, and the seconds they took."""
+    path = folder / "partial.json"
+    if not path.is_file() or not (folder / "tokens.bin").is_file():
         return [], 0, 0.0
-    partial = json.loads((folder / "partial.json").read_text())
+    partial = json.loads(path.read_text())
     return partial["lengths"], partial["width"], partial["seconds"]
 
 
 def _checkpoint(file, folder: Path, lengths: list[int], width: int, seconds: float) -> None:  # type: ignore[no-untyped-def]  # a binary file
+    """Sync the tokens to the disk, then say how many of them are whole."""
     file.flush()
     os.fsync(file.fileno())
-    write_json(folder / "partial.json", {"lengths": lengths, "width": width, "seconds": seconds}, indent=None)
+    partial = {"lengths": lengths, "width": width, "seconds": seconds}
+    write_json(folder / "partial.json", partial, indent=None)
 
 
 def stack_rows(rows: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Rows (T_i, F) -> tokens (B, max T, F) padded with zeros, mask (B, max T) bool."""
+    """Pad rows to the longest.
+
+    Args:
+        rows: B rows (T_i, F).
+
+    Returns:
+        tokens (B, max T, F) padded with zeros, mask (B, max T) bool, True where real.
+    """
     rows = list(rows)
-    lengths = torch.tensor([len(r) for r in rows])
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.arange(int(lengths.max())) < lengths[:, None]
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    positions = torch.arange(int(lengths.max()))
+    mask = positions < lengths[:, None]
+    return tokens, mask

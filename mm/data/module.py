@@ -1,5 +1,5 @@
-"""The data of a run as Lightning wants it: splits, tokenizer, cached features of frozen trunks,
-and batches in a resumable order."""
+"""The data of a run as Lightning wants it: splits, tokenizer, cached features of frozen trunks, and batches in a
+resumable order."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,8 @@ class AlignData(LightningDataModule):
     """Everything a run reads. Call `setup()`, build the model from `vocabulary`, then `cache_features(encoders)`.
 
     Args:
-        encoders: settings of each modality's encoder, which say what it is fed.
+        config: where the data are, and how training reads them.
+        encoders: settings of each modality's encoder by name, which determine its inputs.
         plan: which samples each training step holds.
     """
 
@@ -37,11 +38,14 @@ class AlignData(LightningDataModule):
         self.config = config
         self.encoders = encoders
         self.plan = plan
-        self.tokenizer = Tokenizer(encoders["text"].trunk, encoders["text"].max_tokens) if "text" in encoders else None
+        self.tokenizer: Tokenizer | None = None
+        if "text" in encoders:
+            text = encoders["text"]
+            self.tokenizer = Tokenizer(text.trunk, text.max_tokens)
         self.readers = build_readers(encoders)
         self.collate = Collate(self.readers, self.tokenizer)
         self.features = FeatureCache(config, encoders, self.collate, plan.seed)
-        # What is cached is not decoded.
+        # Views decode only the modalities that are not cached.
         self.raw = {m: reader for m, reader in self.readers.items() if m not in self.features.frozen}
 
     def setup(self, stage: str | None = None) -> None:
@@ -64,18 +68,29 @@ class AlignData(LightningDataModule):
 
     @property
     def evaluation_splits(self) -> tuple[str, ...]:
-        """The validation split; of the scenes also `seen`, new scenes without held-out combinations, so that the gap
-        shows."""
+        """The splits that a finished run is evaluated on.
+
+        The embedded scenes have two: the validation split, whose combinations are held out, and `seen`, new scenes of
+        trained combinations; their gap is what the combinations cost.
+        """
         if self.config.root is None:
             return (self.config.val, "seen")
         return (self.config.val,)
 
     def open(self, split: str) -> CaptionDataset:
-        """A split of what the run reads. Raises as `open_split` does."""
+        """Open a split of the run's data.
+
+        Args:
+            split: its name.
+
+        Raises:
+            ValueError: there is no such split, see `open_split`.
+        """
         config = self.config
         if config.root is None:
             image = self.encoders.get("image", ImageConfig())
-            return open_split(ensure_scenes(config.folder, image_size=image.size), split)
+            folder = ensure_scenes(config.folder, image_size=image.size)
+            return open_split(folder, split)
         dataset = open_split(config.folder, split, karpathy=config.karpathy, audio_root=config.audio_root)
         self._report_absent(dataset)
         return dataset
@@ -91,13 +106,19 @@ class AlignData(LightningDataModule):
                 logger.warning("%s: %d of %d images have no audio", dataset.name, absent, len(dataset))
 
     def cache_features(self, encoders: Mapping[str, Encoder], splits: Mapping[str, CaptionDataset]) -> None:
-        """Run every frozen trunk over `splits` once, or find that it was done. `splits` maps names to datasets."""
+        """Run every frozen trunk over splits, or open the stores of an earlier run.
+
+        Args:
+            encoders: by modality, with the trunks' weights.
+            splits: datasets by name; the training split has `config.views` views, any other one.
+        """
         for split, dataset in splits.items():
             trained_on = dataset is getattr(self, "train", None)
-            self.features.fill(encoders, split, dataset, self.config.views if trained_on else 1)
+            views = self.config.views if trained_on else 1
+            self.features.fill(encoders, split, dataset, views)
 
     def train_dataloader(self) -> DataLoader:
-        """Batches from the trainer's step on: a resumed run goes on mid-epoch, in the same order."""
+        """Batches of this rank from the trainer's step on: a resumed run continues mid-epoch, in the same order."""
         trainer = self.trainer
         assert trainer is not None
         sampler = StepSampler(
@@ -121,35 +142,57 @@ class AlignData(LightningDataModule):
         )
 
     def stack(self, examples: list[CachedExample]) -> Batch:
-        """CachedExamples -> Batch."""
+        """B examples -> Batch of raw inputs and cached features."""
         return stack_cached(examples, self.collate, self.features)
 
     def train_batch(self, indices: list[int], epoch: int = 0) -> Batch:
-        """The training split's samples at these positions, as an epoch sees them."""
+        """Some samples of the training split.
+
+        Args:
+            indices: their positions in the split.
+            epoch: determines their captions and augmentation.
+        """
         view = CachedView(self.train_view, self.features, self.config.train)
-        return self.stack([view[index, epoch] for index in indices])
+        examples = [view[index, epoch] for index in indices]
+        return self.stack(examples)
 
     def eval_view(self, dataset: CaptionDataset) -> EvalView:
+        """A dataset without randomness, decoding the modalities that are not cached."""
         return EvalView(dataset, self.raw)
 
     def sample_batches(self, view: EvalView, split: str, size: int) -> Iterator[Batch]:
-        """All samples of a split in order, without their captions."""
+        """All samples of a split in order, without their captions.
+
+        Args:
+            view: of the split.
+            split: names its cached features.
+            size: samples per batch; the last one may have fewer.
+        """
         cached = CachedView(view, self.features, split)
         for start in range(0, len(view), size):
             stop = min(start + size, len(view))
-            batch = self.stack([cached[index] for index in range(start, stop)])
-            yield batch.select([m for m in batch.modalities if m != "text"])
+            examples = [cached[index] for index in range(start, stop)]
+            batch = self.stack(examples)
+            without_text = [m for m in batch.modalities if m != "text"]
+            yield batch.select(without_text)
 
     def caption_batches(self, view: EvalView, split: str, size: int) -> Iterator[Batch]:
-        """All captions of a split in order, none where the model reads no text."""
+        """All captions of a split in order, none where the model reads no text.
+
+        Args:
+            view: of the split.
+            split: names its cached features.
+            size: captions per batch; the last one may have fewer.
+        """
         if self.tokenizer is None:
             return
         for start in range(0, len(view.captions), size):
-            captions = view.captions[start : start + size]
-            batch = self.collate.text(captions, view.caption_image_ids[start : start + size])
+            rows = slice(start, start + size)
+            captions = view.captions[rows]
+            batch = self.collate.text(captions, view.caption_image_ids[rows])
             if "text" in self.features.modalities(split):
-                rows = self.features.lookup(split, "text", 0, 0, captions)
-                self.features.put(batch, "text", rows)
+                features = self.features.lookup(split, "text", 0, 0, captions)
+                self.features.put(batch, "text", features)
             yield batch
 
 

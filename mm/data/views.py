@@ -18,14 +18,21 @@ from mm.readers import Augment, Reader
 
 logger = logging.getLogger(__name__)
 CACHE_BYTES = 4 << 30
-"""How much of what it decoded a view with `keep` holds in memory."""
+"""How many bytes of decoded samples a view with `keep` holds in memory."""
 Unreadable = Literal["error", "skip"]
+"""What a file that does not decode does: end the run, or count as absent."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One decoded image with some of its captions. rows: by modality what its reader gave, None where the sample lacks
-    it; modalities that the whole split lacks have no entry."""
+    """One decoded sample with some of its captions.
+
+    Args:
+        index: position in the split.
+        image_id: of the sample's image.
+        captions: those that are read.
+        rows: by modality what its reader returned, None where the sample lacks it; no entry where the split does.
+    """
 
     index: int
     image_id: int
@@ -34,10 +41,14 @@ class Example:
 
 
 class View:
-    """Decodes a dataset's samples by its readers, keeping what was decoded if `keep`.
+    """Decode a dataset's samples by its readers.
 
-    unreadable: "error" raises the one-line ValueError of a file that does not decode; "skip" logs it and the sample
-    takes part without what is read from files.
+    Args:
+        dataset: the samples.
+        readers: by modality; those of a modality that the dataset lacks are not used.
+        keep: hold up to CACHE_BYTES of decoded samples in memory.
+        unreadable: "error" raises the ValueError of a file that does not decode; "skip" logs it, and the sample takes
+            part without what is read from files.
     """
 
     def __init__(
@@ -53,7 +64,14 @@ class View:
         return len(self.dataset)
 
     def decoded(self, index: int) -> dict[str, np.ndarray | None]:
-        """What each reader decodes of a sample."""
+        """What each reader decodes of a sample, by modality.
+
+        Args:
+            index: the sample's position in the split.
+
+        Raises:
+            ValueError: a file does not decode, unless `unreadable` is "skip".
+        """
         if not self.readers:
             return {}
         if index in self._kept:
@@ -74,8 +92,11 @@ class View:
         return {m: reader.decode(sample) for m, reader in self.readers.items()}
 
     def _keep(self, index: int, decoded: dict[str, np.ndarray | None]) -> None:
+        """Hold a decoded sample in memory, and warn once no more fit."""
         self._kept[index] = decoded
-        self._bytes_left -= sum(array.nbytes for array in decoded.values() if array is not None)
+        for array in decoded.values():
+            if array is not None:
+                self._bytes_left -= array.nbytes
         if self._bytes_left <= 0:
             logger.warning(
                 "%s: %d of %d samples fill the cache of %d GiB; the others are decoded anew each time",
@@ -90,10 +111,14 @@ class TrainView(View):
     """(index, epoch) -> Example with `captions` of the image's captions, a random crop and a random stretch of audio.
 
     Args:
+        dataset: the samples.
+        readers: by modality, of everything but text.
+        seed: of all random choices.
         captions: how many, drawn without repetition while there are enough; an image without any has the empty one.
         limit_captions: of an image's captions, only the first so many are drawn; 0 for all.
         augment: None resizes only, as in evaluation.
-        keep: up to CACHE_BYTES of decoded samples (without loader workers: each would hold its own).
+        keep: hold up to CACHE_BYTES of decoded samples; with loader workers, each would hold its own.
+        unreadable: what a file that does not decode does, see `View`.
     """
 
     def __init__(
@@ -115,11 +140,13 @@ class TrainView(View):
         self.limit_captions = limit_captions
 
     def __getitem__(self, key: Key) -> Example:
+        """The sample at (index, epoch), by random numbers that are a pure function of (seed, epoch, index)."""
         index, epoch = key
         places = chance_places()
         total = max(place.stop for place in places.values())
         chance = np.random.default_rng((self.seed, epoch, index)).random(total)
-        captions = self._draw(self.dataset.captions[index][: self.limit_captions or None], float(chance[0]))
+        drawable = self.dataset.captions[index][: self.limit_captions or None]
+        captions = self._draw(drawable, float(chance[0]))
         rows: dict[str, np.ndarray | None] = {}
         for modality, decoded in self.decoded(index).items():
             rows[modality] = None
@@ -129,7 +156,7 @@ class TrainView(View):
         return Example(index, self.dataset.image_ids[index], captions, rows)
 
     def _draw(self, captions: tuple[str, ...], chance: float) -> tuple[str, ...]:
-        """Captions in their order from a random one on, around the end: as many as asked for."""
+        """`captions` captions in their order from a random one on, continuing at the first after the last."""
         if not captions:
             return ("",) * self.captions
         first = int(chance * len(captions))
@@ -139,7 +166,13 @@ class TrainView(View):
 class EvalView(View):
     """index -> Example without any randomness (its first caption), and all captions of the split as one flat list.
 
-    `captions`, `caption_ids` and `caption_image_ids` run parallel; `image_ids` runs parallel to the positions.
+    `captions`, `caption_ids` (M,) and `caption_image_ids` (M,) run parallel; `image_ids` (N,) is by position.
+
+    Args:
+        dataset: the samples.
+        readers: by modality, of everything but text.
+        keep: hold up to CACHE_BYTES of decoded samples.
+        unreadable: what a file that does not decode does, see `View`.
     """
 
     def __init__(
@@ -162,17 +195,24 @@ class EvalView(View):
         self.caption_image_ids = torch.repeat_interleave(self.image_ids, counts)
 
     def __getitem__(self, index: int) -> Example:
+        """The sample at a position, with its first caption or an empty one."""
         rows: dict[str, np.ndarray | None] = {}
         for modality, decoded in self.decoded(index).items():
-            rows[modality] = None if decoded is None else self.readers[modality].evaluate(decoded)
+            rows[modality] = None
+            if decoded is not None:
+                rows[modality] = self.readers[modality].evaluate(decoded)
         captions = self.dataset.captions[index][:1] or ("",)
         return Example(index, self.dataset.image_ids[index], captions, rows)
 
 
 def chance_places() -> dict[str, slice]:
-    """Where each modality's numbers stand among those that training draws for a sample; the first is the caption's.
+    """Where each modality's numbers stand among those that training draws for a sample.
 
-    Each choice has a place of its own, so that switching one off leaves the others as they were.
+    The first number is the caption's. Each choice has a place of its own, so that switching one off leaves the others
+    as they were.
+
+    Returns:
+        a slice of the sample's numbers for each modality.
     """
     places = {}
     first = 1
