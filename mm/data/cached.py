@@ -22,7 +22,7 @@ from mm.modalities import MODALITIES
 
 logger = logging.getLogger(__name__)
 Read = Callable[[Sequence[int]], tuple[Tensor, Tensor | None]]
-"""Rows of a split -> inputs and mask of one modality, as its trunk wants them."""
+"""Rows of a split -> raw inputs (N, …) of one modality, and their mask."""
 
 
 @dataclass

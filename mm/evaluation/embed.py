@@ -1,5 +1,6 @@
 """From a run and a split to numbers: embeddings of everything, and the joint head's scores of chosen pairs."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -24,8 +25,14 @@ from mm.model.multimodal import MatchInput, MultimodalModel, select
 
 @dataclass
 class Embedded:
-    """One modality of a split: vectors (N, E) and tokens (N, T, P) unit vectors, ids (N,) the image each row
-    belongs to, encoded: EncoderOutput of all rows, what the joint head reads."""
+    """One modality of a split, N rows.
+
+    Args:
+        vectors: unit vectors (N, E) float32, on the CPU.
+        tokens: unit vectors (N, T, P) bfloat16 for late interaction, on the model's device.
+        ids: (N,) int64, the image that each row belongs to, on the CPU.
+        encoded: EncoderOutput of all rows, tokens (N, T, D), which the joint reading starts from.
+    """
 
     vectors: Tensor
     tokens: Tensor
@@ -33,14 +40,24 @@ class Embedded:
     encoded: EncoderOutput
 
     def rows(self, rows: Tensor) -> "Embedded":
-        """Some of the rows (N,)."""
-        return Embedded(self.vectors[rows], self.tokens[rows], self.ids[rows], select(self.encoded, rows))
+        """The rows at positions (n,) int64, which may recur."""
+        vectors = self.vectors[rows]
+        tokens = self.tokens[rows]
+        ids = self.ids[rows]
+        encoded = select(self.encoded, rows)
+        return Embedded(vectors, tokens, ids, encoded)
 
 
 @dataclass
 class SplitEmbeddings:
-    """A split through a model: Embedded by modality, caption_ids (M,), code_counts[m] (Q, S), expert load
-    (layers, M, E)."""
+    """A split through a model.
+
+    Args:
+        parts: embeddings by modality.
+        caption_ids: (C,) int64 of all captions.
+        code_counts: (Q, S) int64 by modality, how often each code of each quantizer was used.
+        load: (layers, M, E), assignments per modality and expert.
+    """
 
     parts: dict[str, Embedded]
     caption_ids: Tensor
@@ -48,8 +65,12 @@ class SplitEmbeddings:
     load: np.ndarray | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The contract of embeddings.npz: image, text, image_ids, caption_image_ids, caption_ids, optional audio,
-        audio_image_ids."""
+        """The contents of embeddings.npz.
+
+        Returns:
+            unit vectors (N, E) by modality; `image_ids`, `caption_image_ids` and `audio_image_ids` (N,), the image of
+            each of their rows; `caption_ids`. Modalities that the split lacks have no entry.
+        """
         arrays = {}
         for modality, part in self.parts.items():
             arrays[modality] = part.vectors.numpy()
@@ -60,7 +81,17 @@ class SplitEmbeddings:
 
 @torch.inference_mode()
 def embed_split(run: Run, data: AlignData, view: EvalView, split: str) -> SplitEmbeddings:
-    """Embed all images, audio clips and captions of a split."""
+    """Embed all images, audio clips and captions of a split, each modality alone.
+
+    Args:
+        run: its model is put into evaluation mode.
+        data: makes the batches.
+        view: of the split.
+        split: names its cached features.
+
+    Returns:
+        SplitEmbeddings of the rows that are present.
+    """
     run.eval()
     rows: dict[str, list[Embedded]] = {}
     load: Tensor | float = 0.0
@@ -70,19 +101,23 @@ def embed_split(run: Run, data: AlignData, view: EvalView, split: str) -> SplitE
             output = run.model(batch, reconstruct=False)
         load = load + output.load
         for modality, vectors in output.embeddings.items():
-            kept = batch.present[modality].nonzero().squeeze(1)
-            tokens = output.tokens[modality][kept].bfloat16()
-            encoded = select(output.encoded[modality], kept)
-            part = Embedded(vectors[kept].float(), tokens, batch.ids[kept], encoded)
+            present = batch.present[modality].nonzero().squeeze(1)
+            tokens = output.tokens[modality][present].bfloat16()
+            encoded = select(output.encoded[modality], present)
+            part = Embedded(vectors[present].float(), tokens, batch.ids[present], encoded)
             rows.setdefault(modality, []).append(part)
-    parts = {modality: _concatenate(found) for modality, found in rows.items()}
-    counts = {modality: count_codes(part.encoded, run.model, modality) for modality, part in parts.items()}
+    parts = {}
+    counts = {}
+    for modality, found in rows.items():
+        parts[modality] = _concatenate(found)
+        counts[modality] = count_codes(parts[modality].encoded, run.model, modality)
     assert isinstance(load, Tensor)
     return SplitEmbeddings(parts, view.caption_ids, counts, load.cpu().numpy())
 
 
 def _all_batches(data: AlignData, view: EvalView, split: str, size: int) -> Iterator[Batch]:
-    steps = -(-len(view) // size) - (-len(view.captions) // size)
+    """All samples of a split, then all its captions, behind a progress bar."""
+    steps = math.ceil(len(view) / size) + math.ceil(len(view.captions) / size)
 
     def batches() -> Iterator[Batch]:
         yield from data.sample_batches(view, split, size)
@@ -92,39 +127,56 @@ def _all_batches(data: AlignData, view: EvalView, split: str, size: int) -> Iter
 
 
 def autocast(model: MultimodalModel) -> torch.autocast:
-    """The precision of evaluation, on the model's device."""
-    return bf16_autocast(next(model.parameters()).device.type)
+    """The context of an evaluation's forward: bf16 where the model's device multiplies it fast."""
+    device = next(model.parameters()).device
+    return bf16_autocast(device.type)
 
 
 def _concatenate(parts: Sequence[Embedded]) -> Embedded:
-    """Row-wise, shorter sequences padded. Token tensors are kept in bf16: they are read under autocast anyway."""
-    encoded = [part.encoded for part in parts]
-    term_masks = [e.term_mask for e in encoded if e.term_mask is not None]
-    joined = EncoderOutput(
-        _padded([e.tokens.bfloat16() for e in encoded], 0),
-        _padded([e.codes for e in encoded], -1),
-        _padded([e.mask for e in encoded], False),
-        torch.cat([e.summary for e in encoded]),
-        term_mask=_padded(term_masks, False) if term_masks else None,
-    )
+    """Embeddings one after another, shorter sequences padded.
+
+    Token tensors are kept in bf16: they are read under autocast anyway.
+    """
+    encoded = _concatenate_encoded([part.encoded for part in parts])
     vectors = torch.cat([part.vectors for part in parts]).cpu()
     tokens = _padded([part.tokens for part in parts], 0)
     ids = torch.cat([part.ids for part in parts]).cpu()
-    return Embedded(vectors, tokens, ids, joined)
+    return Embedded(vectors, tokens, ids, encoded)
+
+
+def _concatenate_encoded(parts: Sequence[EncoderOutput]) -> EncoderOutput:
+    """Encoder outputs one after another: tokens (N_i, T_i, D) -> (ΣN, max T, D) bfloat16, codes padded by -1."""
+    tokens = _padded([part.tokens.bfloat16() for part in parts], 0)
+    codes = _padded([part.codes for part in parts], -1)
+    mask = _padded([part.mask for part in parts], False)
+    summary = torch.cat([part.summary for part in parts])
+    term_masks = [part.term_mask for part in parts if part.term_mask is not None]
+    term_mask = _padded(term_masks, False) if term_masks else None
+    return EncoderOutput(tokens, codes, mask, summary, term_mask=term_mask)
 
 
 def _padded(tensors: Sequence[Tensor], value: float) -> Tensor:
-    """(N_i, T_i, …) -> (ΣN, max T, …)."""
+    """Tensors (N_i, T_i, …) -> (ΣN, max T, …), `value` behind the shorter ones."""
     longest = max(tensor.shape[1] for tensor in tensors)
     wide = []
     for tensor in tensors:
-        behind = (0, 0) * (tensor.ndim - 2) + (0, longest - tensor.shape[1])
-        wide.append(pad(tensor, behind, value=value))
+        missing = longest - tensor.shape[1]
+        unchanged = (0, 0) * (tensor.ndim - 2)
+        wide.append(pad(tensor, (*unchanged, 0, missing), value=value))
     return torch.cat(wide)
 
 
 def count_codes(encoded: EncoderOutput, model: MultimodalModel, modality: str) -> np.ndarray:
-    """How often each code was used: (Q, S). A continuous bottleneck has none: (0, 0)."""
+    """How often each code was used at real tokens.
+
+    Args:
+        encoded: codes (N, T, Q) and mask (N, T).
+        model: whose encoder made them.
+        modality: of that encoder.
+
+    Returns:
+        (Q, S) int64; (0, 0) of a continuous bottleneck, which has no codes.
+    """
     quantizer = model.encoders[modality].bottleneck.quantizer
     if quantizer is None:
         return np.zeros((0, 0), dtype=np.int64)
@@ -141,33 +193,50 @@ def joint_scores(
     weights: tuple[float, float],
     batch_size: int = 256,
 ) -> Tensor:
-    """Scores of pairs of samples, rows (P,) of the left and (P,) of the right side -> (P,) fp32.
+    """Score pairs of samples through cross-modal attention.
 
-    The match logit plus `weights` times the logits of the embeddings and of late interaction, at their learned scales:
-    all three are log-odds up to a constant of the query. Pairs of like length go together, so that little padding is
-    computed.
+    The score is the match logit plus `weights` times the logits of the embeddings and of late interaction (FILIP, Yao
+    et al. 2022), at their learned scales: all three are log-odds up to a constant of the query. Pairs of similar
+    length share a batch, so that little padding is computed.
+
+    Args:
+        run: its model is put into evaluation mode.
+        pair: names of the left and the right modality.
+        left: embeddings of the left modality, N rows.
+        right: embeddings of the right modality, M rows.
+        rows: positions (P,) int64 in `left` and (P,) in `right`.
+        weights: of the embeddings' logit and of late interaction's.
+        batch_size: pairs that are read at a time.
+
+    Returns:
+        scores (P,) float32, on the CPU.
     """
     run.eval()
     a, b = pair
     contrastive_scale = weights[0] * run.loss.contrastive[f"{a}_{b}"].scale
     filip_scale = weights[1] * run.loss.filip[f"{a}_{b}"].scale
-    scores = torch.empty(len(rows[0]))
-    lengths = left.encoded.mask.sum(1)[rows[0]] + right.encoded.mask.sum(1)[rows[1]]
+    left_rows, right_rows = rows
+    scores = torch.empty(len(left_rows))
+    left_lengths = left.encoded.mask.sum(1)
+    right_lengths = right.encoded.mask.sum(1)
+    lengths = left_lengths[left_rows] + right_lengths[right_rows]
     chunks = lengths.argsort().split(batch_size)
     for chunk in track(chunks, f"matching {a} and {b}", transient=True, disable=len(chunks) < 16):
-        x = left.rows(rows[0][chunk])
-        y = right.rows(rows[1][chunk])
+        x = left.rows(left_rows[chunk])
+        y = right.rows(right_rows[chunk])
         with autocast(run.model):
-            matched = run.model.match([MatchInput(a, b, _trimmed(x.encoded), _trimmed(y.encoded))])
+            inputs = MatchInput(a, b, _trimmed(x.encoded), _trimmed(y.encoded))
+            matched = run.model.match([inputs])
             late = paired_late_interaction(x.tokens, x.encoded.mask, y.tokens, y.encoded.mask)
-        score = matched.logits[0].float()
-        cosine = (x.vectors * y.vectors).sum(1).to(score.device)
-        scores[chunk] = (score + contrastive_scale * cosine + filip_scale * late).cpu()
+        logit = matched.logits[0].float()
+        cosine = (x.vectors * y.vectors).sum(1).to(logit.device)
+        score = logit + contrastive_scale * cosine + filip_scale * late
+        scores[chunk] = score.cpu()
     return scores
 
 
 def _trimmed(encoded: EncoderOutput) -> EncoderOutput:
-    """Without the columns that are padding in every row."""
+    """An encoder's output (N, T, D) without the columns that are padding in every row; tokens float32."""
     used = encoded.mask.any(0).nonzero()
     longest = int(used.max()) + 1 if len(used) else 1
     tokens = encoded.tokens[:, :longest].float()

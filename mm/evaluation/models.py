@@ -1,4 +1,4 @@
-"""Models that already exist, on data: a finished run, or a bare open_clip model as a peer."""
+"""Models to be evaluated on data: a finished run, or an open_clip model as a peer."""
 
 import time
 from dataclasses import dataclass, replace
@@ -28,34 +28,59 @@ from mm.evaluation.retrieval import evaluate_split
 
 @dataclass
 class EvaluatedSplit:
-    """A dataset through a model: the arrays of embeddings.npz, and what else scores its (image, caption) pairs.
+    """A dataset through a model.
 
-    joint: name -> `eval.embeddings.Scorer` by positions in `image` and `text`; empty for a dual encoder.
+    Args:
+        arrays: the contents of embeddings.npz, see `SplitEmbeddings.arrays`.
+        joint: scorers of (image, caption) pairs by name, each fed positions in `image` and `text`; none for a dual
+            encoder.
     """
 
     arrays: dict[str, np.ndarray]
     joint: dict[str, Scorer]
 
     def cosine(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
-        """The `Scorer` of the vectors alone, which are of unit length."""
-        return (self.arrays["image"][images] * self.arrays["text"][captions]).sum(1)
+        """The `Scorer` of the unit vectors alone.
+
+        Args:
+            images: positions (P,) in `image`.
+            captions: positions (P,) in `text`.
+
+        Returns:
+            cosines (P,).
+        """
+        x = self.arrays["image"][images]
+        y = self.arrays["text"][captions]
+        return (x * y).sum(1)
 
 
 class EvaluatedModel(Protocol):
-    """What `mm.evaluation.zero_shot` asks of a model. `trained_on` is the words of the protocol."""
+    """What `mm.evaluation.zero_shot` asks of a model."""
 
     trained_on: str
+    """The training data, in the protocol's words."""
     modalities: tuple[str, ...]
+    """Those that the model reads."""
 
-    def open(self, split: str) -> CaptionDataset: ...
+    def open(self, split: str) -> CaptionDataset:
+        """A split of the data that the model is evaluated on."""
 
-    def embed(self, dataset: CaptionDataset, name: str) -> EvaluatedSplit: ...
+    def embed(self, dataset: CaptionDataset, name: str) -> EvaluatedSplit:
+        """A dataset through the model; `name` labels its progress bar and its cached features."""
 
 
 class FinishedRun:
-    """A run's weights unchanged, reading from `root` or else from its own data.
+    """A finished run, its weights unchanged, on its own data or on others.
 
-    `rerank` replaces the run's own depth of re-ranking. Raises ValueError on a folder that holds no finished run.
+    Args:
+        folder: of the run.
+        root: the data that are read; None for the run's own.
+        karpathy: Karpathy's split file of these data, if any.
+        audio_root: folder of their audio clips, if any.
+        rerank: depth of re-ranking; None for the run's own.
+
+    Raises:
+        ValueError: the folder holds no finished run.
     """
 
     def __init__(
@@ -80,14 +105,22 @@ class FinishedRun:
         self.modalities = self.run.model.modalities
 
     def open(self, split: str) -> CaptionDataset:
+        """A split of `root` or of the run's own data."""
         return self.data.open(split)
 
     def evaluate(
         self, dataset: CaptionDataset, split: str, *, samples: int = 1000, seed: int = 0
     ) -> tuple[dict, EvaluatedSplit]:
-        """Retrieval on a split, with and without re-ranking -> (result.json content, EvaluatedSplit).
+        """Evaluate the retrieval of a split, with and without re-ranking.
 
-        samples, seed: of the bootstrap behind the intervals.
+        Args:
+            dataset: the split.
+            split: its name.
+            samples: of the bootstrap behind the intervals.
+            seed: of that bootstrap.
+
+        Returns:
+            the content of result.json, and the split's embeddings.
         """
         started = time.perf_counter()
         self.data.cache_features(self.run.model.encoders, {split: dataset})
@@ -106,17 +139,21 @@ class FinishedRun:
         return result, self._evaluated(evaluation.embeddings)
 
     def embed(self, dataset: CaptionDataset, name: str) -> EvaluatedSplit:
-        """Any dataset; `name` is what its progress bar and its cached features are called."""
+        """Any dataset through the model; `name` labels its progress bar and its cached features."""
         self.data.cache_features(self.run.model.encoders, {name: dataset})
-        return self._evaluated(embed_split(self.run, self.data, self.data.eval_view(dataset), name))
+        view = self.data.eval_view(dataset)
+        embeddings = embed_split(self.run, self.data, view, name)
+        return self._evaluated(embeddings)
 
     def _evaluated(self, found: SplitEmbeddings) -> EvaluatedSplit:
+        """Embeddings with the match head as a scorer, where there are images and captions."""
         parts = found.parts
 
         def match_head(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
             rows = (torch.from_numpy(images), torch.from_numpy(captions))
             pair = ("image", "text")
-            return joint_scores(self.run, pair, parts["image"], parts["text"], rows, weights=(0.0, 0.0)).numpy()
+            scores = joint_scores(self.run, pair, parts["image"], parts["text"], rows, weights=(0.0, 0.0))
+            return scores.numpy()
 
         joint: dict[str, Scorer] = {}
         if "image" in parts and "text" in parts:
@@ -125,9 +162,14 @@ class FinishedRun:
 
 
 class OpenClipPeer:
-    """`ViT-B-32:tag` or a bare name (random weights) with its own preprocessing.
+    """An open_clip model with its own preprocessing, as a peer of a run.
 
-    It reads from `root`. `trained_on` is as the user states it: nobody else knows.
+    Args:
+        name: `ViT-B-32:tag`, or a bare architecture with random weights.
+        root: folder of the images and captions that it is evaluated on.
+        trained_on: its training data in the user's words: open_clip does not say.
+        karpathy: Karpathy's split file of `root`, if any.
+        batch_size: images or captions that pass the model at a time.
     """
 
     modalities: tuple[str, ...] = ("image", "text")
@@ -135,49 +177,78 @@ class OpenClipPeer:
     def __init__(
         self, name: str, root: str | None, trained_on: str, *, karpathy: str | None = None, batch_size: int = 64
     ) -> None:
-        self.name, self.trained_on, self.batch_size = name, trained_on, batch_size
-        self.root, self.karpathy = root, karpathy
+        self.name = name
+        self.trained_on = trained_on
+        self.batch_size = batch_size
+        self.root = root
+        self.karpathy = karpathy
         self.model = open_clip_model(name, None).eval()
-        self.transform = image_transform_v2(
-            PreprocessCfg(**open_clip.get_model_preprocess_cfg(self.model)), is_train=False
-        )
-        self.tokenizer = open_clip.get_tokenizer(name.partition(":")[0])
+        preprocessing = open_clip.get_model_preprocess_cfg(self.model)
+        self.transform = image_transform_v2(PreprocessCfg(**preprocessing), is_train=False)
+        architecture, _, _ = name.partition(":")
+        self.tokenizer = open_clip.get_tokenizer(architecture)
 
     def open(self, split: str) -> CaptionDataset:
+        """A split of `root`. Raises ValueError without one."""
         if self.root is None:
             raise ValueError("--open_clip needs --data.root DIR, the images and captions to evaluate it on")
         return open_split(self.root, split, karpathy=self.karpathy)
 
     @torch.inference_mode()
     def embed(self, dataset: CaptionDataset, name: str) -> EvaluatedSplit:
-        """Images and captions; a dual encoder scores pairs by their vectors alone."""
-        captions = [c for group in dataset.captions for c in group]
-        positions, starts = (range(0, size, self.batch_size) for size in (len(dataset), len(captions)))
-        images = [
-            self.model.encode_image(self._pictures(dataset, at), normalize=True)
-            for at in track(positions, f"images of {name} through {self.name}", transient=True)
-        ]
-        texts = [
-            self.model.encode_text(self.tokenizer(captions[at : at + self.batch_size]), normalize=True)
-            for at in track(starts, f"captions of {name} through {self.name}", transient=True)
-        ]
-        counts = [len(group) for group in dataset.captions]
+        """Images and captions of a dataset; a dual encoder scores pairs by their vectors alone.
+
+        Args:
+            dataset: the samples, all of which have an image.
+            name: labels the progress bars.
+
+        Raises:
+            ValueError: a sample has no image.
+        """
+        captions: list[str] = []
+        caption_ids: list[int] = []
+        for of_image, ids in zip(dataset.captions, dataset.caption_ids, strict=True):
+            captions.extend(of_image)
+            caption_ids.extend(ids)
+        counts = [len(of_image) for of_image in dataset.captions]
+        images = self._embed_images(dataset, f"images of {name} through {self.name}")
+        texts = self._embed_captions(captions, f"captions of {name} through {self.name}")
         arrays = {
-            "image": torch.cat(images).float().numpy(),
-            "text": torch.cat(texts).float().numpy(),
+            "image": images.float().numpy(),
+            "text": texts.float().numpy(),
             "image_ids": np.array(dataset.image_ids),
             "caption_image_ids": np.repeat(dataset.image_ids, counts),
-            "caption_ids": np.array([i for group in dataset.caption_ids for i in group]),
+            "caption_ids": np.array(caption_ids),
         }
         return EvaluatedSplit(arrays, {})
 
-    def _pictures(self, dataset: CaptionDataset, start: int) -> Tensor:
-        """(B, 3, H, W): one batch, as the model's own preprocessing makes it."""
-        rows = range(start, min(start + self.batch_size, len(dataset)))
-        return torch.stack([self.transform(_picture(dataset, row)) for row in rows])
+    def _embed_images(self, dataset: CaptionDataset, description: str) -> Tensor:
+        """N images -> unit vectors (N, E)."""
+        starts = range(0, len(dataset), self.batch_size)
+        vectors = []
+        for start in track(starts, description, transient=True):
+            images = self._images(dataset, start)
+            vectors.append(self.model.encode_image(images, normalize=True))
+        return torch.cat(vectors)
+
+    def _embed_captions(self, captions: list[str], description: str) -> Tensor:
+        """M captions -> unit vectors (M, E)."""
+        starts = range(0, len(captions), self.batch_size)
+        vectors = []
+        for start in track(starts, description, transient=True):
+            tokens = self.tokenizer(captions[start : start + self.batch_size])
+            vectors.append(self.model.encode_text(tokens, normalize=True))
+        return torch.cat(vectors)
+
+    def _images(self, dataset: CaptionDataset, start: int) -> Tensor:
+        """One batch (B, 3, H, W) from a position on, through the model's own preprocessing."""
+        stop = min(start + self.batch_size, len(dataset))
+        images = [self.transform(_image(dataset, index)) for index in range(start, stop)]
+        return torch.stack(images)
 
 
-def _picture(dataset: CaptionDataset, index: int) -> Image:
+def _image(dataset: CaptionDataset, index: int) -> Image:
+    """The image of a sample in RGB. Raises ValueError where it has none."""
     sample = dataset[index]
     if sample.image is None:
         raise ValueError(f"{dataset.name}: sample {sample.key} has no image")

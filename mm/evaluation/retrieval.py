@@ -20,16 +20,25 @@ RERANKED: Pair = ("image", "text")
 
 @dataclass
 class Evaluation:
-    """results: RetrievalResult by direction ("image_to_text"); reranked: the same after the joint head;
-    embeddings of the split."""
+    """The retrieval of a split.
+
+    Args:
+        embeddings: of the split.
+        results: by direction, such as "image_to_text", of the embeddings alone.
+        reranked: by direction, after the shortlists were scored jointly.
+    """
 
     embeddings: SplitEmbeddings
     results: dict[str, RetrievalResult] = field(default_factory=dict)
     reranked: dict[str, RetrievalResult] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
-        """Flat: `image_to_text/R@1` …, `reranked/image_to_text/R@1` …,
-        `RSUM` of image-text with and without re-ranking."""
+        """All figures by name.
+
+        Returns:
+            `image_to_text/R@1` and so on for every direction, in percent; the sum `RSUM` of the six image-text recalls;
+            both again under `reranked/`.
+        """
         found: dict[str, float] = {}
         for prefix, results in (("", self.results), ("reranked/", self.reranked)):
             for direction, result in results.items():
@@ -40,15 +49,25 @@ class Evaluation:
 
 
 def evaluate_split(run: Run, data: AlignData, dataset: CaptionDataset, split: str, config: EvalConfig) -> Evaluation:
-    """Embed a split and evaluate every pair of modalities that it carries, both ways."""
-    evaluation = Evaluation(embed_split(run, data, data.eval_view(dataset), split))
+    """Embed a split and evaluate every pair of modalities that it carries, both ways.
+
+    Args:
+        run: its model and loss.
+        data: makes the batches.
+        dataset: the split.
+        split: names its cached features.
+        config: depth and weights of re-ranking.
+    """
+    view = data.eval_view(dataset)
+    evaluation = Evaluation(embed_split(run, data, view, split))
     parts = evaluation.embeddings.parts
     for a, b in pairs_of(parts):
-        # Only what has a partner can be asked for: an image without audio is no query for audio.
+        # A row without a partner has no right answer: an image without audio is no query for audio.
         x = with_partner(parts[a], parts[b])
         y = with_partner(parts[b], parts[a])
         forward, backward = retrieval_both(x.vectors, y.vectors, x.ids, y.ids)
-        evaluation.results |= {f"{a}_to_{b}": forward, f"{b}_to_{a}": backward}
+        evaluation.results[f"{a}_to_{b}"] = forward
+        evaluation.results[f"{b}_to_{a}"] = backward
         if config.rerank and (a, b) == RERANKED:
             evaluation.reranked[f"{a}_to_{b}"] = rerank(run, (a, b), x, y, config, swap=False)
             evaluation.reranked[f"{b}_to_{a}"] = rerank(run, (a, b), x, y, config, swap=True)
@@ -56,13 +75,28 @@ def evaluate_split(run: Run, data: AlignData, dataset: CaptionDataset, split: st
 
 
 def first_stage_metrics(run: Run, data: AlignData, dataset: CaptionDataset, split: str) -> dict[str, float]:
-    """Recalls and RSUM of embeddings alone: what is watched as training goes."""
-    found = evaluate_split(run, data, dataset, split, EvalConfig(rerank=0)).metrics()
-    return {name: value for name, value in found.items() if "R@" in name or name == "RSUM"}
+    """Recalls and RSUM of embeddings alone, without re-ranking, to be logged during training.
+
+    Args:
+        run: its model and loss.
+        data: makes the batches.
+        dataset: the split.
+        split: names its cached features.
+
+    Returns:
+        figures by name, in percent.
+    """
+    config = EvalConfig(rerank=0)
+    evaluation = evaluate_split(run, data, dataset, split, config)
+    found = {}
+    for name, value in evaluation.metrics().items():
+        if "R@" in name or name == "RSUM":
+            found[name] = value
+    return found
 
 
 def with_partner(part: Embedded, other: Embedded) -> Embedded:
-    """The rows whose image also occurs in the other modality."""
+    """The rows of one modality whose image also occurs in the other one."""
     keep = torch.isin(part.ids, other.ids)
     if bool(keep.all()):
         return part
@@ -70,12 +104,22 @@ def with_partner(part: Embedded, other: Embedded) -> Embedded:
 
 
 def rerank(run: Run, pair: Pair, x: Embedded, y: Embedded, config: EvalConfig, swap: bool) -> RetrievalResult:
-    """Score each query's `config.rerank` best again, jointly; with `swap` the second modality asks for the first."""
+    """Score each query's best candidates again, through cross-modal attention.
+
+    Args:
+        run: its model and loss.
+        pair: names of the first and the second modality.
+        x: embeddings of the first modality.
+        y: embeddings of the second modality.
+        config: how many candidates are scored, and the weights of the three logits.
+        swap: whether the second modality queries the first.
+    """
     queries, gallery = (y, x) if swap else (x, y)
     depth = min(config.rerank, len(gallery.ids))
     shortlist = top_k(queries.vectors, gallery.vectors, depth)[1]
-    asking = torch.arange(len(shortlist)).repeat_interleave(depth)
-    found: Tensor = shortlist.flatten()
-    rows = (found, asking) if swap else (asking, found)
-    scores = joint_scores(run, pair, x, y, rows, config.rerank_weights).view(len(shortlist), depth)
+    query_rows = torch.arange(len(shortlist)).repeat_interleave(depth)
+    gallery_rows: Tensor = shortlist.flatten()
+    rows = (gallery_rows, query_rows) if swap else (query_rows, gallery_rows)
+    scores = joint_scores(run, pair, x, y, rows, config.rerank_weights)
+    scores = scores.view(len(shortlist), depth)
     return reranked(queries.vectors, gallery.vectors, queries.ids, gallery.ids, shortlist, scores)
