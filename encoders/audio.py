@@ -12,7 +12,9 @@ from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder, FeatureDecoder
 MELS = 64
 """Bands of the log-mel image."""
 WINDOW_SECONDS = 0.025
+"""Length of an analysis window."""
 HOP_SECONDS = 0.01
+"""Time between the starts of two windows."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,11 @@ class AudioConfig:
 
 
 class LogMel(nn.Module):
-    """waveform (B, S) -> log-mel (B, mels, frames), about zero mean and unit variance."""
+    """waveform (B, S) -> log-mel (B, mels, frames), about zero mean and unit variance.
+
+    Args:
+        config: rate, window and hop.
+    """
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -61,24 +67,36 @@ class LogMel(nn.Module):
 
         self.hop = config.hop
         self.seconds_per_frame = config.hop / config.sample_rate
-        with torch.device("cpu"):  # constants, which torchaudio checks by value: they cannot be made on the meta device
-            self.spectrogram = torchaudio.transforms.Spectrogram(config.window, hop_length=config.hop, power=None)
-            self.mel_scale = torchaudio.transforms.MelScale(MELS, config.sample_rate, n_stft=config.window // 2 + 1)
+        transforms = torchaudio.transforms
+        frequencies = config.window // 2 + 1
+        # torchaudio checks its constants by value, which the meta device does not have.
+        with torch.device("cpu"):
+            self.spectrogram = transforms.Spectrogram(config.window, hop_length=config.hop, power=None)
+            self.mel_scale = transforms.MelScale(MELS, config.sample_rate, n_stft=frequencies)
 
     @torch.no_grad()
     def forward(self, waveform: Tensor) -> Tensor:
-        # fp32 whatever the autocast: squared magnitudes span more decades than bf16's mantissa keeps apart.
+        """waveform (B, S) in [-1, 1] -> log-mel (B, mels, S // hop), without gradients."""
+        # Squared magnitudes span more decades than bf16's mantissa resolves: they stay fp32 under autocast.
         with torch.autocast(waveform.device.type, enabled=False):
-            # Not torchaudio's power=2: it squares a magnitude, and the root costs more than the Fourier transform.
+            # torchaudio's power=2 squares a magnitude, whose root costs more than the Fourier transform.
             spectrum = self.spectrogram(waveform.float())
-            mel = self.mel_scale(spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag))
-            return ((mel + 1e-5).log()[..., :-1] + 4) / 4
+            power = spectrum.real.square()
+            power.addcmul_(spectrum.imag, spectrum.imag)
+            mel = self.mel_scale(power)
+            log_mel = (mel + 1e-5).log()
+            return (log_mel[..., :-1] + 4) / 4
 
 
 class MelTrunk(Trunk):
     """From scratch: log-mel (B, mels, frames) -> tokens (B, frames / 8, F).
 
     Three strided 1-D convolutions, then residual blocks.
+
+    Args:
+        mels: bands of the log-mel image.
+        width: F, of a token.
+        depth: number of blocks.
     """
 
     stride = 8
@@ -96,11 +114,17 @@ class MelTrunk(Trunk):
         self.blocks = nn.Sequential(*(MelBlock(width) for _ in range(depth)))
 
     def forward(self, mel: Tensor) -> Tensor:
-        return self.blocks(self.stem(mel).transpose(1, 2))
+        """log-mel (B, mels, frames) -> tokens (B, frames / 8, F)."""
+        x = self.stem(mel).transpose(1, 2)
+        return self.blocks(x)
 
 
 class MelBlock(nn.Module):
-    """(B, T, F) -> same: a width-3 convolution over time inside a residual MLP."""
+    """(B, T, F) -> (B, T, F): a width-3 convolution over time inside a residual MLP.
+
+    Args:
+        width: F, of a token.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -109,12 +133,23 @@ class MelBlock(nn.Module):
         self.project = nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.mix(self.norm(x).transpose(1, 2)).transpose(1, 2)
+        """(B, T, F) -> (B, T, F)."""
+        y = self.norm(x).transpose(1, 2)
+        y = self.mix(y).transpose(1, 2)
         return x + self.project(nn.functional.gelu(y))
 
 
 class AudioEncoder(Encoder):
-    """waveform (B, S) float32 in [-1, 1] -> EncoderOutput with tokens (B, T, D)."""
+    """waveform (B, S) float32 in [-1, 1] -> EncoderOutput with tokens (B, T, D).
+
+    Args:
+        config: trunk, rate and length.
+        bottleneck: quantizer and bypass.
+        width: D, the backbone's width.
+
+    Raises:
+        ValueError: there is no such trunk.
+    """
 
     def __init__(self, config: AudioConfig, bottleneck: BottleneckConfig, width: int) -> None:
         super().__init__()
@@ -144,7 +179,15 @@ class AudioEncoder(Encoder):
         self.freeze_trunk_if_asked()
 
     def features(self, inputs: Tensor, mask: Tensor | None = None) -> Features:
-        """waveform (B, S), mask (B, S) -> Features (B, T, F); a token is real if any of its samples is."""
+        """Waveforms -> features of the trunk; a token is real if any of its samples is.
+
+        Args:
+            inputs: waveforms (B, S) in [-1, 1].
+            mask: (B, S) bool, True where a sample is real; None where all are.
+
+        Returns:
+            Features (B, T, F).
+        """
         mel = self.log_mel(inputs)[..., : self.frames]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_trunk):
             if isinstance(self.trunk, TimmTrunk):
@@ -153,35 +196,66 @@ class AudioEncoder(Encoder):
         return Features(tokens, self.token_mask(tokens, mask))
 
     def token_mask(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """tokens (B, T, F), mask (B, S) of samples -> (B, T) of tokens."""
+        """Which tokens hold a real sample.
+
+        Args:
+            tokens: (B, T, F).
+            mask: (B, S) bool of samples; None where all are real.
+
+        Returns:
+            (B, T) bool.
+        """
         if mask is None:
             return tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
         samples_per_token = self.log_mel.hop * MelTrunk.stride
-        real = mask.sum(1).add(samples_per_token - 1).div(samples_per_token, rounding_mode="floor")
-        return torch.arange(tokens.shape[1], device=tokens.device) < real[:, None]
+        samples = mask.sum(1)
+        real = (samples + samples_per_token - 1).div(samples_per_token, rounding_mode="floor")
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        return positions < real[:, None]
 
     def reconstruction(
         self, vectors: Tensor, features: Features, target: Tensor | None, mask: Tensor | None
     ) -> Tensor | None:
+        """The mean squared error of the log-mel at real frames, of the first `decoded_rows` samples in training.
+
+        A pretrained trunk's features are reconstructed instead.
+
+        Args:
+            vectors: code vectors (B, T, C).
+            features: of the trunk, (B, T, F).
+            target: waveforms (B, S).
+            mask: unused, the features' mask counts.
+
+        Returns:
+            (), or None without a decoder or a target.
+        """
         if isinstance(self.decoder, FeatureDecoder):
             return feature_reconstruction(self.decoder(vectors), features)
         if self.decoder is None or target is None:
             return None
         rows = slice(self.decoded_rows if self.training else None)
         mel = self.log_mel(target[rows])[..., : self.frames]
-        error = (self.decoder(vectors[rows]).float() - mel).square().mean(1)
+        decoded = self.decoder(vectors[rows]).float()
+        error = (decoded - mel).square().mean(1)
         real = features.mask[rows].repeat_interleave(MelTrunk.stride, 1)
-        return (error * real).sum() / real.sum().clamp(min=1)
+        count = real.sum().clamp(min=1)
+        return (error * real).sum() / count
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         """codes (B, T, Q) -> log-mel (B, mels, 8T), or trunk features (B, T, F) when the trunk is pretrained."""
         if self.decoder is None:
             raise ValueError("a continuous bottleneck has no decoder: bottleneck.mode=both or vq has one")
-        return self.decoder(self.bottleneck.lookup(codes))
+        vectors = self.bottleneck.lookup(codes)
+        return self.decoder(vectors)
 
 
 class MelDecoder(nn.Module):
-    """Code vectors (B, T, C) -> log-mel (B, mels, 8T)."""
+    """Code vectors (B, T, C) -> log-mel (B, mels, 8T).
+
+    Args:
+        code_width: C, of a code vector.
+        width: of the hidden layer.
+    """
 
     def __init__(self, code_width: int, width: int = 256) -> None:
         super().__init__()
@@ -189,5 +263,9 @@ class MelDecoder(nn.Module):
         self.frames = nn.Linear(width, MelTrunk.stride * MELS)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        x = nn.functional.gelu(self.mix(vectors.transpose(1, 2))).transpose(1, 2)
-        return self.frames(x).unflatten(2, (MelTrunk.stride, MELS)).flatten(1, 2).transpose(1, 2)
+        """(B, T, C) -> (B, mels, 8T)."""
+        x = self.mix(vectors.transpose(1, 2))
+        x = nn.functional.gelu(x).transpose(1, 2)
+        # (B, T, 8·mels) -> (B, 8T, mels)
+        frames = self.frames(x).unflatten(2, (MelTrunk.stride, MELS)).flatten(1, 2)
+        return frames.transpose(1, 2)

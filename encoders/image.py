@@ -45,7 +45,16 @@ ImageTrunk = ConvTrunk | TimmTrunk | OpenClipImageTrunk | JoinedTrunk
 
 
 class ImageEncoder(Encoder):
-    """images (B, 3, H, W) uint8 -> EncoderOutput with tokens (B, T, D)."""
+    """images (B, 3, H, W) uint8 -> EncoderOutput with tokens (B, T, D).
+
+    Args:
+        config: trunk and size.
+        bottleneck: quantizer and bypass.
+        width: D, the backbone's width.
+
+    Raises:
+        ValueError: there is no such trunk, or its weights do not fit.
+    """
 
     trunk: ImageTrunk
     mean: Tensor
@@ -74,6 +83,18 @@ class ImageEncoder(Encoder):
         return (image.float() / 255 - self.mean) / self.std
 
     def features(self, inputs: Tensor, mask: Tensor | None = None) -> Features:
+        """Images -> features of the trunk.
+
+        Args:
+            inputs: (B, 3, size, size) uint8.
+            mask: unused, an image has no padding.
+
+        Returns:
+            Features (B, T, F).
+
+        Raises:
+            ValueError: the images are of another size.
+        """
         if inputs.shape[-2:] != (self.size, self.size):
             raise ValueError(f"images of {tuple(inputs.shape[-2:])} pixels, but image.size is {self.size}")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_trunk):
@@ -82,27 +103,48 @@ class ImageEncoder(Encoder):
     def reconstruction(
         self, vectors: Tensor, features: Features, target: Tensor | None, mask: Tensor | None
     ) -> Tensor | None:
+        """The mean squared error of normalised pixels, of the first `decoded_rows` images in training.
+
+        A pretrained trunk's features are reconstructed instead.
+
+        Args:
+            vectors: code vectors (B, T, C).
+            features: of the trunk, (B, T, F).
+            target: images (B, 3, H, W) uint8.
+            mask: unused, an image has no padding.
+
+        Returns:
+            (), or None without a decoder or a target.
+        """
         if isinstance(self.decoder, FeatureDecoder):
             return feature_reconstruction(self.decoder(vectors), features)
         if self.decoder is None or target is None:
             return None
         rows = slice(self.decoded_rows if self.training else None)
         decoded = self.decoder(vectors[rows]).float()
-        return nn.functional.mse_loss(decoded, self.normalise(target[rows]))
+        pixels = self.normalise(target[rows])
+        return nn.functional.mse_loss(decoded, pixels)
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         """codes (B, T, Q) -> pixels (B, 3, H, W) in 0..1, or trunk features (B, T, F) when the trunk is pretrained."""
         if self.decoder is None:
             raise ValueError("a continuous bottleneck has no decoder: bottleneck.mode=both or vq has one")
-        decoded = self.decoder(self.bottleneck.lookup(codes))
+        vectors = self.bottleneck.lookup(codes)
+        decoded = self.decoder(vectors)
         if isinstance(self.decoder, FeatureDecoder):
             return decoded
         return (decoded * self.std + self.mean).clamp(0, 1)
 
 
 class PixelDecoder(nn.Module):
-    """Code vectors (B, g·g, C) -> pixels (B, 3, s·g, s·g) at stride s:
-    one 3×3 mix, then doublings (Shi et al. 2016)."""
+    """Code vectors (B, g·g, C) -> pixels (B, 3, s·g, s·g): one 3×3 mix, then pixel shuffles (Shi et al. 2016).
+
+    Args:
+        code_width: C, of a code vector.
+        grid: g, tokens per side.
+        stride: s, pixels per token and side, a power of two.
+        width: channels after the first convolution; every doubling of the resolution halves them.
+    """
 
     def __init__(self, code_width: int, grid: int, stride: int, width: int = 96) -> None:
         super().__init__()
@@ -112,14 +154,17 @@ class PixelDecoder(nn.Module):
             narrower = max(width // 2, 24)
             layers += [nn.Conv2d(width, 4 * narrower, 3, padding=1), nn.PixelShuffle(2), nn.GELU()]
             width = narrower
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width, 12, 3, padding=1), nn.PixelShuffle(2))
+        layers += [nn.Conv2d(width, 12, 3, padding=1), nn.PixelShuffle(2)]
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, vectors: Tensor) -> Tensor:
+        """(B, g·g, C) -> (B, 3, s·g, s·g)."""
         x = vectors.transpose(1, 2).unflatten(2, (self.grid, self.grid))
         return self.layers(x.contiguous(memory_format=torch.channels_last))
 
 
 def build_image_trunk(config: ImageConfig) -> ImageTrunk:
+    """Build the trunk that the settings name. Raises ValueError where there is no such trunk."""
     library, _, name = config.trunk.partition("/")
     if "+" in config.trunk:
         return build_joined_trunk(config.trunk, config.size, config.weights, config.pool)

@@ -5,6 +5,7 @@ The tokenizer is the trunk's own: open_clip's BPE, or transformers'.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from kernels.attention import attention
 DECODED_TOKENS = 8
 """Token logits decoded per step for each of `bottleneck.reconstruct`: a vocabulary is wide, a sample of it estimates
 the same loss."""
+CAPTIONS_AT_ONCE = 1024
+"""Captions that are tokenized at a time to find a vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,15 @@ class TextConfig:
 
 
 class Tokenizer:
-    """list of B captions -> ids (B, L) int64, mask (B, L) bool;
-    L is the longest caption of the batch, at most `max_tokens`."""
+    """B captions -> ids (B, L) int64, mask (B, L) bool; L is the longest of these captions, at most `max_tokens`.
+
+    Args:
+        trunk: as `TextConfig.trunk`, whose tokenizer it is.
+        max_tokens: where captions are cut, start and end tokens included.
+
+    Raises:
+        ValueError: there is no such trunk, or its tokenizer cannot be fetched.
+    """
 
     def __init__(self, trunk: str, max_tokens: int) -> None:
         self.max_tokens = max_tokens
@@ -55,7 +65,9 @@ class Tokenizer:
         self.bpe: Any = None
         if library == "hf":
             with fetching(trunk):
-                self.hugging_face = require_transformers(name).AutoTokenizer.from_pretrained(hugging_face_folder(name))
+                transformers = require_transformers(name)
+                folder = hugging_face_folder(name)
+                self.hugging_face = transformers.AutoTokenizer.from_pretrained(folder)
         elif library in ("scratch", "open_clip"):
             import open_clip
 
@@ -64,73 +76,104 @@ class Tokenizer:
             raise ValueError(f"text.trunk={trunk!r}: use scratch, open_clip/<name> or hf/<name or folder>")
 
     def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Tokenize captions.
+
+        Args:
+            captions: B strings.
+
+        Returns:
+            ids (B, L) int64 and mask (B, L) bool, True where a token is real.
+        """
         if self.hugging_face is not None:
             encoded = self.hugging_face(
                 captions, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
             )
             return encoded["input_ids"], encoded["attention_mask"].bool()
         ids = self.bpe(captions)
-        # open_clip pads with 0, which is also the token "!"; the end token, the highest id, tells where a caption
-        # stops.
+        # open_clip pads with 0, which is also the token "!": the end token, the highest id, marks the end of a caption.
         end = ids.argmax(1)
         mask = torch.arange(ids.shape[1]) <= end[:, None]
         longest = int(end.max()) + 1
         return ids[:, :longest], mask[:, :longest]
 
     def word_ids(self, text: str, after: str = "") -> list[int]:
-        """Token ids of a text without start and end token, nor those of what it begins with, `after`.
+        """Token ids of a text without start and end token.
 
-        Raises ValueError where the text does not begin with the tokens of `after`.
+        Args:
+            text: a word or phrase.
+            after: the beginning of `text` whose tokens are dropped.
+
+        Raises:
+            ValueError: the tokens of `text` do not begin with those of `after`.
         """
-        if self.hugging_face is not None:
-            ids, first = (self.hugging_face(t, add_special_tokens=False)["input_ids"] for t in (text, after))
-        else:
-            ids, first = (self.bpe.encode(t) for t in (text, after))
+        ids = self._plain_ids(text)
+        first = self._plain_ids(after)
         if ids[: len(first)] != first:
             raise ValueError(f"the tokens of {text!r} do not begin with those of {after!r}")
         return ids[len(first) :]
 
+    def _plain_ids(self, text: str) -> list[int]:
+        """Token ids of a text without start and end token."""
+        if self.hugging_face is None:
+            return self.bpe.encode(text)
+        encoded = self.hugging_face(text, add_special_tokens=False)
+        return encoded["input_ids"]
+
     @property
     def unknown(self) -> int | None:
-        """The id that stands for whatever the tokenizer does not know, if it has one."""
-        return None if self.hugging_face is None else self.hugging_face.unk_token_id
+        """The id of tokens that the tokenizer does not know, if it has one."""
+        if self.hugging_face is None:
+            return None
+        return self.hugging_face.unk_token_id
 
     def decode(self, ids: list[int]) -> str:
         """Token ids of one caption -> text, special tokens skipped."""
         if self.hugging_face is not None:
             return self.hugging_face.decode(ids, skip_special_tokens=True)
         special = (self.bpe.sot_token_id, self.bpe.eot_token_id)
-        return self.bpe.decode([i for i in ids if i not in special]).strip()
+        plain = [token for token in ids if token not in special]
+        return self.bpe.decode(plain).strip()
 
 
 def observed_vocabulary(tokenizer: Tokenizer, captions: Iterable[str]) -> Tensor:
-    """The token ids that occur in `captions`, sorted: (V,) int64.
+    """The token ids that occur in captions.
 
     A scratch embedding of these alone is a tenth of BPE's 49,408.
+
+    Args:
+        tokenizer: of the text encoder.
+        captions: of the training split.
+
+    Returns:
+        (V,) int64, sorted.
     """
     seen: set[int] = set()
-    chunk: list[str] = []
-    for caption in captions:
-        chunk.append(caption)
-        if len(chunk) == 1024:
-            seen.update(tokenizer(chunk)[0].unique().tolist())
-            chunk.clear()
-    if chunk:
-        seen.update(tokenizer(chunk)[0].unique().tolist())
+    remaining = iter(captions)
+    while chunk := list(islice(remaining, CAPTIONS_AT_ONCE)):
+        ids, _ = tokenizer(chunk)
+        seen.update(ids.unique().tolist())
     return torch.tensor(sorted(seen))
 
 
 class ScratchTextTrunk(Trunk):
     """ids (B, L), mask (B, L) -> (B, L, F): embedding of an observed vocabulary, then bidirectional transformer layers.
 
-    Row 0 stands for every token outside the vocabulary. `vocabulary` (V,) is a buffer: it travels with the weights.
+    Row 0 of the embedding stands for every token outside the vocabulary.
+
+    Args:
+        vocabulary: (V,) int64, sorted, the token ids of the training captions. A buffer, stored with the weights.
+        width: F, of a token.
+        depth: number of layers.
+        heads: attention heads of each.
+        max_tokens: the largest L.
     """
 
     vocabulary: Tensor
 
     def __init__(self, vocabulary: Tensor, width: int, depth: int, heads: int, max_tokens: int) -> None:
         super().__init__()
-        self.width, self.tokens = width, max_tokens
+        self.width = width
+        self.tokens = max_tokens
         self.register_buffer("vocabulary", vocabulary.clone())
         self.vocabulary_size = len(vocabulary) + 1
         self.token = nn.Embedding(self.vocabulary_size, width)
@@ -140,32 +183,48 @@ class ScratchTextTrunk(Trunk):
 
     def compact(self, ids: Tensor) -> Tensor:
         """Tokenizer ids (B, L) -> rows of the embedding (B, L), 0 where the token was never observed."""
-        row = torch.searchsorted(self.vocabulary, ids.contiguous()).clamp(max=len(self.vocabulary) - 1)
+        last = len(self.vocabulary) - 1
+        row = torch.searchsorted(self.vocabulary, ids.contiguous()).clamp(max=last)
         return torch.where(self.vocabulary[row] == ids, row + 1, 0)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Features:
-        x = self.token(self.compact(ids)) + self.position[: ids.shape[1]]
+        """Token ids (B, L) int64, mask (B, L) bool -> Features (B, L, F)."""
+        rows = self.compact(ids)
+        x = self.token(rows) + self.position[: ids.shape[1]]
         for layer in self.layers:
             x = layer(x, mask)
         return Features(x, mask)
 
     def embedding(self) -> Tensor:
+        """The matrix (V + 1, F) that the decoder's output is tied to."""
         return self.token.weight
 
 
 class TransformerLayer(nn.Module):
-    """x (B, L, F), mask (B, L) -> (B, L, F): pre-norm self-attention and MLP (Vaswani et al. 2017)."""
+    """x (B, L, F), mask (B, L) -> (B, L, F): pre-norm self-attention and MLP (Vaswani et al. 2017).
+
+    Args:
+        width: F, of a token.
+        heads: attention heads.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.attention_norm(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.out(attention(q, k, v, mask).transpose(1, 2).flatten(2))
+        """x (B, L, F), mask (B, L) bool, True where a token is real -> (B, L, F)."""
+        qkv = self.qkv(self.attention_norm(x))
+        # (B, L, 3·F) -> three of (B, heads, L, F / heads)
+        q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        y = attention(q, k, v, mask)
+        y = y.transpose(1, 2).flatten(2)
+        x = x + self.out(y)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -175,7 +234,14 @@ TextTrunk = ScratchTextTrunk | OpenClipTextTrunk | HuggingFaceTextTrunk
 class TextEncoder(Encoder):
     """ids (B, L) int64, mask (B, L) bool -> EncoderOutput with tokens (B, L, D).
 
-    `vocabulary` (V,) is needed from scratch only.
+    Args:
+        config: trunk and lengths.
+        bottleneck: quantizer and bypass.
+        width: D, the backbone's width.
+        vocabulary: (V,) token ids of the training captions, for a scratch trunk only.
+
+    Raises:
+        ValueError: the trunk reads fewer tokens than config.max_tokens, or a scratch trunk gets no vocabulary.
     """
 
     trunk: TextTrunk
@@ -204,22 +270,36 @@ class TextEncoder(Encoder):
         self.freeze_trunk_if_asked()
 
     def features(self, inputs: Tensor, mask: Tensor | None = None) -> Features:
-        mask = torch.ones_like(inputs, dtype=torch.bool) if mask is None else mask
+        """Token ids (B, L) int64, mask (B, L) bool -> Features (B, L, F)."""
+        if mask is None:
+            mask = torch.ones_like(inputs, dtype=torch.bool)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_trunk):
             return self.trunk(inputs, mask)
 
     def reconstruction(
         self, vectors: Tensor, features: Features, target: Tensor | None, mask: Tensor | None
     ) -> Tensor | None:
-        """The cross-entropy of the decoded tokens at real positions, against token ids `target` (B, L)."""
+        """The cross-entropy of decoded tokens at real positions; training samples `decoded_tokens` of these.
+
+        Args:
+            vectors: code vectors (B, L, C).
+            features: of the trunk, for their mask.
+            target: token ids (B, L) int64.
+            mask: (B, L) bool, True where a token is real.
+
+        Returns:
+            (), or None without a target.
+        """
         if target is None:
             return None
         real = features.mask if mask is None else mask
         chosen = real.flatten().nonzero().squeeze(1)
         if self.training and len(chosen) > self.decoded_tokens:
-            chosen = chosen[torch.randperm(len(chosen), device=chosen.device)[: self.decoded_tokens]]
+            shuffled = torch.randperm(len(chosen), device=chosen.device)
+            chosen = chosen[shuffled[: self.decoded_tokens]]
         logits = self.logits(vectors.flatten(0, 1)[chosen])
-        return nn.functional.cross_entropy(logits.float(), self.rows(target).flatten()[chosen])
+        labels = self.rows(target).flatten()[chosen]
+        return nn.functional.cross_entropy(logits.float(), labels)
 
     def logits(self, vectors: Tensor) -> Tensor:
         """Code vectors (..., C) -> token logits (..., V), the output matrix tied to the trunk's embedding
@@ -228,23 +308,37 @@ class TextEncoder(Encoder):
         return nn.functional.linear(hidden, self.trunk.embedding())
 
     def rows(self, ids: Tensor) -> Tensor:
-        return self.trunk.compact(ids) if isinstance(self.trunk, ScratchTextTrunk) else ids
+        """Token ids (B, L) -> rows (B, L) of the trunk's embedding."""
+        if isinstance(self.trunk, ScratchTextTrunk):
+            return self.trunk.compact(ids)
+        return ids
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         """codes (B, L, Q) -> token logits (B, L, V); V counts the trunk's vocabulary (`token_ids` maps back)."""
         if self.decoder is None:
             raise ValueError("a continuous bottleneck has no decoder: bottleneck.mode=both or vq has one")
-        return self.logits(self.bottleneck.lookup(codes))
+        vectors = self.bottleneck.lookup(codes)
+        return self.logits(vectors)
 
     def token_ids(self, logits: Tensor) -> Tensor:
         """Token logits (..., V) -> the tokenizer's ids (...) of the likeliest tokens."""
         best = logits.argmax(-1)
         if isinstance(self.trunk, ScratchTextTrunk):
-            return self.trunk.vocabulary[(best - 1).clamp(min=0)]
+            known = (best - 1).clamp(min=0)
+            return self.trunk.vocabulary[known]
         return best
 
 
 def build_text_trunk(config: TextConfig, vocabulary: Tensor | None) -> TextTrunk:
+    """Build the trunk that the settings name.
+
+    Args:
+        config: names the trunk, its weights, and the widths of one from scratch.
+        vocabulary: (V,) token ids of the training captions, for a scratch trunk only.
+
+    Raises:
+        ValueError: there is no such trunk, or a scratch one gets no vocabulary.
+    """
     library, _, name = config.trunk.partition("/")
     if library == "hf":
         return HuggingFaceTextTrunk(name, config.weights)

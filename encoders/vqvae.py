@@ -1,7 +1,7 @@
 """A VQ-VAE of one modality: trunk → bottleneck → decoder, and the bottleneck, a quantizer with a gated bypass.
 
-The VQ-VAE is van den Oord et al. 2017. The bypass is ours: what discretisation costs is then an ablation
-(`mode`: both | vq | continuous) and not a tax hidden in every number.
+The VQ-VAE is van den Oord et al. 2017. The bypass is ours: it makes the cost of discretisation a measured ablation
+(`mode`: both | vq | continuous).
 """
 
 from dataclasses import dataclass, field
@@ -37,13 +37,21 @@ GATE = 2.0
 class Bottleneck(nn.Module):
     """Features (B, T, F) -> tokens (B, T, D) = up(quantize(down(x))) + sigmoid(gate) · bypass(x) + position.
 
-    `summary` (B, (P + 1)·F): the P prefix tokens, and the mean of the others.
-    `vectors` (B, T, C), the quantized code vectors alone, are what a decoder sees: nothing leaks around the codes.
+    A decoder sees the quantized code vectors (B, T, C) alone: nothing leaks around the codes.
+
+    Args:
+        config: which of the two paths there are, and the quantizer.
+        features: F, the trunk's width.
+        width: D, the backbone's width.
+        max_tokens: the largest T.
+        prefix: P, how many of the first tokens (CLS) stand for the whole.
     """
 
     def __init__(self, config: BottleneckConfig, features: int, width: int, max_tokens: int, prefix: int = 0) -> None:
         super().__init__()
-        self.mode, self.prefix, self.summary_width = config.mode, prefix, (prefix + 1) * features
+        self.mode = config.mode
+        self.prefix = prefix
+        self.summary_width = (prefix + 1) * features
         self.norm = nn.LayerNorm(features)
         self.position = nn.Parameter(torch.randn(max_tokens, width) * 0.02)
         self.quantizer: Quantizer | None = None
@@ -60,8 +68,20 @@ class Bottleneck(nn.Module):
             self.gate = nn.Parameter(torch.full((width,), GATE))
 
     def forward(self, features: Features) -> tuple[EncoderOutput, Tensor | None]:
-        """-> (EncoderOutput with tokens (B, T, D), code vectors (B, T, C) or None when the path is continuous)."""
-        x, mask = self.norm(features.tokens), features.mask
+        """Quantize a trunk's features, and add what goes around the codes.
+
+        Args:
+            features: tokens (B, T, F) and mask (B, T).
+
+        Returns:
+            EncoderOutput with tokens (B, T, D), codes (B, T, Q) and summary (B, (P + 1)·F); code vectors (B, T, C), or
+            None of a continuous bottleneck.
+
+        Raises:
+            ValueError: T is larger than max_tokens.
+        """
+        x = self.norm(features.tokens)
+        mask = features.mask
         if x.shape[1] > len(self.position):
             raise ValueError(
                 f"{x.shape[1]} tokens, but the encoder was built for at most {len(self.position)}: raise its max_tokens"
@@ -73,23 +93,36 @@ class Bottleneck(nn.Module):
         vectors = None
         if self.quantizer is not None:
             quantized = self.quantizer(self.down(x), mask)
-            vectors, codes = quantized.vectors, quantized.codes
-            losses, metrics = dict(quantized.losses), dict(quantized.metrics)
+            vectors = quantized.vectors
+            codes = quantized.codes
+            losses.update(quantized.losses)
+            metrics.update(quantized.metrics)
             tokens = tokens + self.up(vectors)
         if self.bypass is not None:
             gate = torch.sigmoid(self.gate)
             tokens = tokens + gate * self.bypass(x)
             metrics["bypass_gate"] = gate.detach().mean()
-        return EncoderOutput(tokens, codes, mask, self.summarise(x, mask), losses, metrics), vectors
+        summary = self.summarise(x, mask)
+        return EncoderOutput(tokens, codes, mask, summary, losses, metrics), vectors
 
     def summarise(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Features (B, T, F), mask (B, T) -> (B, (P + 1)·F)."""
+        """The P prefix tokens beside the mean of the other real ones.
+
+        Args:
+            x: normed features (B, T, F).
+            mask: (B, T) bool, True where a token is real.
+
+        Returns:
+            (B, (P + 1)·F).
+        """
         real = mask[:, self.prefix :, None]
-        mean = (x[:, self.prefix :] * real).sum(1) / real.sum(1).clamp(min=1)
-        return torch.cat([x[:, : self.prefix].flatten(1), mean], 1)
+        count = real.sum(1).clamp(min=1)
+        mean = (x[:, self.prefix :] * real).sum(1) / count
+        prefix = x[:, : self.prefix].flatten(1)
+        return torch.cat([prefix, mean], 1)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """codes (B, T, Q) -> code vectors (B, T, C)."""
+        """codes (B, T, Q) -> code vectors (B, T, C). Raises ValueError of a continuous bottleneck."""
         if self.quantizer is None:
             raise ValueError(
                 "this bottleneck is continuous: it has no codes to look up (bottleneck.mode=both or vq has)"
@@ -115,10 +148,19 @@ class Encoder(nn.Module):
         features: Features | None = None,
         reconstruct: bool = True,
     ) -> EncoderOutput:
-        """Raw inputs (B, …) and mask (B, …) -> EncoderOutput with tokens (B, T, D).
+        """Encode one modality of a batch.
 
-        Cached `features` stand in for the trunk, which then does not run. With `reconstruct` the loss of decoding the
-        inputs is added where they are given.
+        Args:
+            inputs: raw inputs (B, …); None where `features` are given.
+            mask: (B, …) bool, True where an input is real; None where all are.
+            features: cached features (B, T, F), with which the trunk does not run.
+            reconstruct: whether the losses include decoding the raw inputs, if they are given.
+
+        Returns:
+            EncoderOutput with tokens (B, T, D) and losses by name, `reconstruction` among them.
+
+        Raises:
+            ValueError: neither inputs nor features are given.
         """
         if features is None:
             if inputs is None:
@@ -139,7 +181,17 @@ class Encoder(nn.Module):
     def reconstruction(
         self, vectors: Tensor, features: Features, target: Tensor | None, mask: Tensor | None
     ) -> Tensor | None:
-        """Code vectors (B, T, C), their features, raw inputs and mask -> loss (), None without a target."""
+        """The loss of decoding code vectors.
+
+        Args:
+            vectors: code vectors (B, T, C).
+            features: the trunk's output, tokens (B, T, F), which a FeatureDecoder reconstructs.
+            target: raw inputs (B, …), which any other decoder reconstructs.
+            mask: of the raw inputs.
+
+        Returns:
+            (), or None where there is nothing to reconstruct.
+        """
         raise NotImplementedError
 
     def reconstruct(self, codes: Tensor) -> Tensor:
@@ -159,28 +211,43 @@ class Encoder(nn.Module):
         return self
 
     def freeze_trunk_if_asked(self) -> None:
+        """Freeze the trunk where the settings ask for it; every constructor ends with this call."""
         if self.frozen_trunk:
             self.trunk.requires_grad_(False)
             self.trunk.eval()
 
 
 class FeatureDecoder(nn.Module):
-    """Code vectors (B, T, C) -> trunk features (B, T, F): the decoder where a pretrained trunk is the modality's
-    own language."""
+    """Code vectors (B, T, C) -> trunk features (B, T, F): the decoder of a pretrained trunk.
+
+    Args:
+        code_width: C, of a code vector.
+        features: F, the trunk's width.
+    """
 
     def __init__(self, code_width: int, features: int) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(code_width, features), nn.GELU(), nn.Linear(features, features))
 
     def forward(self, vectors: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, F)."""
         return self.net(vectors)
 
 
 def feature_reconstruction(decoded: Tensor, features: Features) -> Tensor:
-    """Mean squared error to layer-normed features over real tokens: (B, T, F), Features -> ().
+    """Mean squared error to layer-normed features over real tokens.
 
-    Normalised, because a frozen trunk's few giant channels would otherwise be all that is reconstructed.
+    The features are normalised: otherwise the few largest channels of a frozen trunk would dominate the loss.
+
+    Args:
+        decoded: (B, T, F).
+        features: tokens (B, T, F) and mask (B, T).
+
+    Returns:
+        ().
     """
-    target = nn.functional.layer_norm(features.tokens.float(), features.tokens.shape[-1:])
+    tokens = features.tokens.float()
+    target = nn.functional.layer_norm(tokens, tokens.shape[-1:])
     error = (decoded.float() - target).square().mean(-1)
-    return (error * features.mask).sum() / features.mask.sum().clamp(min=1)
+    count = features.mask.sum().clamp(min=1)
+    return (error * features.mask).sum() / count
