@@ -216,6 +216,7 @@ def stack_rows(rows: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     rows = list(rows)
     lengths = torch.tensor([len(row) for row in rows])
     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    positions = torch.arange(int(lengths.max()))
+    longest = int(lengths.max())
+    positions = torch.arange(longest)
     mask = positions < lengths[:, None]
     return tokens, mask

@@ -126,8 +126,9 @@ class FinishedRun:
         self.data.cache_features(self.run.model.encoders, {split: dataset})
         evaluation = evaluate_split(self.run, self.data, dataset, split, self.eval)
         read = replace(self.read, val=split)
+        config = replace(self.run.config, data=read, eval=self.eval)
         result = describe(
-            replace(self.run, config=replace(self.run.config, data=read, eval=self.eval)),
+            replace(self.run, config=config),
             {split: evaluation},
             {split: dataset},
             self.training_set,

@@ -109,7 +109,8 @@ class Processor:
             if decoded is not None:
                 decoded = reader.evaluate(decoded)
             rows.append(decoded)
-        batch = Batch(torch.arange(len(samples)))
+        numbers = torch.arange(len(samples))
+        batch = Batch(numbers)
         inputs, mask = reader.stack(rows)
         batch.put(modality, inputs, mask)
         batch.present[modality] = present(rows)

@@ -149,9 +149,10 @@ class Block(nn.Module):
         for reading in readings:
             for m, stream in reading.items():
                 real = stream.mask.flatten().nonzero().squeeze(1)
+                number = self.modalities.index(m)
                 flat.append(stream.x.flatten(0, 1))
                 rows.append(real)
-                modality.append(torch.full_like(real, self.modalities.index(m)))
+                modality.append(torch.full_like(real, number))
         tokens = torch.cat([x[real] for x, real in zip(flat, rows, strict=True)])
         out = self.moe(self.moe_norm(tokens), torch.cat(modality))
         lengths = [len(real) for real in rows]
@@ -208,7 +209,10 @@ class Backbone(nn.Module):
         super().__init__()
         self.checkpoint = config.checkpoint
         self.bias_rate = config.moe.bias_rate
-        self.modality = nn.ParameterDict({m: nn.Parameter(torch.randn(config.width) * 0.02) for m in modalities})
+        self.modality = nn.ParameterDict()
+        for m in modalities:
+            embedding = torch.randn(config.width) * 0.02
+            self.modality[m] = nn.Parameter(embedding)
         self.blocks: Any = nn.ModuleList(Block(config, modalities) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width)
 

@@ -92,7 +92,8 @@ def token_sequences(
         reason = unseen_reason(sequences, tokenizer, known)
         if reason is None:
             seen.append(term)
-            rows.update(dict.fromkeys(sorted(sequences)))
+            for sequence in sorted(sequences):
+                rows[sequence] = None
         else:
             skipped[term] = reason
     width = max(map(len, rows), default=1)

@@ -46,7 +46,10 @@ class KeepHistory(Callback):
     """
 
     def __init__(self, path: Path) -> None:
-        self.rows = list(csv.DictReader(path.open())) if path.is_file() else []
+        self.rows: list[dict[str, str]] = []
+        if path.is_file():
+            with path.open() as file:
+                self.rows.extend(csv.DictReader(file))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the old rows again, once."""

@@ -60,7 +60,8 @@ def require_same_settings(config: Any, folder: Path) -> None:
         raise ValueError(f"--resume true, but {folder} holds no run: leave --resume out to start it")
     content = yaml.safe_load(path.read_text())
     stored = dict(_flat(content))
-    own = dict(_flat(asdict(config)))
+    settings = asdict(config)
+    own = dict(_flat(settings))
     for name in sorted(own.keys() | stored.keys()):
         before = stored.get(name)
         now = own.get(name)

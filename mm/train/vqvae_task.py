@@ -76,7 +76,8 @@ class VQVAETask(LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step -> the sum of all losses (). Raises FloatingPointError where it is not finite."""
         output = self(batch)
-        total = torch.stack(list(output.losses.values())).sum()
+        losses = list(output.losses.values())
+        total = torch.stack(losses).sum()
         if not torch.isfinite(total):
             broken = [name for name, value in output.losses.items() if not torch.isfinite(value)]
             raise not_finite(self.global_step, f"the {', '.join(broken)} loss")
@@ -112,5 +113,6 @@ class VQVAETask(LightningModule):
         """Clip by `optim.clip`. Lightning's own hook refuses a fused optimizer under autocast."""
         largest = self.config.optim.clip
         if largest:
-            norm = clip_gradients(self, list(self.parameters()), largest)
+            parameters = list(self.parameters())
+            norm = clip_gradients(self, parameters, largest)
             self.log("gradient_norm", norm)
