@@ -113,6 +113,6 @@ class VQVAETask(LightningModule):
         """Clip by `optim.clip`. Lightning's own hook refuses a fused optimizer under autocast."""
         largest = self.config.optim.clip
         if largest:
-            parameters = list(self.parameters())
+            parameters: list[Tensor] = list(self.parameters())
             norm = clip_gradients(self, parameters, largest)
             self.log("gradient_norm", norm)
