@@ -65,10 +65,10 @@ class VQVAETask(LightningModule):
         """Encode and decode the samples of a batch that have the modality.
 
         Args:
-            batch: N samples, n of which have it.
+            batch: samples, N of which have it.
 
         Returns:
-            EncoderOutput with tokens (n, T, D) and all losses.
+            EncoderOutput with tokens (N, T, D) and all losses.
         """
         present = batch.present[self.modality]
         return encode(self.encoder, batch, self.modality, rows=present)
