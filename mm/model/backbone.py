@@ -209,10 +209,11 @@ class Backbone(nn.Module):
         super().__init__()
         self.checkpoint = config.checkpoint
         self.bias_rate = config.moe.bias_rate
-        self.modality = nn.ParameterDict()
+        embeddings = {}
         for m in modalities:
-            embedding = torch.randn(config.width) * 0.02
-            self.modality[m] = nn.Parameter(embedding)
+            embeddings[m] = nn.Parameter(torch.randn(config.width) * 0.02)
+        # ParameterDict sorts a dict by name: the optimizer's state in older checkpoints is in this order.
+        self.modality = nn.ParameterDict(embeddings)
         self.blocks: Any = nn.ModuleList(Block(config, modalities) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width)
 

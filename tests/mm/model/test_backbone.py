@@ -146,3 +146,9 @@ def test_a_stream_of_padding_alone_stays_finite() -> None:
     real = given["image"].mask
     assert all(s.x.isfinite().all() for s in found.values())
     torch.testing.assert_close(found["image"].x[real], alone["image"].x[real])
+
+
+def test_modality_embeddings_are_in_the_order_of_older_checkpoints() -> None:
+    """By name: an optimizer's stored state is by position, and the gradient norm is summed in this order."""
+    names = [name for name, _ in build().named_parameters() if name.startswith("modality.")]
+    assert names == ["modality.audio", "modality.image", "modality.text"]
