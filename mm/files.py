@@ -1,8 +1,19 @@
-"""JSON files that a killed process never leaves half written, and names that stay in their folder."""
+"""Files that a killed process never leaves half written, folders that one process writes at a time, and names that
+stay in their folder.
+"""
 
+import fcntl
 import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+
+class InUseError(ValueError):
+    """Another process holds a lock; the message says which."""
 
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
@@ -10,9 +21,35 @@ def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
     read.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
+    temporary = private_name(path)
     temporary.write_text(json.dumps(content, indent=indent) + "\n")
     temporary.replace(path)
+
+
+def private_name(path: Path) -> Path:
+    """A name beside a path that no other process uses, for what is renamed to it once it is whole."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold a path against other processes, by a hidden file beside it that names the holder.
+
+    Raises InUseError at once where another process holds it and `wait` is False.
+    """
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InUseError(file.read().strip() or "another process") from None
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def leaves_folder(name: str) -> bool:
