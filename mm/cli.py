@@ -3,6 +3,8 @@
 import inspect
 import logging
 import re
+import shlex
+import signal
 import sys
 import warnings
 from argparse import ArgumentError, RawDescriptionHelpFormatter
@@ -13,6 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import DefaultHelpFormatter, auto_cli, set_parsing_settings
 
+from mm.artifacts.interrupted import Interrupted, sigterm_raises
 from mm.artifacts.upgrade import renamed_flag, upgrade_config
 
 
@@ -31,32 +34,39 @@ def run_command(
     `arguments` stand in for the command line's; with `positional`, what has no default needs no --name; `log` shows
     what training logs. Errors that a user can cause (ValueError, OSError such as a missing file, FloatingPointError of
     a diverged run, an option nobody knows) end the process with code 2 and one line on stderr that starts with the
-    script's name; any other exception is a bug and keeps its traceback.
+    script's name; SIGTERM with 143 and Ctrl-C with 130 and one line, of training with the command that goes on; any
+    other exception is a bug and keeps its traceback.
     """
     if log:
         log_training()
     script = Path(sys.argv[0])
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # what stands below a field is its --help
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = given
     try:
         if "config" not in inspect.signature(component).parameters:
             words = with_upgraded_config(words)
-        found = auto_cli(
-            component,
-            args=words,
-            as_positional=positional,
-            allow_abbrev=False,
-            exit_on_error=False,
-            usage=f"python {script} [--config FILE] [--OPTION VALUE …]",
-            description=sys.modules["__main__"].__doc__,
-            formatter_class=HelpFormatter,
-        )
-        if then is not None:
-            then(found)
+        with sigterm_raises():
+            found = auto_cli(
+                component,
+                args=words,
+                as_positional=positional,
+                allow_abbrev=False,
+                exit_on_error=False,
+                usage=f"python {script} [--config FILE] [--OPTION VALUE …]",
+                description=sys.modules["__main__"].__doc__,
+                formatter_class=HelpFormatter,
+            )
+            if then is not None:
+                then(found)
     except ArgumentError as error:
         _stop(f"{script.stem}: {_renamed(words) or _line(error)}; `python {script} --help` lists the options")
     except (ValueError, OSError, FloatingPointError) as error:
         _stop(f"{script.stem}: {_line(error)}")
+    except Interrupted as end:
+        _stop(f"{script.stem}: {_ended(end, script, given)}", 128 + end.number)
+    except KeyboardInterrupt:
+        _stop(f"{script.stem}: {_ended(Interrupted(signal.SIGINT), script, given)}", 128 + signal.SIGINT)
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -107,6 +117,17 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _stop(message: str) -> None:
+def _ended(end: Interrupted, script: Path, words: Sequence[str]) -> str:
+    """What ended the process, where, and the command that goes on from there."""
+    said = " ".join([f"stopped by {signal.Signals(end.number).name}", end.where]).strip()
+    if not end.resumable:
+        return said
+    command = ["python", str(script), *words]
+    if "--resume" not in words:
+        command += ["--resume", "true"]
+    return f"{said}; to go on: {shlex.join(command)}"
+
+
+def _stop(message: str, code: int = 2) -> None:
     print(message, file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

@@ -80,7 +80,7 @@ def run_study(planned: Sequence[PlannedRun], study: str, train: Path, folder: Pa
     for number, run in enumerate(track(planned, study, refresh_per_second=1), start=1):
         check_settings(run, folder)
         if not is_done(run, folder):
-            log = folder / run.name / "log.txt"
+            log = log_of(run, folder)
             print(f"{number} of {len(planned)}: {run.name}, log in {log}", flush=True)
             execute(run, train, folder)
         done = [other for other in planned if is_done(other, folder)]
@@ -158,21 +158,28 @@ def check_settings(run: PlannedRun, folder: Path) -> None:
 
     Raises ValueError where the folder holds a run of this name with other settings.
     """
-    own = folder / run.name
-    stored = own / "study.json"
+    # Beside the run's folder: the script that trains moves aside what it finds in there.
+    stored = folder / f"{run.name}.json"
     described = run.described()
     if stored.is_file() and stored.read_text() != described:
-        raise ValueError(f"{own} was run with other settings: remove it, or name other --runs")
-    own.mkdir(parents=True, exist_ok=True)
+        raise ValueError(
+            f"{folder / run.name} was run with other settings: remove {stored} and it, or name other --runs"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
     stored.write_text(described)
 
 
+def log_of(run: PlannedRun, folder: Path) -> Path:
+    """The file of what a run printed, in the folder of the study's runs."""
+    return folder / f"{run.name}.log"
+
+
 def execute(run: PlannedRun, train: Path, folder: Path) -> None:
-    """Train one run in a process of its own, its output in log.txt.
+    """Train one run in a process of its own, its output in a log beside its folder.
 
     Raises ValueError, with the last line of the log, when it ends badly.
     """
-    log = folder / run.name / "log.txt"
+    log = log_of(run, folder)
     command = [sys.executable, str(train)]
     command += run.options(folder)
     with log.open("a") as file:

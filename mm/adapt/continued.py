@@ -3,25 +3,27 @@
 import math
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from lightning import LightningDataModule, seed_everything
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
+from encoders.state import weights_digest
 from mm.adapt.config import ContinueConfig, MixConfig, adapted_config, folder_of
 from mm.adapt.sets import data_of, domain_set, own_set, scores, scores_after, show_scores
 from mm.adapt.task import AdaptTask
 from mm.adapt.terms import add_term_bias, read_terms, term_biases, without_term_rates
 from mm.adapt.training import train_keeping_best
-from mm.artifacts.run import Run, load_run, save_run, write_config
+from mm.artifacts.run import Run, load_run, save_run
 from mm.batch import Batch
 from mm.data.module import AlignData
 from mm.evaluation.result import evaluate_run, show
 from mm.files import write_json
 from mm.train.freeze import freeze, require_fitting
+from mm.train.identity import Identity, begin, digest_of, held, samples_digest
 from mm.train.memory import keep_freed_memory
-from mm.train.resume import require_same_settings
 from mm.train.task import check_finite
 
 
@@ -79,17 +81,25 @@ def continue_pretrain(config: ContinueConfig) -> None:
     Raises ValueError on settings that fit neither the run nor the data, FloatingPointError on divergence.
     """
     keep_freed_memory()
+    folder = folder_of(config, "continued")
+    with held(folder):
+        _continue_pretrain(config, folder)
+
+
+def _continue_pretrain(config: ContinueConfig, folder: Path) -> None:
     started = time.perf_counter()
     run = load_run(config.run)
     seed_everything(config.seed, verbose=False)
-    folder = folder_of(config, "continued")
     adapted = adapted_config(run.config, config)
     data = data_of(adapted)
     general = data_of(replace(adapted, data=run.config.data))
     data.setup()
     general.setup()
-    if config.resume:
-        require_same_settings(config, folder)
+    digests = {
+        "base weights": weights_digest(run.model),
+        "training samples": samples_digest(data.train),
+        "general samples": samples_digest(general.train),
+    }
     domain = domain_set(run, data, config.metric)
     if config.mix.general:
         general.cache_features(run.model.encoders, {general.config.train: general.train})
@@ -97,14 +107,16 @@ def continue_pretrain(config: ContinueConfig) -> None:
     before = scores(sets, run)
     terms: dict[str, object] = {}
     if config.terms:
-        terms = add_term_bias(run.model, data.tokenizer, read_terms(config.terms))
+        asked = read_terms(config.terms)
+        digests["terms"] = digest_of(asked)
+        terms = add_term_bias(run.model, data.tokenizer, asked)
     else:
         adapted = without_term_rates(adapted)
     adapted = replace(adapted, name=folder.name)
     task = ContinuedTask(replace(run, config=adapted), config.mix)
     require_fitting(task, task.config.optim.rates, "optim.rates")
     freeze(task, config.train.freeze)
-    write_config(config, folder)
+    begin(folder, Identity.of(config, digests), config, config.resume)
     mixed = MixedData(data, general, config.mix)
     training = train_keeping_best(config, task, mixed, domain, folder)
     save_run(task.run, folder)

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning import seed_everything
 
+from encoders.state import weights_digest
 from mm.adapt.adapter import AdapterDescription, save_adapter
 from mm.adapt.config import FinetuneConfig, Strategy, adapted_config, folder_of
 from mm.adapt.lora import attach, coverage, merge_and_unload
@@ -14,7 +15,7 @@ from mm.adapt.planner import Estimate, choose, estimate
 from mm.adapt.sets import data_of, domain_set, own_set, scores, scores_after, show_scores
 from mm.adapt.task import AdaptTask
 from mm.adapt.training import train_keeping_best
-from mm.artifacts.run import load_run, save_run, write_config
+from mm.artifacts.run import Run, load_run, save_run
 from mm.compress.ledger import ledger
 from mm.compress.nf4 import dequantize, quantize
 from mm.config import encoders_of
@@ -22,8 +23,8 @@ from mm.data.module import AlignData
 from mm.evaluation.result import evaluate_run, show
 from mm.files import write_json
 from mm.train.freeze import freeze, require_fitting
+from mm.train.identity import Identity, begin, held, samples_digest
 from mm.train.memory import keep_freed_memory
-from mm.train.resume import require_same_settings
 from mm.train.task import AlignTask
 
 
@@ -33,27 +34,31 @@ def finetune(config: FinetuneConfig) -> None:
     Raises ValueError on settings that fit neither the run nor the data, FloatingPointError on divergence.
     """
     keep_freed_memory()
-    started = time.perf_counter()
     run = load_run(config.run)
     seed_everything(config.seed, verbose=False)
-    base = run.fingerprint()
     adapted = adapted_config(run.config, config)
     data = data_of(adapted)
     data.setup()
     strategy = choose(len(data.train)) if config.strategy == "auto" else config.strategy
     folder = folder_of(config, strategy)
-    if config.resume:
-        require_same_settings(config, folder)
+    with held(folder):
+        _finetune(config, strategy, run, data, folder)
+
+
+def _finetune(config: FinetuneConfig, strategy: Strategy, run: Run, data: AlignData, folder: Path) -> None:
+    started = time.perf_counter()
+    base = run.fingerprint()
+    digests = {"base weights": weights_digest(run.model), "training samples": samples_digest(data.train)}
     domain = domain_set(run, data, config.metric)
     sets = {"domain": domain}
     if config.general:
         sets["general"] = own_set(run, data_of(run.config))
     before = scores(sets, run)
+    adapted = adapted_config(run.config, config)
     adapted = replace(adapted, name=folder.name)
     task = AdaptTask(replace(run, config=adapted), adapters=strategy != "full")
     require_fitting(task, task.config.optim.rates, "optim.rates")
-    write_config(config, folder)
-    sizes = prepare(task, strategy, config, folder)
+    sizes, covered = prepare(task, strategy, config)
     planned = plan(task, data, strategy)
     adaptation: dict[str, Any] = {
         "strategy": strategy,
@@ -65,6 +70,11 @@ def finetune(config: FinetuneConfig) -> None:
         "ledger": sizes,
         "before": before,
     }
+    begin(folder, Identity.of(config, digests), config, config.resume)
+    if task.adapters:
+        listed = folder / "coverage.txt"
+        listed.write_text(f"{covered}\n")
+        print(f"every parameter, adapted or not: {listed}")
     training = train_keeping_best(config, task, data, domain, folder)
     adaptation |= training.described(domain)
     if task.adapters:
@@ -80,28 +90,30 @@ def finetune(config: FinetuneConfig) -> None:
     show_scores(sets, before, adaptation["after"])
 
 
-def prepare(task: AdaptTask, strategy: Strategy, config: FinetuneConfig, folder: Path) -> list[dict[str, Any]]:
-    """Freeze, pack and adapt as the strategy says; -> the size ledger.
+def prepare(task: AdaptTask, strategy: Strategy, config: FinetuneConfig) -> tuple[list[dict[str, Any]], str]:
+    """Freeze, pack and adapt as the strategy says.
 
-    Of adapters, coverage.txt in `folder` lists every parameter: what is adapted, and what is not. Raises ValueError
-    where a target, a rank or a frozen name fits nothing.
+    Returns:
+        the size ledger, and of adapters a line for every parameter: what is adapted, and what is not.
+
+    Raises:
+        ValueError: a target, a rank or a frozen name fits nothing.
     """
+    lines = ""
     if strategy != "full":
         coverage(task.model, config.lora)  # before anything is packed: a wrong target is known at once
         if strategy == "qlora":
             quantize(task.model, skip=frozen_trunks(task))
         found = attach(task.model, config.lora)
         task.loss.requires_grad_(False)
-        listed = folder / "coverage.txt"
         lines = "\n".join(found.lines())
-        listed.write_text(f"{lines}\n")
-        print(f"{found.summary()} ({listed})")
+        print(found.summary())
     freeze(task, config.train.freeze)
     sizes = []
     for row in ledger(task.model):
         print(f"  {row.group:<20} {row.weights:>12,} weights {row.bits:>6.2f} bits each")
         sizes.append(asdict(row) | {"bits": round(row.bits, 3)})
-    return sizes
+    return sizes, lines
 
 
 def plan(task: AdaptTask, data: AlignData, strategy: Strategy) -> Estimate:

@@ -1,4 +1,5 @@
-"""What a result says of the code and the machine that made it: the commit and one line of hardware."""
+"""What a result says of the code and the machine that made it: the commit and one line of hardware. Which process is
+the first of a run."""
 
 import os
 import platform
@@ -29,6 +30,15 @@ def hardware() -> str:
     name = processor() or platform.machine()
     precision = " with bf16" if has_bf16("cpu") else ""
     return f"{os.cpu_count()} cores, {name}{precision}, {version}"
+
+
+def is_main_process() -> bool:
+    """Whether this process is the only one of a run, or the first of several, before and after they find each other.
+
+    torchrun and Lightning's launchers set one of the two variables.
+    """
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+    return int(rank) == 0
 
 
 def _git(*words: str) -> str:

@@ -5,13 +5,15 @@ from pathlib import Path
 
 from lightning import Callback, seed_everything
 
-from mm.artifacts.run import build_run, save_run, write_config
+from encoders.state import weights_digest
+from mm.artifacts.run import build_run, save_run
 from mm.config import AlignConfig, encoders_of, plan_of
 from mm.data.module import AlignData
 from mm.evaluation.result import evaluate_run, show
 from mm.evaluation.retrieval import first_stage_metrics
 from mm.train.callbacks import PeriodicEvaluation, WeightAverage
 from mm.train.freeze import freeze, require_fitting
+from mm.train.identity import Identity, begin, held, samples_digest
 from mm.train.memory import keep_freed_memory
 from mm.train.task import AlignTask
 from mm.train.trainer import build_trainer, fit
@@ -24,13 +26,17 @@ def train_align(config: AlignConfig) -> None:
         config: all settings of the run.
 
     Raises:
-        ValueError: the settings do not fit the data, or a finished run is resumed.
+        ValueError: the settings do not fit the data, another process holds the run, or it was begun otherwise.
         FloatingPointError: a loss or gradient is not finite.
     """
     keep_freed_memory()
-    started = time.perf_counter()
     folder = Path(config.runs) / config.name
-    write_config(config, folder)
+    with held(folder):
+        _train_align(config, folder)
+
+
+def _train_align(config: AlignConfig, folder: Path) -> None:
+    started = time.perf_counter()
     seed_everything(config.seed, verbose=False)
     data = AlignData(config.data, encoders_of(config), plan_of(config))
     data.setup()
@@ -41,33 +47,15 @@ def train_align(config: AlignConfig) -> None:
     freeze(task, config.train.freeze)
     evaluated = {split: data.open(split) for split in data.evaluation_splits}
     data.cache_features(run.model.encoders, {config.data.train: data.train, **evaluated})
+    digests = {"initial weights": weights_digest(task), "training samples": samples_digest(data.train)}
+    begin(folder, Identity.of(config, digests), config, config.resume)
     trainer = build_trainer(config.train, folder, callbacks(config, task, data), config.resume)
     fit(trainer, task, data, folder, config.resume)
-    if config.resume:
-        require_all_steps(folder, trainer.global_step, config.train.steps)
     if trainer.is_global_zero:
         save_run(run, folder)
         result = evaluate_run(run, data, evaluated, folder, started)
         show(result)
         print(f"report: {folder / 'report.html'}")
-
-
-def require_all_steps(folder: Path, done: int, asked: int) -> None:
-    """Refuse to extend a finished run, whose schedules are fractions of its own length.
-
-    Args:
-        folder: of the run, named in the message.
-        done: steps that it has trained.
-        asked: steps that were asked for.
-
-    Raises:
-        ValueError: fewer steps are done than were asked for.
-    """
-    if done < asked:
-        raise ValueError(
-            f"{folder} has finished with {done} steps, of which its schedules are fractions: a run of {asked} needs"
-            " another --name and no --resume"
-        )
 
 
 def require_two_modalities(config: AlignConfig, data: AlignData) -> None:

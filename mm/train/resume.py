@@ -1,13 +1,10 @@
-"""Resume a run where it stopped: the newest whole checkpoint, and the settings that the run was begun with."""
+"""Resume a run where it stopped: the newest whole checkpoint, and the learning rates that are asked for."""
 
 import logging
 import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import yaml
+from lightning import Callback, LightningModule, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -45,39 +42,27 @@ def is_whole(checkpoint: Path) -> bool:
         return False
 
 
-def require_same_settings(config: Any, folder: Path) -> None:
-    """Refuse to resume a run with other settings than it was begun with.
+class AskedRates(Callback):
+    """A resumed run takes the learning rates of its settings: the optimizer's state in a checkpoint has its own."""
 
-    Args:
-        config: a dataclass of settings; `resume` itself may differ.
-        folder: of the run, with its config.yaml.
+    def __init__(self) -> None:
+        self.rates: list[float] = []
 
-    Raises:
-        ValueError: there is no run, or a setting differs; the message names the first one.
-    """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise ValueError(f"--resume true, but {folder} holds no run: leave --resume out to start it")
-    content = yaml.safe_load(path.read_text())
-    stored = dict(_flat(content))
-    settings = asdict(config)
-    own = dict(_flat(settings))
-    for name in sorted(own.keys() | stored.keys()):
-        before = stored.get(name)
-        now = own.get(name)
-        if name != "resume" and now != before:
-            raise ValueError(
-                f"--resume true, but {folder} was begun with {name}={before}, not {now}: give the same settings, or"
-                " another --name and no --resume"
-            )
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the rates as they were built, before a checkpoint is read."""
+        (optimizer,) = trainer.optimizers
+        self.rates = [group["initial_lr"] for group in optimizer.param_groups]
 
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings by their dotted names; tuples are lists, as YAML has them."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, tuple):
-            yield f"{prefix}{name}", list(value)
-        else:
-            yield f"{prefix}{name}", value
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put them back behind the checkpoint's, and say so where they differ."""
+        (optimizer,) = trainer.optimizers
+        stored = [group["initial_lr"] for group in optimizer.param_groups]
+        if stored == self.rates:
+            return
+        (described,) = trainer.lr_scheduler_configs
+        schedule = described.scheduler
+        schedule.base_lrs = list(self.rates)
+        for group, asked, before in zip(optimizer.param_groups, self.rates, stored, strict=True):
+            group["initial_lr"] = asked
+            group["lr"] *= asked / before
+        logger.info("learning rate %g from step %d on, %g before", self.rates[0], trainer.global_step, stored[0])

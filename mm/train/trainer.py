@@ -14,13 +14,16 @@ from kernels.dispatch import has_bf16
 from mm.config import TrainConfig
 from mm.train.callbacks import KeepHistory
 from mm.train.checkpoint import SyncedCheckpointIO, regular_checkpoints
-from mm.train.resume import newest_checkpoint
+from mm.train.interrupt import StopOnSignal
+from mm.train.resume import AskedRates, newest_checkpoint
 
 
 def build_trainer(train: TrainConfig, folder: Path, callbacks: Sequence[Callback], resume: bool) -> Trainer:
     """Raises ValueError on an accelerator or strategy that this machine does not have."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its import sets another
-    history = [KeepHistory(folder / "metrics.csv")] if resume else []
+    resumed: list[Callback] = []
+    if resume:
+        resumed = [KeepHistory(folder / "metrics.csv"), AskedRates()]
     checkpoints = regular_checkpoints(folder, train.checkpoint_every)
     every = min(10, train.steps)
     try:
@@ -34,7 +37,7 @@ def build_trainer(train: TrainConfig, folder: Path, callbacks: Sequence[Callback
             use_distributed_sampler=False,
             logger=CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=every),
             log_every_n_steps=every,
-            callbacks=[RichProgressBar(), checkpoints, *callbacks, *history],
+            callbacks=[RichProgressBar(), checkpoints, *callbacks, *resumed, StopOnSignal(folder)],
             plugins=[SyncedCheckpointIO()],
             num_sanity_val_steps=0,
             sync_batchnorm=True,

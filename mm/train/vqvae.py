@@ -7,15 +7,15 @@ from pathlib import Path
 
 from lightning import seed_everything
 
-from encoders.state import save_encoder
+from encoders.state import save_encoder, weights_digest
 from mm.artifacts.environment import commit, hardware
-from mm.artifacts.run import write_config
 from mm.data.config import BatchPlan
 from mm.data.dataset import CaptionDataset
 from mm.data.module import AlignData
 from mm.evaluation.codes import evaluate_codes
 from mm.evaluation.reconstructions import draw_reconstructions
 from mm.files import write_json
+from mm.train.identity import Identity, begin, held, samples_digest
 from mm.train.trainer import build_trainer, fit
 from mm.train.vqvae_config import VQVAEConfig, encoder_of
 from mm.train.vqvae_task import VQVAETask, build_vqvae
@@ -39,10 +39,14 @@ def train_vqvae(config: VQVAEConfig) -> None:
         ValueError: the settings do not fit the data.
         FloatingPointError: a loss or gradient is not finite.
     """
-    started = time.perf_counter()
     name = config.name or f"vqvae_{config.modality}"
     folder = Path(config.runs) / name
-    write_config(config, folder)
+    with held(folder):
+        _train_vqvae(config, folder)
+
+
+def _train_vqvae(config: VQVAEConfig, folder: Path) -> None:
+    started = time.perf_counter()
     seed_everything(config.seed, verbose=False)
     plan = BatchPlan(config.train.batch_size, config.train.steps, config.seed)
     data = AlignData(config.data, {config.modality: encoder_of(config)}, plan)
@@ -55,6 +59,8 @@ def train_vqvae(config: VQVAEConfig) -> None:
             raise ValueError(f"{dataset.name} has no {config.modality}: name another data.root, or another modality")
     splits = {config.data.train: data.train, config.data.val: validation}
     data.cache_features({config.modality: encoder}, splits)
+    digests = {"initial weights": weights_digest(task), "training samples": samples_digest(data.train)}
+    begin(folder, Identity.of(config, digests), config, config.resume)
     trainer = build_trainer(config.train, folder, [], config.resume)
     fit(trainer, task, data, folder, config.resume)
     if trainer.is_global_zero:

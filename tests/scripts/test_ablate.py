@@ -32,6 +32,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         seen.append(words)
         values = dict(zip(words[2::2], words[3::2], strict=True))
         folder = Path(values["--runs"]) / values["--name"]
+        folder.mkdir(parents=True, exist_ok=True)
         if values["--name"] == "dense-0" and "--resume" not in values:
             stdout.write("train_align: the disk is full\n")
             (folder / "checkpoints").mkdir()
@@ -93,8 +94,10 @@ def test_every_study_of_the_project_is_of_models_that_can_be_built(
                 build_run(config, torch.arange(100))
         seen.append(config.name)
         result = {"metrics": {}, "parameters_total": 1, "parameters_active": 1, "seconds": 1}
-        (Path(config.runs) / config.name / "result.json").write_text(json.dumps(result))
-        (Path(config.runs) / config.name / "metrics.csv").write_text("step\n")
+        folder = Path(config.runs) / config.name
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(result))
+        (folder / "metrics.csv").write_text("step\n")
         return CompletedProcess(words, 0)
 
     monkeypatch.setattr("subprocess.run", run)

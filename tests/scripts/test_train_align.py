@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import runpy
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from mm.artifacts.run import load_run
 from mm.data.coco import write_coco
 from mm.data.scenes import write_scenes
 from mm.data.scenes.folder import sample_at
+from mm.train.task import AlignTask
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_align.py"
 SMALL = """
@@ -108,9 +111,9 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model.safetensors")
 
 
-def history(run: Path) -> dict[int, str]:
-    rows = [r for r in csv.DictReader((run / "metrics.csv").open()) if r["train/total"]]
-    found = {int(r["step"]): r["train/total"] for r in rows}
+def history(run: Path, figure: str = "train/total") -> dict[int, str]:
+    rows = [r for r in csv.DictReader((run / "metrics.csv").open()) if r[figure]]
+    found = {int(r["step"]): r[figure] for r in rows}
     assert len(found) == len(rows)
     return found
 
@@ -207,6 +210,75 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     assert history(resumed) == history(whole) and list(history(whole)) == [9]
 
 
+@pytest.fixture
+def signalled(
+    train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """signalled(number, step, *flags, code=…) -> the one line with which a run ends that gets a signal in a step."""
+
+    def run(number: int, step: int, *flags: str, code: int) -> str:
+        seed_step = AlignTask.seed_step
+
+        def signalling(task: AlignTask) -> None:
+            seed_step(task)
+            if task.global_step == step:
+                os.kill(os.getpid(), number)
+
+        before = signal.getsignal(number)
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+            patch.setattr(AlignTask, "seed_step", signalling)
+            train(*flags)
+        assert stopped.value.code == code and signal.getsignal(number) is before
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        return line
+
+    return run
+
+
+def test_a_signal_keeps_the_step_and_says_how_to_go_on(
+    signalled: Callable[..., str], train: Callable[..., Path], tmp_path: Path
+) -> None:
+    """SIGTERM, then Ctrl-C: the weights are those of a run that was left alone."""
+    flags = ["--train.steps", "14", "--eval.rerank", "0", "--train.ema", "0.8"]
+    line = signalled(signal.SIGTERM, 5, *flags, code=143)
+    assert line.startswith("train_align: stopped by SIGTERM after step 6 of 14, which is kept; to go on: python ")
+    assert line.endswith(" --resume true") and f"--runs {tmp_path}" in line
+    kept = tmp_path / "small" / "checkpoints" / "stopped-step=6.ckpt"
+    assert kept.is_file()
+    line = signalled(signal.SIGINT, 9, *flags, "--resume", "true", code=130)
+    assert "stopped by SIGINT after step 10 of 14" in line and line.count("--resume true") == 1
+    resumed, whole = train(*flags, "--resume", "true"), train(*flags, name="whole")
+    expected, found = weights(whole), weights(resumed)
+    assert not [name for name, value in expected.items() if not torch.equal(value, found[name])]
+    assert history(resumed) == history(whole) and not list(kept.parent.glob("stopped*"))
+
+
+def test_a_resumed_run_takes_the_rate_that_is_asked_for(
+    signalled: Callable[..., str], train: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = ["--train.steps", "20", "--eval.rerank", "0"]
+    caplog.set_level("INFO")
+    signalled(signal.SIGTERM, 11, *flags, "--optim.learning_rate", "1e-3", code=143)
+    whole = train(*flags, "--optim.learning_rate", "1e-3", name="whole")
+    resumed = train(*flags, "--optim.learning_rate", "1e-4", "--resume", "true")
+    assert "learning rate 0.0001 from step 12 on, 0.001 before" in caplog.messages
+    before, after = history(whole, "learning_rate"), history(resumed, "learning_rate")
+    assert after[9] == before[9] and float(after[19]) == pytest.approx(float(before[19]) / 10)
+
+
+def test_a_finished_run_is_moved_aside_and_a_failed_start_leaves_it(
+    train: Callable[..., Path], refusal: Callable[..., str], tmp_path: Path
+) -> None:
+    run = train("--eval.rerank", "0")
+    content = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    refusal("--data.val", "nowhere")
+    refusal("--seed", "3", "--resume", "true")
+    assert content == {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    train("--eval.rerank", "0", "--seed", "3")
+    (kept,) = tmp_path.glob("small.2*")
+    assert content == {path.name: path.read_bytes() for path in kept.iterdir() if path.is_file()}
+
+
 def test_a_seed_is_a_curve(train: Callable[..., Path]) -> None:
     """200 steps, logged to the last bit."""
     flags = [
@@ -235,7 +307,7 @@ def test_a_run_killed_in_its_evaluation_is_evaluated_and_not_trained_again(
     train(*flags, "--resume", "true")
     assert (run / "result.json").is_file() and history(run) == logged and list(logged) == [9]
     assert all(torch.equal(value, before[name]) for name, value in weights(run).items())
-    assert "finished with 12 steps" in refusal("--train.steps", "14", "--eval.rerank", "0", "--resume", "true")
+    assert "train.steps=12, not 14" in refusal("--train.steps", "14", "--eval.rerank", "0", "--resume", "true")
 
 
 def test_a_moving_average_leaves_a_frozen_trunk_alone(train: Callable[..., Path]) -> None:
@@ -319,7 +391,7 @@ def test_a_step_that_breaks_names_the_term(refusal: Callable[..., str]) -> None:
 
 
 def test_a_resume_without_a_checkpoint_is_refused(refusal: Callable[..., str]) -> None:
-    assert "holds no whole checkpoint" in refusal("--resume", "true")
+    assert "holds no run" in refusal("--resume", "true")
 
 
 def test_an_option_of_an_older_version_is_one_line_with_its_new_name(refusal: Callable[..., str]) -> None:

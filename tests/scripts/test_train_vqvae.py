@@ -3,6 +3,7 @@
 import csv
 import json
 import runpy
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -79,8 +80,8 @@ def test_a_run_leaves_weights_a_result_and_pictures(tmp_path: Path, scenes: Path
 def test_a_run_that_is_resumed_ends_where_an_uninterrupted_one_does(tmp_path: Path, scenes: Path) -> None:
     whole = train(tmp_path / "whole", scenes, "image", "--train.steps", "5", "--train.checkpoint_every", "3")
     halves = tmp_path / "halves"
-    (halves / "vqvae_image").mkdir(parents=True)
-    (whole / "checkpoints").rename(halves / "vqvae_image" / "checkpoints")
+    halves.mkdir()
+    shutil.copytree(whole, halves / "vqvae_image")
     for after_the_interruption in (halves / "vqvae_image" / "checkpoints").glob("*.ckpt"):
         if torch.load(after_the_interruption, weights_only=True)["global_step"] != 3:
             after_the_interruption.unlink()
