@@ -11,6 +11,7 @@ from typing import Any
 
 from mm.batch import Sample
 from mm.data.annotations import AnnotatedImage, ImageFinder, find_annotations, read_annotations, read_karpathy
+from mm.data.dataset import files_stamp
 from mm.data.media import (
     AUDIO_EXTENSIONS,
     IMAGE_EXTENSIONS,
@@ -93,6 +94,10 @@ class CocoFolder:
             caption_ids=self.caption_ids[index],
             members=members,
         )
+
+    def stamp(self, source: str) -> str:
+        """What the images or audio clips hold, by size and time of change, see `StampedDataset`."""
+        return files_stamp(self._audio if source == "audio" else self.files)
 
     def _paths(self, index: int) -> list[Path]:
         """The files of a sample: its image and, if there is one, its audio."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mm.batch import Sample
+from mm.data.dataset import files_stamp
 from mm.data.media import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, EncodedSample, decode_sample, has_samples
 from mm.data.shard_index import (
     Index,
@@ -105,6 +106,19 @@ class ShardFolder:
             path = self.root / shard["name"]
             if sha256(path) != shard["sha256"]:
                 raise ValueError(f"shard {path} does not match its checksum; prepare it again")
+
+    def stamp(self, source: str) -> str:
+        """What the shards hold, by size and time of change, and where in them images or audio clips lie, see
+        `StampedDataset`.
+        """
+        extensions = AUDIO_EXTENSIONS if source == "audio" else IMAGE_EXTENSIONS
+        places: list[object] = []
+        for sample in self._samples:
+            extension = _member(sample, extensions)
+            member = sample["members"][extension] if extension else None
+            places.append((sample["shard"], member))
+        shards = [self._path(number) for number in range(len(self._shards))]
+        return files_stamp(shards, places)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open files, so that a worker process opens its own."""

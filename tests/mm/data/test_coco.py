@@ -31,6 +31,21 @@ def test_what_was_written_is_read_back(root, photographs, text_of):
         assert read.sample_rate == 16000 and np.allclose(read.audio, sample.audio, atol=1 / 32000)
 
 
+def test_a_stamp_is_another_once_a_file_of_its_modality_changes(root):
+    before = {source: CocoFolder(root, "train").stamp(source) for source in ("image", "audio")}
+    (root / "images" / "photo_002.png").touch()
+    assert CocoFolder(root, "train").stamp("image") != before["image"]
+    assert CocoFolder(root, "train").stamp("audio") == before["audio"]
+    (root / "audio" / "photo_002.flac").unlink()
+    assert CocoFolder(root, "train").stamp("audio") != before["audio"]
+
+
+def test_a_stamp_says_nothing_of_the_folder(root):
+    before = CocoFolder(root, "train").stamp("image")
+    moved = root.rename(root.with_name(f"{root.name}_moved"))
+    assert CocoFolder(moved, "train").stamp("image") == before
+
+
 def test_samples_that_the_layout_cannot_hold_are_refused(tmp_path, photographs):
     sample = photographs(1)[0]
     for samples in ([sample, sample], [replace(sample, image=None)]):

@@ -45,6 +45,20 @@ def test_what_was_written_is_read_back_in_any_order(folder, photographs, text_of
     dataset.verify()
 
 
+def test_a_stamp_is_another_once_a_shard_changes(folder):
+    before = open_split(folder, "train").stamp("image")
+    assert open_split(folder, "train").stamp("image") == before
+    shard_path(folder, "train", 1).touch()
+    assert open_split(folder, "train").stamp("image") != before
+
+
+def test_a_stamp_tells_modalities_and_places_apart(folder, edit):
+    before = {source: open_split(folder, "train").stamp(source) for source in ("image", "audio")}
+    assert before["image"] != before["audio"]
+    edit(index_path(folder, "train"), lambda content: content["samples"].reverse())
+    assert open_split(folder, "train").stamp("image") != before["image"]
+
+
 def test_an_index_that_is_lost_is_rebuilt_from_the_tars(folder, caplog):
     before = contents(open_split(folder, "train"))
     index_path(folder, "train").unlink()
