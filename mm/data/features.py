@@ -1,11 +1,13 @@
 """Frozen trunks run once: their features are kept on disk, keyed by weights, transform and data, and read back in any
 order.
 
-Extraction can be interrupted: finished chunks stay, and the next run continues after them.
+Extraction can be interrupted: finished chunks stay, and the next run continues after them. One process extracts, and
+others that want the same features wait for it.
 """
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,12 +23,15 @@ from torch import Tensor
 
 from encoders import Encoder, Features
 from kernels.dispatch import bf16_autocast
-from mm.files import write_json
+from mm.files import InUseError, locked, write_json
 
+logger = logging.getLogger(__name__)
 FOLDING = ("fuse", "reparameterize", "switch_to_deploy")
 """What timm's `reparameterize_model` looks for in modules."""
 CHECKPOINT_CHUNKS = 8
 """Chunks between two points from which an interrupted extraction continues."""
+UNFINISHED = "unfinished"
+"""The folder beside that of the stores in which a store is made, and locked while it is."""
 
 
 class Extractor:
@@ -148,7 +153,9 @@ def store_key(*parts: object) -> str:
 def build_store(
     folder: Path, rows: int, chunk: int, features: Callable[[Sequence[int]], Features], description: str, about: dict
 ) -> FeatureStore:
-    """Open the store in a folder, and compute the rows that it lacks.
+    """Open the store in a folder, or compute it: beside its parent, under a lock, and renamed once it is whole.
+
+    Rows of an interrupted extraction are not computed again. A process that finds another one at it waits.
 
     Args:
         folder: of the store; it is created.
@@ -161,9 +168,32 @@ def build_store(
     Raises:
         ValueError: the store is finished but spoiled.
     """
-    if (folder / "meta.json").is_file():
+    if folder.is_dir():
         return FeatureStore(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.parent.with_name(UNFINISHED) / folder.name
+    _say_if_held(unfinished, description)
+    with locked(unfinished):
+        if not folder.is_dir():  # Otherwise the process that was waited for has made it.
+            unfinished.mkdir(exist_ok=True)
+            _extract(unfinished, rows, chunk, features, description, about)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.rename(folder)
+    return FeatureStore(folder)
+
+
+def _say_if_held(path: Path, description: str) -> None:
+    """Log which process makes a store that this one is about to wait for."""
+    try:
+        with locked(path, wait=False):
+            return
+    except InUseError as holder:
+        logger.info("%s: waiting for %s, which makes them", description, holder)
+
+
+def _extract(
+    folder: Path, rows: int, chunk: int, features: Callable[[Sequence[int]], Features], description: str, about: dict
+) -> None:
+    """Write a store's files, continuing after what an interrupted extraction left; arguments as of `build_store`."""
     lengths, width, spent = _finished(folder)
     started = time.perf_counter() - spent
     with (folder / "tokens.bin").open("r+b" if lengths else "wb") as file:
@@ -184,7 +214,6 @@ def build_store(
     seconds = round(time.perf_counter() - started, 1)
     write_json(folder / "meta.json", {**about, "rows": rows, "width": width, "seconds": seconds})
     (folder / "partial.json").unlink()
-    return FeatureStore(folder)
 
 
 def _finished(folder: Path) -> tuple[list[int], int, float]:
@@ -193,6 +222,9 @@ def _finished(folder: Path) -> tuple[list[int], int, float]:
     if not path.is_file() or not (folder / "tokens.bin").is_file():
         return [], 0, 0.0
     partial = json.loads(path.read_text())
+    whole = sum(partial["lengths"]) * partial["width"] * 2
+    if (folder / "tokens.bin").stat().st_size < whole:
+        return [], 0, 0.0  # A copy that lost its end: going on after it would leave zeros.
     return partial["lengths"], partial["width"], partial["seconds"]
 
 

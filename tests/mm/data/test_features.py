@@ -1,6 +1,8 @@
-"""Features on disk: what was computed is read back, an interruption costs nothing, and damage is said."""
+"""Features on disk: what was computed is read back, by whoever asks; an interruption costs nothing, damage is said."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,9 +15,30 @@ from encoders.image import ImageConfig, ImageEncoder
 from encoders.text import TextConfig, TextEncoder
 from encoders.trunks import NO_WEIGHTS
 from kernels.dispatch import bf16_autocast, has_bf16
-from mm.data.features import Extractor, FeatureStore, build_store, stack_rows, store_key
+from mm.data.features import UNFINISHED, Extractor, FeatureStore, build_store, stack_rows, store_key
 
 ROWS, CHUNK = 40, 2
+BUILDER = """
+import sys, time
+from pathlib import Path
+import torch
+from encoders import Features
+from mm.data.features import build_store
+
+print("ready", flush=True)
+sys.stdin.readline()
+ran = []
+
+def features(rows):
+    ran.extend(rows)
+    time.sleep(0.02)
+    values = torch.tensor(list(rows)).float() + 1
+    return Features(values.view(-1, 1, 1).expand(-1, 3, 4), torch.ones(len(rows), 3, dtype=torch.bool))
+
+store = build_store(Path(sys.argv[1]), 40, 2, features, "numbers", {})
+print(len(ran), *[int(store[row][0, 0]) for row in range(len(store))])
+"""
+"""Builds a store of 40 rows, row i of value i + 1, and prints how many it computed, and what it reads."""
 
 
 def row(index: int) -> torch.Tensor:
@@ -32,7 +55,7 @@ def build(folder: Path, compute: Callable[[Sequence[int]], Features] = features)
 
 
 def test_rows_come_back_without_padding(tmp_path: Path) -> None:
-    store = build(tmp_path / "store")
+    store = build(tmp_path / "features" / "store")
     assert len(store) == ROWS
     for i in range(ROWS):
         assert torch.equal(store[i].float(), row(i))
@@ -42,13 +65,13 @@ def test_a_finished_store_is_not_computed_again(tmp_path: Path) -> None:
     def forbidden(indices: Sequence[int]) -> Features:
         raise AssertionError("the trunk ran")
 
-    build(tmp_path / "store")
-    assert torch.equal(build(tmp_path / "store", forbidden)[7].float(), row(7))
+    build(tmp_path / "features" / "store")
+    assert torch.equal(build(tmp_path / "features" / "store", forbidden)[7].float(), row(7))
 
 
 @pytest.mark.parametrize("torn", [b"", b"torn bytes of an unfinished write"])
 def test_an_interrupted_extraction_goes_on_to_the_same_bytes(tmp_path: Path, torn: bytes) -> None:
-    build(tmp_path / "whole")
+    build(tmp_path / "features" / "whole")
     asked: list[int] = []
 
     def interrupted(indices: Sequence[int]) -> Features:
@@ -61,24 +84,68 @@ def test_an_interrupted_extraction_goes_on_to_the_same_bytes(tmp_path: Path, tor
         return features(indices)
 
     with pytest.raises(KeyboardInterrupt):
-        build(tmp_path / "store", interrupted)
-    with (tmp_path / "store" / "tokens.bin").open("ab") as file:
+        build(tmp_path / "features" / "store", interrupted)
+    with (tmp_path / UNFINISHED / "store" / "tokens.bin").open("ab") as file:
         file.write(torn)
-    build(tmp_path / "store", counted)
+    build(tmp_path / "features" / "store", counted)
     assert 0 < asked[0] <= 26 and asked[-1] == ROWS - 1  # finished chunks stay
     for name in ("tokens.bin", "lengths.npy"):
-        assert (tmp_path / "store" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    about, whole = (json.loads((tmp_path / name / "meta.json").read_text()) for name in ("store", "whole"))
+        assert (tmp_path / "features" / "store" / name).read_bytes() == (
+            tmp_path / "features" / "whole" / name
+        ).read_bytes()
+    about, whole = (json.loads((tmp_path / "features" / name / "meta.json").read_text()) for name in ("store", "whole"))
     assert {**about, "seconds": whole["seconds"]} == whole  # how long it took is the one thing that differs
 
 
+def test_an_unfinished_store_without_its_end_is_made_anew(tmp_path: Path) -> None:
+    def interrupted(indices: Sequence[int]) -> Features:
+        if indices[0] >= 26:
+            raise KeyboardInterrupt
+        return features(indices)
+
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "features" / "store", interrupted)
+    tokens = tmp_path / UNFINISHED / "store" / "tokens.bin"
+    tokens.write_bytes(tokens.read_bytes()[:8])
+    store = build(tmp_path / "features" / "store")
+    for i in range(ROWS):
+        assert torch.equal(store[i].float(), row(i))
+
+
+def test_a_store_is_there_once_it_is_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "features" / "store"
+
+    def watched(indices: Sequence[int]) -> Features:
+        assert not folder.exists()
+        return features(indices)
+
+    build(folder, watched)
+    assert sorted(path.name for path in folder.iterdir()) == ["lengths.npy", "meta.json", "tokens.bin"]
+    assert [path.name for path in folder.parent.iterdir()] == ["store"]
+
+
+def test_of_two_processes_one_computes_and_both_read_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BUILDER, str(tmp_path / "features" / "store")]
+    processes = [subprocess.Popen(command, stdin=-1, stdout=-1, text=True) for _ in range(2)]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate()[0].splitlines()[-1].split() for process in processes]
+    assert sorted(int(words[0]) for words in said) == [0, ROWS]
+    for words in said:
+        assert [int(word) for word in words[1:]] == list(range(1, ROWS + 1))
+
+
 def test_a_truncated_store_is_one_line(tmp_path: Path) -> None:
-    build(tmp_path / "store")
-    tokens = tmp_path / "store" / "tokens.bin"
+    build(tmp_path / "features" / "store")
+    tokens = tmp_path / "features" / "store" / "tokens.bin"
     tokens.write_bytes(tokens.read_bytes()[:-8])
     with pytest.raises(ValueError, match="delete the folder and run again") as refused:
-        build(tmp_path / "store")
-    assert "\n" not in str(refused.value) and str(tmp_path / "store") in str(refused.value)
+        build(tmp_path / "features" / "store")
+    assert "\n" not in str(refused.value) and str(tmp_path / "features" / "store") in str(refused.value)
 
 
 def test_a_key_depends_on_all_of_its_parts() -> None:
