@@ -32,6 +32,8 @@ CHECKPOINT_CHUNKS = 8
 """Chunks between two points from which an interrupted extraction continues."""
 UNFINISHED = "unfinished"
 """The folder beside that of the stores in which a store is made, and locked while it is."""
+LARGEST = torch.finfo(torch.float16).max
+"""What a store can hold: 65,504."""
 
 
 class Extractor:
@@ -162,11 +164,11 @@ def build_store(
         rows: N, how many rows the store has.
         chunk: how many rows are computed at a time.
         features: computes Features (n, T, F) of the n rows at the positions that it is given.
-        description: labels the progress bar.
+        description: labels the progress bar, and errors.
         about: written into meta.json, so that a person can tell what a cache folder is.
 
     Raises:
-        ValueError: the store is finished but spoiled.
+        ValueError: the store is finished but spoiled, or a feature does not fit float16.
     """
     if folder.is_dir():
         return FeatureStore(folder)
@@ -204,7 +206,7 @@ def _extract(
             stop = min(start + chunk, rows)
             found = features(range(start, stop))
             width = found.tokens.shape[-1]
-            real = found.tokens[found.mask].half().cpu()
+            real = _halved(found.tokens[found.mask], description)
             file.write(real.numpy().tobytes())
             lengths.extend(found.mask.sum(1).tolist())
             if (start // chunk) % CHECKPOINT_CHUNKS == CHECKPOINT_CHUNKS - 1:
@@ -214,6 +216,17 @@ def _extract(
     seconds = round(time.perf_counter() - started, 1)
     write_json(folder / "meta.json", {**about, "rows": rows, "width": width, "seconds": seconds})
     (folder / "partial.json").unlink()
+
+
+def _halved(tokens: Tensor, description: str) -> Tensor:
+    """Features (n, F) as float16 in the memory of the CPU. Raises ValueError for one that float16 cannot hold."""
+    half = tokens.half().cpu()
+    if not half.isfinite().all():
+        raise ValueError(
+            f"{description}: the frozen trunk gives {float(tokens.abs().max()):g}, and a store holds float16, at most"
+            f" {LARGEST:,.0f}: check the trunk's weights, or set frozen=false for it, which stores nothing"
+        )
+    return half
 
 
 def _finished(folder: Path) -> tuple[list[int], int, float]:

@@ -139,6 +139,26 @@ def test_of_two_processes_one_computes_and_both_read_it(tmp_path: Path) -> None:
         assert [int(word) for word in words[1:]] == list(range(1, ROWS + 1))
 
 
+@pytest.mark.parametrize("value", [70000.0, -70000.0, torch.nan, torch.inf])
+def test_a_feature_that_float16_cannot_hold_is_refused(tmp_path: Path, value: float) -> None:
+    def large(indices: Sequence[int]) -> Features:
+        found = features(indices)
+        if 30 in indices:
+            found.tokens[0, 0, 0] = value
+        return found
+
+    with pytest.raises(ValueError, match=r"^numbers: .* at most 65,504: .* set frozen=false") as refused:
+        build(tmp_path / "features" / "store", large)
+    assert "\n" not in str(refused.value) and not (tmp_path / "features" / "store").exists()
+
+
+def test_the_largest_float16_is_kept(tmp_path: Path) -> None:
+    def large(indices: Sequence[int]) -> Features:
+        return Features(torch.full((len(indices), 1, 4), 65504.0), torch.ones(len(indices), 1, dtype=torch.bool))
+
+    assert build(tmp_path / "features" / "store", large)[0].eq(65504).all()
+
+
 def test_a_truncated_store_is_one_line(tmp_path: Path) -> None:
     build(tmp_path / "features" / "store")
     tokens = tmp_path / "features" / "store" / "tokens.bin"
