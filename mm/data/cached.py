@@ -14,13 +14,15 @@ from encoders.state import weights_digest
 from mm.batch import Batch
 from mm.data.collate import Collate
 from mm.data.config import DataConfig
-from mm.data.dataset import CaptionDataset
+from mm.data.dataset import CaptionDataset, StampedDataset
 from mm.data.features import Extractor, FeatureStore, build_store, stack_rows, store_key
 from mm.data.sampling import Key
 from mm.data.views import EvalView, Example, TrainView
 from mm.modalities import MODALITIES
 
 logger = logging.getLogger(__name__)
+ENCODER_SETTINGS = ("pool", "window", "hop")
+"""What an encoder's settings say of features, beside what its reader says and its weights hold."""
 Read = Callable[[Sequence[int]], tuple[Tensor, Tensor | None]]
 """Rows of a split -> raw inputs (N, …) of one modality, and their mask."""
 
@@ -123,11 +125,11 @@ class FeatureCache:
 
     def _store(self, encoder: Encoder, modality: str, split: str, dataset: CaptionDataset, view: int) -> FeatureStore:
         """Open or compute the store of one view of one modality of a split."""
-        about = self._about(encoder, modality, dataset, view)
+        extract = Extractor(encoder, MODALITIES[modality].rows_at_once)
+        about = self._about(extract, modality, split, dataset, view)
         name = f"{modality}-{split}-{view}-{store_key(about)}"
         folder = Path(self.data.cache) / "features" / name
         read = self._reader(modality, split, dataset, view)
-        extract = Extractor(encoder, MODALITIES[modality].rows_at_once)
         count = len(self.caption_rows[split]) if modality == "text" else len(dataset)
         chunk = max(64, extract.at_once * torch.get_num_threads())
         logger.info("features of the frozen %s trunk for %s: %s", modality, dataset.name, folder)
@@ -137,29 +139,42 @@ class FeatureCache:
             return extract(inputs, mask)
 
         description = f"{modality} features, {split} view {view}"
-        return build_store(folder, count, chunk, features, description, about)
+        return build_store(folder, count, chunk, features, description, {"data": dataset.name, **about})
 
-    def _about(self, encoder: Encoder, modality: str, dataset: CaptionDataset, view: int) -> dict[str, Any]:
-        """Everything that determines a store's content: data, weights, settings, augmentation."""
+    def _about(
+        self, extract: Extractor, modality: str, split: str, dataset: CaptionDataset, view: int
+    ) -> dict[str, Any]:
+        """Everything that determines a store's content: data, weights, settings, arithmetic, augmentation."""
         config = self.encoders[modality]
-        captions = dataset.captions if modality == "text" else None
         return {
             "modality": modality,
-            "data": dataset.name,
             "view": view,
             "encoder": config.trunk,
-            "weights": weights_digest(encoder.trunk),
+            "weights": weights_digest(extract.original.trunk),
             "settings": self._settings(modality),
-            "pool": getattr(config, "pool", None),
+            "arithmetic": extract.arithmetic,
             "augment": [str(self.data.augment), self.seed] if view else None,
-            "content": store_key(dataset.image_ids, captions),
+            "content": self._content(modality, split, dataset),
         }
+
+    def _content(self, modality: str, split: str, dataset: CaptionDataset) -> str:
+        """What a trunk reads of a split: its different captions, or what the files of a modality hold."""
+        if modality == "text":
+            return store_key(list(self.caption_rows[split]))
+        if isinstance(dataset, StampedDataset):
+            return dataset.stamp(self.collate.readers[modality].source)
+        # Only a name tells one set that says nothing of its files from another.
+        return store_key(dataset.name, dataset.image_ids)
 
     def _settings(self, modality: str) -> dict[str, Any]:
         """The settings, by name, that a modality's features depend on beside trunk and data."""
+        config = self.encoders[modality]
         if modality == "text":
-            return {"max_tokens": self.encoders["text"].max_tokens}
-        return self.collate.readers[modality].settings()
+            return {"max_tokens": config.max_tokens}
+        settings = self.collate.readers[modality].settings()
+        for name in ENCODER_SETTINGS:
+            settings[name] = getattr(config, name, None)
+        return settings
 
     def _reader(self, modality: str, split: str, dataset: CaptionDataset, view: int) -> Read:
         """What reads rows of a split: its different captions, or its samples as a view shows them."""

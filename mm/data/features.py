@@ -1,5 +1,5 @@
-"""Frozen trunks run once: their features are kept on disk, keyed by weights, transform and data, and read back in any
-order.
+"""Frozen trunks run once: their features are kept on disk, keyed by weights, transform, arithmetic and data, and read
+back in any order.
 
 Extraction can be interrupted: finished chunks stay, and the next run continues after them. One process extracts, and
 others that want the same features wait for it.
@@ -22,7 +22,7 @@ from rich.progress import track
 from torch import Tensor
 
 from encoders import Encoder, Features
-from kernels.dispatch import bf16_autocast
+from kernels.dispatch import bf16_autocast, compute_dtype
 from mm.files import InUseError, locked, write_json
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,13 @@ class Extractor:
 
                 return reparameterize_model(self.original)  # type: ignore[return-value]
         return self.original
+
+    @property
+    def arithmetic(self) -> str:
+        """The dtype in which the trunk is run: its products round differently in another one."""
+        parameter = next(self.original.parameters())
+        with bf16_autocast(self.device.type):
+            return str(compute_dtype(parameter))
 
     def __call__(self, inputs: Tensor, mask: Tensor | None) -> Features:
         """Run the trunk over rows, on a CPU by as many threads as torch has.

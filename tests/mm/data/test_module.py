@@ -1,5 +1,6 @@
-"""A run's data: frozen trunks run once, and a step's batch is the same whoever asks for it and when."""
+"""A run's data: frozen trunks run once for a content, and a step's batch is the same whoever asks for it and when."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +9,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from kernels import dispatch
 from kernels.dispatch import bf16_autocast
 from mm.artifacts.run import build_run
-from mm.batch import Batch
+from mm.batch import Batch, Sample
 from mm.config import AlignConfig
 from mm.data.coco import write_coco
+from mm.data.features import FeatureStore
 from mm.data.module import AlignData
 from mm.data.scenes.folder import sample_at
+from mm.data.shard_writer import write_shards
 from mm.model.multimodal import MultimodalModel
 
 OnScenes = Callable[..., AlignConfig]
@@ -35,6 +39,129 @@ def assert_same(a: Batch, b: Batch) -> None:
     for part in ("inputs", "features", "masks", "present", "sample_index"):
         torch.testing.assert_close(getattr(a, part), getattr(b, part), rtol=0, atol=0)
     assert torch.equal(a.ids, b.ids)
+
+
+def samples(first: int, count: int = 3) -> list[Sample]:
+    """Scenes under the same keys, ids and captions wherever they begin; pictures are twice as wide as high."""
+    found = []
+    for i in range(count):
+        named = sample_at(0, "train", i, 32)
+        seen = sample_at(0, "train", first + i, 32)
+        assert seen.image is not None
+        found.append(replace(named, image=seen.image.resize((64, 32)), audio=seen.audio))
+    return found
+
+
+@pytest.fixture
+def extracted(on_scenes: OnScenes, open_data: Open) -> Callable[..., FeatureStore]:
+    """extracted(root, modality, data={…}, settings={…}) -> the features of its training split by a frozen trunk."""
+
+    def run(root: Path, modality: str, data: dict | None = None, settings: dict | None = None) -> FeatureStore:
+        parts = {modality: {"frozen": True, **(settings or {})}, "data": {"root": str(root), **(data or {})}}
+        opened = open_data(config := on_scenes(**parts))
+        opened.cache_features(model_of(config, opened).encoders, {"train": opened.train})
+        return opened.features.stores["train", modality, 0]
+
+    return run
+
+
+def rows_of(store: FeatureStore) -> list[torch.Tensor]:
+    return [store[row] for row in range(len(store))]
+
+
+def differ(a: FeatureStore, b: FeatureStore) -> bool:
+    """Whether each row of one store is another one in the other."""
+    assert len(a) == len(b) == 3
+    return not any(torch.equal(x, y) for x, y in zip(rows_of(a), rows_of(b), strict=True))
+
+
+@pytest.mark.parametrize("write", [write_coco, write_shards])
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_replaced_files_are_other_features(
+    extracted: Callable[..., FeatureStore], tmp_path: Path, write: Callable[..., Path], modality: str
+) -> None:
+    write(samples(0), tmp_path / "set", "train")
+    before = extracted(tmp_path / "set", modality)
+    if write is write_shards:
+        shutil.rmtree(tmp_path / "set")
+    write(samples(10), tmp_path / "set", "train")
+    assert differ(before, extracted(tmp_path / "set", modality))
+
+
+def test_a_picture_of_the_same_size_in_bytes_is_another_picture(
+    extracted: Callable[..., FeatureStore], tmp_path: Path
+) -> None:
+    write_coco(samples(0), tmp_path / "set", "train", image_format="png")
+    before = extracted(tmp_path / "set", "image")
+    first, second, _ = sorted((tmp_path / "set" / "images").iterdir())
+    longer = max(first, second, key=lambda path: path.stat().st_size)
+    content = first.read_bytes(), second.read_bytes()
+    for path, other in ((first, content[1]), (second, content[0])):
+        path.write_bytes(other.ljust(longer.stat().st_size, b"\0"))
+    after = extracted(tmp_path / "set", "image")
+    assert torch.equal(after[0], before[1]) and torch.equal(after[1], before[0])
+
+
+def test_other_audio_clips_beside_the_same_pictures_are_other_features(
+    extracted: Callable[..., FeatureStore], tmp_path: Path
+) -> None:
+    write_coco(samples(0), tmp_path / "set", "train")
+    write_coco(samples(10), tmp_path / "spoken", "train")
+    before = extracted(tmp_path / "set", "audio")
+    assert differ(before, extracted(tmp_path / "set", "audio", data={"audio_root": str(tmp_path / "spoken")}))
+
+
+def test_two_sets_in_folders_of_one_name_are_two(extracted: Callable[..., FeatureStore], tmp_path: Path) -> None:
+    write_coco(samples(0), tmp_path / "a" / "set", "train")
+    write_coco(samples(10), tmp_path / "b" / "set", "train")
+    assert differ(extracted(tmp_path / "a" / "set", "image"), extracted(tmp_path / "b" / "set", "image"))
+
+
+def test_a_set_that_was_moved_is_the_same_set(extracted: Callable[..., FeatureStore], tmp_path: Path) -> None:
+    write_coco(samples(0), tmp_path / "set", "train")
+    before = extracted(tmp_path / "set", "image")
+    (tmp_path / "set").rename(tmp_path / "moved")
+    assert extracted(tmp_path / "moved", "image").tokens.filename == before.tokens.filename
+
+
+def test_captions_of_a_folder_and_of_its_shards_are_the_same(
+    extracted: Callable[..., FeatureStore], tmp_path: Path
+) -> None:
+    write_coco(samples(0), tmp_path / "folder", "train")
+    write_shards(samples(0), tmp_path / "shards", "train")
+    of_folder, of_shards = (extracted(tmp_path / name, "text") for name in ("folder", "shards"))
+    assert of_folder.tokens.filename == of_shards.tokens.filename
+
+
+@pytest.mark.parametrize(
+    "modality, settings",
+    [("image", {"fit": "crop"}), ("audio", {"seconds": 0.2}), ("audio", {"sample_rate": 8000})],
+    ids=["fit", "seconds", "rate"],
+)
+def test_what_a_trunk_is_shown_otherwise_has_other_features(
+    extracted: Callable[..., FeatureStore], tmp_path: Path, modality: str, settings: dict
+) -> None:
+    write_coco(samples(0), tmp_path / "set", "train")
+    before = extracted(tmp_path / "set", modality)
+    assert differ(before, extracted(tmp_path / "set", modality, settings=settings))
+
+
+def test_fewer_tokens_of_a_caption_are_other_features(extracted: Callable[..., FeatureStore], tmp_path: Path) -> None:
+    write_coco(samples(0), tmp_path / "set", "train")
+    before = extracted(tmp_path / "set", "text")
+    assert len(extracted(tmp_path / "set", "text", settings={"max_tokens": 4})[0]) < len(before[0])
+
+
+def test_other_arithmetic_is_other_features(
+    extracted: Callable[..., FeatureStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_coco(samples(0), tmp_path / "set", "train")
+    stores = []
+    for native in (False, True):
+        monkeypatch.setattr(dispatch, "has_bf16", lambda device, native=native: native)
+        stores.append(extracted(tmp_path / "set", "image"))
+    assert differ(*stores)
+    torch.testing.assert_close(stores[0][0], stores[1][0], rtol=5e-2, atol=5e-2)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["raw", "cached"])
