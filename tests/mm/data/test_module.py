@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from encoders import audio
+from encoders.trunks import NO_WEIGHTS
 from kernels import dispatch
 from kernels.dispatch import bf16_autocast
 from mm.artifacts.run import build_run
@@ -92,12 +94,15 @@ def test_a_picture_of_the_same_size_in_bytes_is_another_picture(
     extracted: Callable[..., FeatureStore], tmp_path: Path
 ) -> None:
     write_coco(samples(0), tmp_path / "set", "train", image_format="png")
-    before = extracted(tmp_path / "set", "image")
     first, second, _ = sorted((tmp_path / "set" / "images").iterdir())
-    longer = max(first, second, key=lambda path: path.stat().st_size)
-    content = first.read_bytes(), second.read_bytes()
-    for path, other in ((first, content[1]), (second, content[0])):
-        path.write_bytes(other.ljust(longer.stat().st_size, b"\0"))
+    contents = [first.read_bytes(), second.read_bytes()]
+    longest = max(len(content) for content in contents)
+    padded = [content.ljust(longest, b"\0") for content in contents]
+    first.write_bytes(padded[0])
+    second.write_bytes(padded[1])
+    before = extracted(tmp_path / "set", "image")
+    first.write_bytes(padded[1])
+    second.write_bytes(padded[0])
     after = extracted(tmp_path / "set", "image")
     assert torch.equal(after[0], before[1]) and torch.equal(after[1], before[0])
 
@@ -150,6 +155,24 @@ def test_fewer_tokens_of_a_caption_are_other_features(extracted: Callable[..., F
     write_coco(samples(0), tmp_path / "set", "train")
     before = extracted(tmp_path / "set", "text")
     assert len(extracted(tmp_path / "set", "text", settings={"max_tokens": 4})[0]) < len(before[0])
+
+
+@pytest.mark.parametrize("name, seconds", [("WINDOW_SECONDS", 0.05), ("HOP_SECONDS", 0.008)])
+def test_another_window_of_analysis_has_other_features(
+    extracted: Callable[..., FeatureStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, seconds: float
+) -> None:
+    write_coco(samples(0), tmp_path / "set", "train")
+    before = extracted(tmp_path / "set", "audio")
+    monkeypatch.setattr(audio, name, seconds)
+    assert differ(before, extracted(tmp_path / "set", "audio"))
+
+
+def test_pooled_features_are_other_features(extracted: Callable[..., FeatureStore], tmp_path: Path) -> None:
+    write_coco(samples(0), tmp_path / "set", "train")
+    trunk = {"trunk": "timm/test_vit", "weights": NO_WEIGHTS}
+    before = extracted(tmp_path / "set", "image", settings=trunk)
+    after = extracted(tmp_path / "set", "image", settings={**trunk, "pool": 2})
+    assert len(after[0]) < len(before[0])
 
 
 def test_other_arithmetic_is_other_features(
