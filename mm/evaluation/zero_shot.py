@@ -17,6 +17,7 @@ from eval.intervals import DEFAULT_BOOTSTRAP, Bootstrap
 from eval.protocols import Stated
 from eval.sugar_crepe import sugar_crepe, sugar_crepe_items
 from mm.batch import Sample
+from mm.data.dataset import files_stamp
 from mm.data.media import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, decode_audio, decode_image
 from mm.evaluation.models import EvaluatedModel
 
@@ -57,6 +58,10 @@ class ListedFiles:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def stamp(self, source: str) -> str:
+        """What the files hold, by size and time of change, see `StampedDataset`; all are of one modality."""
+        return files_stamp(self.files)
 
     def __getitem__(self, index: int) -> Sample:
         path = self.files[index]

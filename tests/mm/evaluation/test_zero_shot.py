@@ -9,10 +9,10 @@ from PIL import Image
 
 from eval.intervals import Bootstrap
 from eval.sugar_crepe import SUGAR_CREPE
-from mm.data.dataset import CaptionDataset
+from mm.data.dataset import CaptionDataset, StampedDataset
 from mm.data.media import encode_audio
 from mm.evaluation.models import EvaluatedSplit
-from mm.evaluation.zero_shot import evaluate_classes, evaluate_sugar_crepe
+from mm.evaluation.zero_shot import ListedFiles, evaluate_classes, evaluate_sugar_crepe
 
 FEW = Bootstrap(10)
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "dark blue": (0, 0, 255)}
@@ -112,3 +112,13 @@ def test_what_is_missing_is_counted_in_the_protocol(tmp_path: Path) -> None:
 def test_a_file_name_is_not_a_path(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a path"):
         evaluate_sugar_crepe(ColourModel(), edits(tmp_path, "../secret.jpg"), tmp_path)
+
+
+def test_listed_files_that_change_are_another_set(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"1")
+    dataset = ListedFiles("set/listed", [path], [("a",)], "image")
+    assert isinstance(dataset, StampedDataset)
+    before = dataset.stamp("image")
+    path.write_bytes(b"12")
+    assert dataset.stamp("image") != before
