@@ -1,6 +1,7 @@
 """Callbacks around training steps: history, averaged weights, evaluations that may keep the best state, memory."""
 
 import csv
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mm.train.memory import memory_in_use
+
+logger = logging.getLogger(__name__)
 
 
 def moving(task: LightningModule) -> dict[str, Tensor]:
@@ -36,6 +39,32 @@ def restore(task: LightningModule, state: dict[str, Tensor]) -> None:
     for name, tensor in changing.items():
         if name in state:
             tensor.copy_(state[name])
+
+
+class TrainingMode(Callback):
+    """Decide the mode of every module once, where a fit starts, and log it.
+
+    Lightning (2.2 and later) trains each module in the mode that it finds: a run that was loaded, or evaluated before
+    it trains, would go on in evaluation mode, without dropout. What stands still says so in its own `train`.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the task into training mode, after a checkpoint was read."""
+        pl_module.train()
+        if trainer.is_global_zero:
+            still = ", ".join(standing(pl_module)) or "none"
+            training = sum(module.training for module in pl_module.modules())
+            logger.info("%s modules in training mode; in evaluation mode stay: %s", training, still)
+
+
+def standing(task: LightningModule) -> list[str]:
+    """Names of the outermost modules in evaluation mode."""
+    names: list[str] = []
+    for name, module in task.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in names)
+        if not module.training and not inside:
+            names.append(name)
+    return names
 
 
 class KeepHistory(Callback):

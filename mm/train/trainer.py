@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from kernels.dispatch import has_bf16
 from mm.config import TrainConfig
-from mm.train.callbacks import KeepHistory
+from mm.train.callbacks import KeepHistory, TrainingMode
 from mm.train.checkpoint import SyncedCheckpointIO, regular_checkpoints
 from mm.train.interrupt import StopOnSignal
 from mm.train.resume import AskedRates, newest_checkpoint
@@ -37,7 +37,7 @@ def build_trainer(train: TrainConfig, folder: Path, callbacks: Sequence[Callback
             use_distributed_sampler=False,
             logger=CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=every),
             log_every_n_steps=every,
-            callbacks=[RichProgressBar(), checkpoints, *callbacks, *resumed, StopOnSignal(folder)],
+            callbacks=[TrainingMode(), RichProgressBar(), checkpoints, *callbacks, *resumed, StopOnSignal(folder)],
             plugins=[SyncedCheckpointIO()],
             num_sanity_val_steps=0,
             sync_batchnorm=True,
