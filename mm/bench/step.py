@@ -107,11 +107,12 @@ def own_step(task: StandingTask, batches: list[Batch], precision: torch.autocast
         batch = next(turn)
         with precision:
             terms, load = task.losses(task.read(batch), batch)
+        task.rebalance(load)
         terms.total.backward()
+        task.on_after_backward()
         task.configure_gradient_clipping(optimizer)
         optimizer.step()
         optimizer.zero_grad()
-        task.rebalance(load)
 
     return step
 

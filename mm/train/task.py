@@ -33,6 +33,8 @@ class AlignTask(LightningModule):
         self.model = run.model
         self.loss = run.loss
         self.stages = pairs_of(self.model.modalities)
+        self.load: Tensor | None = None
+        """Of a step whose routing biases have yet to move, (layers, M, E)."""
 
     @property
     def run(self) -> Run:
@@ -46,7 +48,7 @@ class AlignTask(LightningModule):
         return min(1.0, self.global_step / steps)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """One step: forward, losses, routing biases, log.
+        """One step: forward, losses, log. The routing biases move behind its backward.
 
         Args:
             batch: the samples of this rank.
@@ -126,13 +128,23 @@ class AlignTask(LightningModule):
         torch.manual_seed(int.from_bytes(digest[:7], "little"))
 
     def rebalance(self, load: Tensor) -> None:
-        """Move the routing biases against the load of all ranks, which keeps them equal on every rank.
+        """Note the load of a step, against which the routing biases move once its backward is done.
+
+        Gradient checkpointing routes again within the backward: a bias that moved before would send tokens to other
+        experts than the forward did.
 
         Args:
             load: (layers, M, E) assignments of this rank.
         """
-        total = sum_over_ranks(load.clone(), world())
+        self.load = load.clone()
+
+    def on_after_backward(self) -> None:
+        """Move the routing biases against the load of all ranks, which keeps them equal on every rank."""
+        if self.load is None:
+            return
+        total = sum_over_ranks(self.load, world())
         self.model.backbone.rebalance(total)
+        self.load = None
 
     def report(self, terms: LossTerms, output: ModelOutput, load: Tensor) -> None:
         """Log every named term, code utilization, and the experts' load.

@@ -297,6 +297,14 @@ def test_a_seed_is_a_curve(train: Callable[..., Path]) -> None:
     assert first == second and len(first) == 20
 
 
+def test_gradient_checkpointing_ends_with_the_same_weights(train: Callable[..., Path]) -> None:
+    flags = ["--train.steps", "4", "--eval.rerank", "0"]
+    plain = weights(train(*flags, name="plain"))
+    recomputed = weights(train(*flags, "--model.backbone.checkpoint", "true", name="recomputed"))
+    assert not [name for name, value in plain.items() if not torch.equal(value, recomputed[name])]
+    assert plain["backbone.blocks.0.moe.router.bias"].any()
+
+
 def test_a_run_killed_in_its_evaluation_is_evaluated_and_not_trained_again(
     train: Callable[..., Path], refusal: Callable[..., str]
 ) -> None:
