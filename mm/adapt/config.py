@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from alignment import ScheduleConfig
-from mm.adapt.lora import LoraConfig
+from mm.compress.lora import LoraConfig
 from mm.config import AlignConfig, OptimConfig, TrainConfig
 
 Strategy = Literal["lora", "qlora", "full"]

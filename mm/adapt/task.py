@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from mm.adapt.lora import ExpertLora
 from mm.artifacts.run import Run
 from mm.batch import Batch
+from mm.compress.lora import ExpertLora
 from mm.model.multimodal import ModelOutput
 from mm.train.callbacks import snapshot
 from mm.train.task import AlignTask

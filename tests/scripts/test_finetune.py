@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mm.adapt.adapter import load_adapter
+from mm.artifacts.adapter import load_adapter
 from mm.artifacts.probe import probe
 from mm.artifacts.run import load_run
 from mm.config import encoders_of

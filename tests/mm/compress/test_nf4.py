@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("bitsandbytes")
 pytest.importorskip("peft")
 
-from mm.adapt.lora import LoraConfig, adapter_tensors, attach, merge, merge_and_unload
+from mm.compress.lora import LoraConfig, adapter_tensors, attach, merge, merge_and_unload
 from mm.artifacts.run import Run
 from mm.batch import Batch
 from mm.compress.nf4 import NF4, dequantize, is_quantized, quantize

@@ -11,10 +11,10 @@ from torch import nn
 
 peft = pytest.importorskip("peft")
 
-from mm.adapt.adapter import AdapterDescription, load_adapter, save_adapter  # noqa: E402 - after the skip
-from mm.adapt.lora import LoraConfig, adapter_tensors, attach, coverage, merge, merge_and_unload  # noqa: E402
+from mm.artifacts.adapter import AdapterDescription, load_adapter, save_adapter  # noqa: E402 - after the skip
 from mm.artifacts.run import Run  # noqa: E402
 from mm.batch import Batch  # noqa: E402
+from mm.compress.lora import LoraConfig, adapter_tensors, attach, coverage, merge, merge_and_unload  # noqa: E402
 from mm.model.multimodal import MatchInput  # noqa: E402
 
 BOTH = LoraConfig(rank=4, targets=("q_proj", "v_proj", "w_in", "w_out"))

@@ -1,0 +1,94 @@
+"""An adapter on disk: PEFT's format where the layers are PEFT's, and the fingerprint of the run it belongs to."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from encoders.state import first_difference, read_weights
+from eval.fingerprint import Fingerprint
+from mm.compress.lora import LoraConfig, adapter_tensors, attach, peft_config, peft_layers
+from mm.compress.nf4 import quantize
+from mm.files import write_json
+
+if TYPE_CHECKING:  # a run loads its adapter: the run's module imports this one
+    from mm.artifacts.run import Run
+
+LINEAR = "adapter_model.safetensors"
+"""PEFT's layers, under PEFT's names."""
+EXPERTS = "experts.safetensors"
+"""The fused experts' factors, which PEFT has no names for."""
+
+
+@dataclass(frozen=True)
+class AdapterDescription:
+    """The content of adapter.json.
+
+    base: the fingerprint of the run without the adapter, and before its weights were packed. packed_but: what
+    `quantize` skipped, where the adapter was trained on packed weights.
+    """
+
+    config: LoraConfig
+    base: Fingerprint
+    packed_but: tuple[str, ...] | None = None
+
+
+def save_adapter(model: nn.Module, described: AdapterDescription, folder: Path) -> None:
+    """adapter_model.safetensors and adapter_config.json, which PEFT reads, experts.safetensors, and adapter.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    linear, experts = adapter_tensors(model)
+    for tensors, name in ((linear, LINEAR), (experts, EXPERTS)):
+        if tensors:
+            stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            save_file(stored, folder / name)
+    if linear:
+        peft_config(described.config, list(peft_layers(model))).save_pretrained(str(folder))
+    content = {
+        "kind": "lora",
+        "config": asdict(described.config),
+        "base": described.base.as_json(),
+        "packed_but": described.packed_but,
+    }
+    write_json(folder / "adapter.json", content)
+
+
+def read_description(folder: Path) -> AdapterDescription:
+    """Raises ValueError where the folder holds no adapter."""
+    try:
+        content = json.loads((folder / "adapter.json").read_text())
+        settings = content["config"]
+        config = LoraConfig(**settings | {"targets": tuple(settings["targets"])})
+        base = Fingerprint.of_json(content["base"])
+        packed_but = content["packed_but"]
+    except (FileNotFoundError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} holds no adapter: expected adapter.json of scripts/finetune.py in it") from error
+    return AdapterDescription(config, base, None if packed_but is None else tuple(packed_but))
+
+
+def load_adapter(run: "Run", folder: str | Path) -> LoraConfig:
+    """Attach the adapter in a folder to the run it was trained on, packing its weights if they were packed then.
+
+    Raises ValueError where the folder holds none, or the run is another base.
+    """
+    folder = Path(folder)
+    described = read_description(folder)
+    try:
+        run.check_fingerprint(described.base)
+    except ValueError as error:
+        raise ValueError(f"the adapter {folder} was trained on another base: {error}") from error
+    if described.packed_but is not None:
+        quantize(run.model, described.packed_but)
+    attach(run.model, described.config)
+    linear, experts = adapter_tensors(run.model)
+    for own, name in ((linear, LINEAR), (experts, EXPERTS)):
+        loaded = read_weights(folder / name) if own else {}
+        if differs := first_difference(loaded, own):
+            raise ValueError(f"the adapter {folder / name} does not fit its adapter.json: {differs}")
+        with torch.no_grad():
+            for key, tensor in own.items():
+                tensor.copy_(loaded[key])
+    return described.config
