@@ -7,6 +7,7 @@ does so for a tensor of any shape, and without a GPU too. A weight is unpacked w
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Size, Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -18,19 +19,38 @@ BLOCK = 64
 """Values that share a scale."""
 SMALLEST = 256
 """Numbers below which a weight stays as it is: its tables would be larger than what packing saves."""
+TABLES = ("absmax", "code", "offset", "nested_absmax", "nested_code")
+"""Buffers of a packed weight."""
 
 
 class NF4(nn.Module):
-    """Packed bytes (B, 1) uint8, two values in each -> the weight (...) in its own shape, float32."""
+    """Packed bytes (B, 1) uint8, two values in each -> the weight (...) in its own shape, float32.
+
+    The scales are buffers: they follow the packed bytes to a device, and stand in the state dict beside them.
+    """
+
+    absmax: Tensor
+    """Scales of the blocks, uint8, themselves in blocks."""
+    code: Tensor
+    """The 16 values that half a byte can stand for."""
+    offset: Tensor
+    """Of the scales, ()."""
+    nested_absmax: Tensor
+    """Scales of the scales' blocks."""
+    nested_code: Tensor
+    """The 256 values that a scale's byte can stand for."""
 
     def __init__(self) -> None:
         super().__init__()
         self.functional = require("bitsandbytes.functional")
-        self.state: Any = None
+        for name in TABLES:
+            self.register_buffer(name, None)
+        self.nested_block = 0
+        self.rows = Size()
         self.shape = Size()
 
     def forward(self, packed: Tensor) -> Tensor:
-        weight = self.functional.dequantize_4bit(packed.data, self.state)
+        weight = self.functional.dequantize_4bit(packed.data, self.state())
         return weight.view(self.shape)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor]:
@@ -40,16 +60,37 @@ class NF4(nn.Module):
         # CPU with AVX512 (width 32: a relative error of 0.20 instead of 0.09).
         width = BLOCK if weight.numel() % BLOCK == 0 else weight.numel()
         rows = weight.detach().float().reshape(-1, width).contiguous()
-        packed, self.state = self.functional.quantize_4bit(
-            rows, blocksize=BLOCK, quant_type="nf4", compress_statistics=True
-        )
+        packed, state = self.functional.quantize_4bit(rows, blocksize=BLOCK, quant_type="nf4", compress_statistics=True)
+        self.rows = rows.shape
+        self.nested_block = state.state2.blocksize
+        # bitsandbytes keeps one table for all weights; a buffer that is shared could not be moved or restored alone.
+        self.absmax = state.absmax.clone()
+        self.code = state.code.clone()
+        self.offset = state.offset.clone()
+        self.nested_absmax = state.state2.absmax.clone()
+        self.nested_code = state.state2.code.clone()
         return (packed,)
+
+    def state(self) -> Any:
+        """The scales and tables as bitsandbytes takes them."""
+        state = self.functional.QuantState
+        nested = state(
+            absmax=self.nested_absmax, code=self.nested_code, blocksize=self.nested_block, dtype=torch.float32
+        )
+        return state(
+            absmax=self.absmax,
+            shape=self.rows,
+            code=self.code,
+            blocksize=BLOCK,
+            quant_type="nf4",
+            dtype=torch.float32,
+            offset=self.offset,
+            state2=nested,
+        )
 
     def stored(self) -> int:
         """Bytes of the scales and tables."""
-        nested = self.state.state2
-        tensors = (self.state.absmax, self.state.code, nested.absmax, nested.code, self.state.offset)
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(table.numel() * table.element_size() for table in self.buffers())
 
 
 def quantize(model: nn.Module, skip: tuple[str, ...] = ()) -> list[str]:

@@ -8,9 +8,9 @@ import torch
 pytest.importorskip("bitsandbytes")
 pytest.importorskip("peft")
 
-from mm.compress.lora import LoraConfig, adapter_tensors, attach, merge, merge_and_unload
 from mm.artifacts.run import Run
 from mm.batch import Batch
+from mm.compress.lora import LoraConfig, adapter_tensors, attach, merge, merge_and_unload
 from mm.compress.nf4 import NF4, dequantize, is_quantized, quantize
 
 TARGETS = LoraConfig(rank=4, targets=("q_proj", "w_in"))
@@ -71,3 +71,27 @@ def test_adapters_train_on_packed_weights_and_merge_into_plain_ones(
     dequantize(run.model)
     assert run.model.state_dict().keys() == names and not is_quantized(run.model)
     torch.testing.assert_close(embeddings(run, batch), adapted, atol=1e-5, rtol=0)
+
+
+def test_scales_are_in_the_state_and_another_model_reads_them(
+    tiny_run: Callable[..., Run], tiny_batch: Callable[..., Batch]
+) -> None:
+    run, other, batch = tiny_run(), tiny_run(), tiny_batch()
+    for block in other.model.backbone.blocks:
+        torch.nn.init.normal_(block.moe.w_in)
+    for each in (run, other):
+        quantize(each.model)
+    state = run.model.state_dict()
+    assert state["backbone.blocks.0.moe.parametrizations.w_in.0.absmax"].dtype == torch.uint8
+    other.model.load_state_dict(state)
+    torch.testing.assert_close(embeddings(other, batch), embeddings(run, batch), atol=0, rtol=0)
+
+
+def test_scales_follow_the_packed_bytes_to_a_device(tiny_run: Callable[..., Run]) -> None:
+    model = tiny_run().model
+    quantize(model)
+    model.to("meta")
+    packing = next(module for module in model.modules() if isinstance(module, NF4))
+    state = packing.state()
+    tables = (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
+    assert {table.device.type for table in tables} == {"meta"}
