@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import nn
 
@@ -22,6 +23,10 @@ LINEAR = "adapter_model.safetensors"
 """PEFT's layers, under PEFT's names."""
 EXPERTS = "experts.safetensors"
 """The fused experts' factors, which PEFT has no names for."""
+DESCRIPTION = "adapter.json"
+"""What the adapter is, and of which base."""
+ADAPTED_DATA = ("root", "train", "val", "audio_root")
+"""Settings of the set that a run is adapted to, which are not the base's."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,13 @@ def save_adapter(model: nn.Module, described: AdapterDescription, folder: Path) 
         "base": described.base.as_json(),
         "packed_but": described.packed_but,
     }
-    write_json(folder / "adapter.json", content)
+    write_json(folder / DESCRIPTION, content)
 
 
 def read_description(folder: Path) -> AdapterDescription:
     """Raises ValueError where the folder holds no adapter."""
     try:
-        content = json.loads((folder / "adapter.json").read_text())
+        content = json.loads((folder / DESCRIPTION).read_text())
         settings = content["config"]
         config = LoraConfig(**settings | {"targets": tuple(settings["targets"])})
         base = Fingerprint.of_json(content["base"])
@@ -67,6 +72,47 @@ def read_description(folder: Path) -> AdapterDescription:
     except (FileNotFoundError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder} holds no adapter: expected adapter.json of scripts/finetune.py in it") from error
     return AdapterDescription(config, base, None if packed_but is None else tuple(packed_but))
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, and not a whole run."""
+    return (folder / DESCRIPTION).is_file()
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What the config.yaml of the fine-tuning says of an adapter.
+
+    Args:
+        base: the folder of the run that was adapted, or of another adapter.
+        data: settings of the set it was adapted to, by their names in `mm.data.config.DataConfig`.
+    """
+
+    base: Path
+    data: dict[str, str | None]
+
+
+def read_adapted(folder: Path) -> Adapted:
+    """Read which run an adapter belongs to: from config.yaml of scripts/finetune.py, in its folder or the one around.
+
+    Args:
+        folder: of the adapter.
+
+    Raises:
+        ValueError: there is no such config.yaml.
+    """
+    places = (folder / "config.yaml", folder.parent / "config.yaml")
+    for path in places:
+        if path.is_file():
+            content = yaml.safe_load(path.read_text())
+            try:
+                data = {name: content["data"][name] for name in ADAPTED_DATA}
+                return Adapted(Path(content["run"]), data)
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"{path} is not of scripts/finetune.py: it names no run and data.root") from error
+    raise ValueError(
+        f"the adapter {folder} does not say what its base is: put the config.yaml of its fine-tuning beside it"
+    )
 
 
 def load_adapter(run: "Run", folder: str | Path) -> LoraConfig:

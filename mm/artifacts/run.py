@@ -17,8 +17,11 @@ from alignment import ProgressiveAlignment
 from encoders.state import first_difference, load_encoder, read_weights
 from encoders.trunks import NO_WEIGHTS
 from eval.fingerprint import Fingerprint, check, fingerprint
+from mm.artifacts.adapter import is_adapter, load_adapter, read_adapted
 from mm.artifacts.probe import probe
 from mm.artifacts.upgrade import upgrade_config, upgrade_state
+from mm.compress.lora import merge_and_unload
+from mm.compress.nf4 import dequantize
 from mm.config import AlignConfig, encoders_of
 from mm.files import write_json
 from mm.modalities import build_encoder, pairs_of
@@ -99,12 +102,20 @@ def save_run(run: Run, folder: Path) -> None:
 
 
 def load_run(folder: str | Path) -> Run:
-    """A finished run, in evaluation mode, checked to behave as it did when it was saved.
+    """Load a finished run, checked to behave as it did when it was saved. Nothing of the folder is executed.
 
-    Nothing of the folder is executed. Raises ValueError, naming the folder, where it holds no run that this code can
-    load.
+    Args:
+        folder: of the run, or of an adapter, which is put on the run that it was trained on.
+
+    Returns:
+        the run in evaluation mode.
+
+    Raises:
+        ValueError: the folder holds no run that this code can load; the message names it.
     """
     folder = Path(folder)
+    if is_adapter(folder):
+        return load_adapted(folder)
     described = _described(folder)
     state = read_weights(folder / "model.safetensors")
     try:
@@ -119,6 +130,32 @@ def load_run(folder: str | Path) -> Run:
     except ValueError as error:
         raise ValueError(f"the run {folder} cannot be loaded: {error}") from error
     return run.eval()
+
+
+def load_adapted(folder: Path) -> Run:
+    """Load the run that an adapter was trained on, and merge the adapter into its weights.
+
+    Args:
+        folder: of the adapter.
+
+    Returns:
+        a plain run in evaluation mode, whose settings are the base's but for the set that it was trained on.
+
+    Raises:
+        ValueError: the adapter does not say what its base is, or the base is not there or another one.
+    """
+    adapted = read_adapted(folder)
+    if adapted.base.resolve() == folder.resolve():
+        raise ValueError(f"the adapter {folder} names itself as its base")
+    try:
+        run = load_run(adapted.base)
+    except ValueError as error:
+        raise ValueError(f"the adapter {folder} needs its base: {error}") from error
+    load_adapter(run, folder)
+    merge_and_unload(run.model)
+    dequantize(run.model)
+    data = replace(run.config.data, karpathy=None, **adapted.data)  # type: ignore[arg-type]  # names of DataConfig
+    return replace(run, config=replace(run.config, data=data)).eval()
 
 
 def without_pretrained_weights(config: AlignConfig) -> AlignConfig:

@@ -8,10 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import mm
 from mm.artifacts.adapter import load_adapter
 from mm.artifacts.probe import probe
-from mm.artifacts.run import load_run
+from mm.artifacts.run import load_run, save_run
 from mm.config import encoders_of
+from mm.infer.embedder import Embedder
 
 
 @pytest.fixture
@@ -97,6 +99,61 @@ def test_packed_weights_are_measured_and_unpacked_in_the_run(adapt: Callable[...
     for name in ("image", "text"):
         found, expected = (probe(r.model, encoders_of(r.config))[name] for r in (base, adapted))
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("strategy", ["lora", "qlora"])
+def test_an_adapter_without_the_run_around_it_is_evaluated_and_embeds(
+    adapt: Callable[..., Path], script: Callable[..., None], run: Path, tmp_path: Path, strategy: str
+) -> None:
+    """Read with its base, it is the adapted run, and knows which set that was trained on."""
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("peft")
+    learned = ["--optim.learning_rate", 0.05, "--lora.targets", "[v_proj,w_in]", "--general", "false"]
+    folder = adapt("--strategy", strategy, *learned)
+    whole = load_run(folder)
+    images = [torch.full((32, 32, 3), shade, dtype=torch.uint8).numpy() for shade in (0, 90, 200)]
+    (folder / "model.safetensors").unlink()
+    kept = mm.load(folder / "adapter")
+    assert kept.run.config.data == whole.config.data
+    expected = Embedder(whole).encode_image(images)
+    torch.testing.assert_close(kept.encode_image(images), expected, atol=1e-5, rtol=0)
+    assert (mm.load(run).encode_image(images) - expected).abs().max() > 1e-3
+    script("eval_coco.py", "--run", folder / "adapter", "--rerank", 0, "--samples", 10)
+    (found,) = (folder / "adapter").glob("eval-*.json")
+    protocol = json.dumps(json.loads(found.read_text())["protocol"])
+    assert "trained on domain/train" in protocol and "zero-shot" not in protocol
+
+
+def test_an_adapter_is_the_base_of_a_further_adaptation(
+    adapt: Callable[..., Path], script: Callable[..., None], run: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    learned = ["--strategy", "lora", "--optim.learning_rate", 0.05, "--general", "false"]
+    folder = adapt(*learned)
+    (folder / "model.safetensors").unlink()
+    adapt(*learned, "--run", folder / "adapter", "--name", "further")
+    further, whole = load_run(tmp_path / "further" / "adapter"), load_run(tmp_path / "further")
+    found, expected = (probe(r.model, encoders_of(r.config))["image"] for r in (further, whole))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_an_adapter_of_another_base_is_one_line(
+    adapt: Callable[..., Path], refused: Callable[..., str], run: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    folder = adapt("--strategy", "lora", "--general", "false")
+    config = folder / "config.yaml"
+    written = config.read_text()
+    evaluated = ["eval_coco.py", "--run", folder / "adapter"]
+    config.write_text(written.replace(str(run), "/nowhere"))
+    assert "needs its base: /nowhere holds no finished run" in refused(*evaluated)
+    config.unlink()
+    assert "does not say what its base is: put the config.yaml" in refused(*evaluated)
+    other = load_run(run)
+    torch.nn.init.normal_(other.model.project["image"].linear.weight)
+    save_run(other, run)
+    config.write_text(written)
+    assert "was trained on another base: " in refused(*evaluated)
 
 
 def test_all_weights_train_but_those_that_are_frozen(adapt: Callable[..., Path], run: Path) -> None:
