@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from encoders import Encoder
 from mm.compress.parametrization import remove_parametrization
 from mm.model.moe import EXPERT_WEIGHTS
 from mm.optional import require
@@ -241,8 +242,18 @@ def expert_adapters(model: nn.Module) -> Iterator[ExpertAdapter]:
 
 
 def _targeted_linears(model: nn.Module, config: LoraConfig) -> list[str]:
-    """Names of the linear layers that the targets name."""
-    return [name for name in _linears(model) if _last(name) in config.targets]
+    """Names of the linear layers that the targets name, without those of frozen trunks, whose features are cached."""
+    frozen = _frozen_trunks(model)
+    return [name for name in _linears(model) if _last(name) in config.targets and not name.startswith(frozen)]
+
+
+def _frozen_trunks(model: nn.Module) -> tuple[str, ...]:
+    """Beginnings of the names in trunks that do not train: a step reads their cached features and never runs them."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, Encoder) and module.frozen_trunk:
+            found.append(f"{name}.trunk.")
+    return tuple(found)
 
 
 def _targeted_experts(model: nn.Module, config: LoraConfig) -> list[str]:
@@ -253,8 +264,16 @@ def _targeted_experts(model: nn.Module, config: LoraConfig) -> list[str]:
 
 def _require_targets(model: nn.Module, config: LoraConfig, found: list[str]) -> None:
     """Raises ValueError where a target names none of the weights that were found."""
+    frozen = _frozen_trunks(model)
     for target in config.targets:
         if not any(_last(name) == target for name in found):
+            unreached = [name for name in _linears(model) if _last(name) == target and name.startswith(frozen)]
+            if unreached:
+                raise ValueError(
+                    f"lora.targets: {target!r} is only in a frozen trunk ({unreached[0]}), whose cached features are"
+                    " read in its place, so that it would never train: leave the target out, or adapt a run that was"
+                    " trained with that encoder's frozen=false"
+                )
             there = {_last(name) for name in _linears(model)}.union(EXPERT_WEIGHTS)
             raise ValueError(
                 f"lora.targets: {target!r} is no linear layer nor expert weight of this model; it has"

@@ -15,6 +15,7 @@ from mm.artifacts.adapter import AdapterDescription, load_adapter, save_adapter 
 from mm.artifacts.run import Run  # noqa: E402
 from mm.batch import Batch  # noqa: E402
 from mm.compress.lora import LoraConfig, adapter_tensors, attach, coverage, merge, merge_and_unload  # noqa: E402
+from mm.config import AlignConfig  # noqa: E402
 from mm.model.multimodal import MatchInput  # noqa: E402
 
 BOTH = LoraConfig(rank=4, targets=("q_proj", "v_proj", "w_in", "w_out"))
@@ -154,3 +155,21 @@ def test_what_cannot_be_adapted_is_one_line(tiny_run, config: LoraConfig, messag
 def test_impossible_settings_are_refused(settings: dict) -> None:
     with pytest.raises(ValueError, match="lora"):
         LoraConfig(**settings)
+
+
+def test_a_target_in_a_frozen_trunk_alone_is_refused(tiny: AlignConfig, tiny_run) -> None:
+    def model(frozen: bool) -> nn.Module:
+        image = replace(tiny.image, trunk="timm/test_vit", weights="none", frozen=frozen)
+        return tiny_run(image=image, model=replace(tiny.model, modalities=("image", "audio"))).model
+
+    config = LoraConfig(4, targets=("q_proj", "qkv"))
+    with pytest.raises(ValueError, match=r"lora.targets: 'qkv' is only in a frozen trunk .*leave the target out"):
+        attach(model(frozen=True), config)
+    assert any(name.startswith("encoders.image.trunk.") for name in coverage(model(frozen=False), config).targeted)
+
+
+def test_of_a_target_elsewhere_too_the_frozen_trunk_is_left_out(tiny: AlignConfig, tiny_run) -> None:
+    image = replace(tiny.image, trunk="timm/test_vit", weights="none", frozen=True)
+    found = coverage(tiny_run(image=image).model, LoraConfig(4, targets=("qkv",)))
+    assert found.targeted and all(name.startswith("encoders.text.") for name in found.targeted)
+    assert "encoders.image.trunk.model.blocks.0.attn.qkv.weight" in found.untargeted
