@@ -93,17 +93,19 @@ def embed_split(run: Run, data: AlignData, view: EvalView, split: str) -> SplitE
         SplitEmbeddings of the rows that are present.
     """
     run.eval()
+    kept = torch.float32 if reads_fp32(run) else torch.bfloat16
     rows: dict[str, list[Embedded]] = {}
     load: Tensor | float = 0.0
     for batch in _all_batches(data, view, split, run.config.eval.batch_size):
         batch = batch.to(run.device)
-        with autocast(run.model):
+        with autocast(run):
             output = run.model(batch, reconstruct=False)
         load = load + output.load
         for modality, vectors in output.embeddings.items():
             present = batch.present[modality].nonzero().squeeze(1)
-            tokens = output.tokens[modality][present].bfloat16()
+            tokens = output.tokens[modality][present].to(kept)
             encoded = select(output.encoded[modality], present)
+            encoded.tokens = encoded.tokens.to(kept)
             part = Embedded(vectors[present].float(), tokens, batch.ids[present], encoded)
             rows.setdefault(modality, []).append(part)
     parts = {}
@@ -126,16 +128,23 @@ def _all_batches(data: AlignData, view: EvalView, split: str, size: int) -> Iter
     yield from track(batches(), f"embedding {split}", total=steps, transient=True, disable=steps < 8)
 
 
-def autocast(model: MultimodalModel) -> torch.autocast:
-    """The context of an evaluation's forward: bf16 where the model's device multiplies it fast."""
-    device = next(model.parameters()).device
-    return bf16_autocast(device.type)
+def reads_fp32(run: Run) -> bool:
+    """Whether a run is evaluated in fp32 throughout: where it was trained so. It alone decides for embed and match."""
+    return run.config.train.precision == "fp32"
+
+
+def autocast(run: Run) -> torch.autocast:
+    """The context of an evaluation's forward: bf16 where the device multiplies it fast, unless the run is of fp32."""
+    device = run.device.type
+    if reads_fp32(run):
+        return torch.autocast(device, enabled=False)
+    return bf16_autocast(device)
 
 
 def _concatenate(parts: Sequence[Embedded]) -> Embedded:
     """Embeddings one after another, shorter sequences padded.
 
-    Token tensors are kept in bf16: they are read under autocast anyway.
+    Token tensors of a run that is not of fp32 are in bf16: they are read under autocast anyway.
     """
     encoded = _concatenate_encoded([part.encoded for part in parts])
     vectors = torch.cat([part.vectors for part in parts]).cpu()
@@ -145,8 +154,8 @@ def _concatenate(parts: Sequence[Embedded]) -> Embedded:
 
 
 def _concatenate_encoded(parts: Sequence[EncoderOutput]) -> EncoderOutput:
-    """Encoder outputs one after another: tokens (N_i, T_i, D) -> (ΣN, max T, D) bfloat16, codes padded by -1."""
-    tokens = _padded([part.tokens.bfloat16() for part in parts], 0)
+    """Encoder outputs one after another: tokens (N_i, T_i, D) -> (ΣN, max T, D), codes padded by -1."""
+    tokens = _padded([part.tokens for part in parts], 0)
     codes = _padded([part.codes for part in parts], -1)
     mask = _padded([part.mask for part in parts], False)
     summary = torch.cat([part.summary for part in parts])
@@ -224,7 +233,7 @@ def joint_scores(
     for chunk in track(chunks, f"matching {a} and {b}", transient=True, disable=len(chunks) < 16):
         x = left.rows(left_rows[chunk])
         y = right.rows(right_rows[chunk])
-        with autocast(run.model):
+        with autocast(run):
             inputs = MatchInput(a, b, _trimmed(x.encoded), _trimmed(y.encoded))
             matched = run.model.match([inputs])
             late = paired_late_interaction(x.tokens, x.encoded.mask, y.tokens, y.encoded.mask)

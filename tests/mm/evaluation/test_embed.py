@@ -75,3 +75,21 @@ def test_joint_scores_are_match_plus_weighed_first_stage(embedded: Built) -> Non
         contrastive, fine = run.loss.contrastive["image_text"].scale, run.loss.filip["image_text"].scale
         expected = match + 0.5 * contrastive * cosine + 0.25 * fine * late[i, j]
         torch.testing.assert_close(scores[k : k + 1], expected, rtol=1e-3, atol=2e-2)  # tokens are kept in bf16
+
+
+@pytest.mark.parametrize(("precision", "reduced"), [("fp32", False), ("auto", True)])
+def test_a_run_of_fp32_is_embedded_and_matched_in_fp32(
+    embedded: Built, monkeypatch: pytest.MonkeyPatch, precision: str, reduced: bool
+) -> None:
+    run, data, _ = embedded
+    monkeypatch.setattr("kernels.dispatch.has_bf16", lambda device: True)
+    seen = []
+    run.model.backbone.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    run.config = replace(run.config, train=replace(run.config.train, precision=precision))
+    parts = embed_split(run, data, data.eval_view(data.open("val")), "val").parts
+    embedding_calls = len(seen)
+    rows = (torch.arange(3), torch.arange(3))
+    joint_scores(run, ("image", "text"), parts["image"], parts["text"], rows, (1.0, 1.0))
+    assert embedding_calls and len(seen) > embedding_calls and set(seen) == {reduced}
+    kept = torch.bfloat16 if reduced else torch.float32
+    assert {parts["image"].tokens.dtype, parts["image"].encoded.tokens.dtype} == {kept}
