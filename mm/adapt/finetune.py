@@ -8,15 +8,15 @@ from typing import Any
 from lightning import seed_everything
 
 from encoders.state import weights_digest
-from mm.adapt.adapter import AdapterDescription, save_adapter
 from mm.adapt.config import FinetuneConfig, Strategy, adapted_config, folder_of
-from mm.adapt.lora import attach, coverage, merge_and_unload
 from mm.adapt.planner import Estimate, choose, estimate
 from mm.adapt.sets import data_of, domain_set, own_set, scores, scores_after, show_scores
 from mm.adapt.task import AdaptTask
 from mm.adapt.training import train_keeping_best
+from mm.artifacts.adapter import AdapterDescription, save_adapter
 from mm.artifacts.run import Run, load_run, save_run
 from mm.compress.ledger import ledger
+from mm.compress.lora import attach, coverage, merge_and_unload
 from mm.compress.nf4 import dequantize, quantize
 from mm.config import encoders_of
 from mm.data.module import AlignData

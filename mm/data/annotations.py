@@ -55,7 +55,8 @@ def find_annotations(root: Path, split: str) -> Path:
 
 
 def read_annotations(path: Path, skipped: Counter[str]) -> list[AnnotatedImage]:
-    """The images of a COCO caption file. Annotations of images that it does not list are counted in `skipped`.
+    """The images of a COCO caption file. Annotations of images that it does not list, and those whose id an
+    image has already, are counted in `skipped`.
 
     Raises FileNotFoundError for a missing file, ValueError for one that is no COCO caption file.
     """
@@ -65,7 +66,7 @@ def read_annotations(path: Path, skipped: Counter[str]) -> list[AnnotatedImage]:
     try:
         coco = _indexed(content)
         _count_unknown(coco, skipped)
-        return [_coco_image(coco, image_id) for image_id in coco.imgs]
+        return [_coco_image(coco, image_id, skipped) for image_id in coco.imgs]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not a COCO caption file: {type(error).__name__} {error}") from error
 
@@ -179,14 +180,17 @@ def _count_unknown(coco: COCO, skipped: Counter[str]) -> None:
         skipped["annotation of unknown images"] = unknown
 
 
-def _coco_image(coco: COCO, key: Any) -> AnnotatedImage:
+def _coco_image(coco: COCO, key: Any, skipped: Counter[str]) -> AnnotatedImage:
     image_id = int(key)
     file_name = str(coco.imgs[key]["file_name"])
-    captions = []
+    captions: dict[int, str] = {}
     for entry in coco.imgToAnns.get(key, []):
         caption_id = int(entry["id"])
-        captions.append((caption_id, _text(entry["caption"])))
-    return AnnotatedImage(image_id, file_name, captions)
+        if caption_id in captions:
+            skipped["repeated annotation"] += 1  # pycocotools lists both
+            continue
+        captions[caption_id] = _text(entry["caption"])
+    return AnnotatedImage(image_id, file_name, list(captions.items()))
 
 
 def _karpathy_image(image: Mapping[str, Any]) -> AnnotatedImage:

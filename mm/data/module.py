@@ -2,6 +2,7 @@
 resumable order."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -52,7 +53,7 @@ class AlignData(LightningDataModule):
         """Open the splits (generating the embedded ones if need be) and read the training captions' vocabulary."""
         if hasattr(self, "train"):
             return
-        self.train = self.open(self.config.train)
+        self.train = self._opened(self.config.train)
         self.vocabulary = None
         if self.tokenizer is not None:
             self.vocabulary = observed_vocabulary(self.tokenizer, captions_of(self.train))
@@ -78,14 +79,25 @@ class AlignData(LightningDataModule):
         return (self.config.val,)
 
     def open(self, split: str) -> CaptionDataset:
-        """Open a split of the run's data.
+        """Open a split of the run's data to be evaluated on.
 
         Args:
             split: its name.
 
         Raises:
-            ValueError: there is no such split, see `open_split`.
+            ValueError: there is no such split, see `open_split`, or two of its samples have one image id.
         """
+        dataset = self._opened(split)
+        image_id, samples = Counter(dataset.image_ids).most_common(1)[0]
+        if samples > 1:
+            raise ValueError(
+                f"{dataset.name}: {samples} samples have image id {image_id}, and every copy would match each of its"
+                " captions; keep all captions of an image in one sample"
+            )
+        return dataset
+
+    def _opened(self, split: str) -> CaptionDataset:
+        """A split, in which for training samples may share an image id."""
         config = self.config
         if config.root is None:
             image = self.encoders.get("image", ImageConfig())

@@ -48,6 +48,14 @@ def test_captions_are_those_of_the_file_in_its_order_with_null_as_an_empty_one(r
     assert skipped == {"annotation of unknown images": 1}
 
 
+def test_an_annotation_that_repeats_is_read_once_and_counted(root, edit):
+    once = read_annotations(annotations(root), Counter())
+    edit(annotations(root), lambda content: content["annotations"].extend(content["annotations"][:2]))
+    skipped = Counter()
+    assert read_annotations(annotations(root), skipped) == once
+    assert skipped == {"repeated annotation": 2}
+
+
 def test_images_of_the_annotations_year_come_first(tmp_path):
     for year in ("2014", "2017"):
         (tmp_path / f"val{year}").mkdir()

@@ -285,3 +285,14 @@ def test_features_of_images_do_not_depend_on_how_audio_is_cut(
         data.cache_features(model_of(config, data).encoders, {"train": data.train})
     stores = sorted(path.name.split("-")[0] for path in (Path(config.data.cache) / "features").iterdir())
     assert stores == ["audio", "audio", "image"]
+
+
+def test_samples_of_one_image_id_train_and_are_not_judged(on_scenes: OnScenes, open_data: Open, tmp_path: Path) -> None:
+    """Every copy would match each caption of the id: any-hit recall would count the copies."""
+    for split in ("train", "val"):
+        copies = [replace(sample, key=f"{sample.key}{n}") for n, sample in enumerate(samples(0) + samples(0))]
+        write_shards(copies, tmp_path, split)
+    data = open_data(on_scenes(data={"root": str(tmp_path)}))
+    assert len(data.train) == 6
+    with pytest.raises(ValueError, match=r"2 samples have image id .* keep all captions of an image in one sample"):
+        data.open("val")
