@@ -124,6 +124,7 @@ class FeatureStore:
     def __init__(self, folder: Path) -> None:
         meta = json.loads((folder / "meta.json").read_text())
         width = meta["width"]
+        self.folder = folder
         self.seconds: float = meta["seconds"]
         lengths = np.load(folder / "lengths.npy")
         self.offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -136,6 +137,10 @@ class FeatureStore:
                 f"feature cache {folder} holds {actual} bytes where {expected} belong: delete the folder and run again"
             )
         self.tokens = np.memmap(path, np.float16, "r", shape=(total, width))
+
+    def __reduce__(self) -> tuple[type["FeatureStore"], tuple[Path]]:
+        """A process that is sent a store opens its files: a memory map would be sent as all its bytes."""
+        return FeatureStore, (self.folder,)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -4,6 +4,7 @@ resumable order."""
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from lightning import LightningDataModule
@@ -143,13 +144,15 @@ class AlignData(LightningDataModule):
             world_size=trainer.world_size,
             limit=self.config.limit_images,
         )
+        # Not a bound method: a worker process that is spawned is sent it, and would be sent the trainer too.
+        stack = partial(stack_cached, collate=self.collate, cache=self.features)
         workers = self.config.workers
         dataset: Any = CachedView(self.train_view, self.features, self.config.train)  # indexed by (index, epoch)
         return DataLoader(
             dataset,
             batch_sampler=sampler,
             num_workers=workers,
-            collate_fn=self.stack,
+            collate_fn=stack,
             persistent_workers=workers > 0,
         )
 

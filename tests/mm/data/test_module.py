@@ -1,5 +1,6 @@
 """A run's data: frozen trunks run once for a content, and a step's batch is the same whoever asks for it and when."""
 
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -220,6 +221,22 @@ def test_ranks_share_a_step(on_scenes: OnScenes, open_data: Open) -> None:
     whole = [b.ids.tolist() for b in batches(open_data(on_scenes()))]
     shards = [[b.ids.tolist() for b in batches(open_data(on_scenes()), rank=r, world=2)] for r in (0, 1)]
     assert [a + b for a, b in zip(*shards, strict=True)] == whole
+
+
+def test_a_worker_that_is_spawned_reads_what_this_process_reads(on_scenes: OnScenes, open_data: Open) -> None:
+    """It is sent the dataset and the function that stacks, and neither a trainer nor the features of a split."""
+    config = on_scenes(image={"frozen": True})
+    data = open_data(config)
+    data.cache_features(model_of(config, data).encoders, {"train": data.train})
+    expected = batches(data)
+    data.trainer.unpicklable = lambda: None  # type: ignore[union-attr]
+    loader = data.train_dataloader()
+    sent = pickle.dumps((loader.dataset, loader.collate_fn))
+    assert data.features.stores["train", "image", 0].tokens.tobytes() not in sent
+    dataset, stack = pickle.loads(sent)
+    for keys, batch in zip(loader.batch_sampler, expected, strict=True):  # type: ignore[arg-type]
+        examples = [dataset[key] for key in keys]
+        assert_same(stack(examples), batch)
 
 
 def test_frozen_trunks_run_once(on_scenes: OnScenes, open_data: Open) -> None:
