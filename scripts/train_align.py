@@ -4,7 +4,7 @@
     python scripts/train_align.py --config configs/flickr8k.yaml --data.root DIR
     python scripts/train_align.py --name joint --schedule.kind joint --seed 1
 
-Writes runs/<name>/: config.yaml, metrics.csv, checkpoints/, model.safetensors + model.json, result.json,
+Writes runs/<name>/: config.yaml, identity.json, metrics.csv, checkpoints/, model.safetensors + model.json, result.json,
 embeddings.npz, diagnostics.npz, report.html.
 """
 

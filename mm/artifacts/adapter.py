@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import yaml
@@ -16,9 +16,6 @@ from mm.compress.lora import LoraConfig, adapter_tensors, attach, peft_config, p
 from mm.compress.nf4 import quantize
 from mm.files import write_json
 
-if TYPE_CHECKING:  # a run loads its adapter: the run's module imports this one
-    from mm.artifacts.run import Run
-
 LINEAR = "adapter_model.safetensors"
 """PEFT's layers, under PEFT's names."""
 EXPERTS = "experts.safetensors"
@@ -27,6 +24,17 @@ DESCRIPTION = "adapter.json"
 """What the adapter is, and of which base."""
 ADAPTED_DATA = ("root", "train", "val", "audio_root")
 """Settings of the set that a run is adapted to, which are not the base's."""
+
+
+class Adaptable(Protocol):
+    """What an adapter is put on: a run, as `mm.artifacts.run` has it."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, which is changed in place."""
+
+    def check_fingerprint(self, stored: Fingerprint) -> None:
+        """Raises ValueError where the model behaves differently from what is stored."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ def read_adapted(folder: Path) -> Adapted:
     )
 
 
-def load_adapter(run: "Run", folder: str | Path) -> LoraConfig:
+def load_adapter(run: Adaptable, folder: str | Path) -> LoraConfig:
     """Attach the adapter in a folder to the run it was trained on, packing its weights if they were packed then.
 
     Raises ValueError where the folder holds none, or the run is another base.
