@@ -101,11 +101,12 @@ def save_run(run: Run, folder: Path) -> None:
     write_json(folder / "model.json", described)
 
 
-def load_run(folder: str | Path) -> Run:
+def load_run(folder: str | Path, adapters: tuple[Path, ...] = ()) -> Run:
     """Load a finished run, checked to behave as it did when it was saved. Nothing of the folder is executed.
 
     Args:
         folder: of the run, or of an adapter, which is put on the run that it was trained on.
+        adapters: resolved folders of the adapters that wait for this run as their base, outermost first.
 
     Returns:
         the run in evaluation mode.
@@ -115,7 +116,7 @@ def load_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     if is_adapter(folder):
-        return load_adapted(folder)
+        return load_adapted(folder, adapters)
     described = _described(folder)
     state = read_weights(folder / "model.safetensors")
     try:
@@ -132,23 +133,28 @@ def load_run(folder: str | Path) -> Run:
     return run.eval()
 
 
-def load_adapted(folder: Path) -> Run:
+def load_adapted(folder: Path, adapters: tuple[Path, ...] = ()) -> Run:
     """Load the run that an adapter was trained on, and merge the adapter into its weights.
 
     Args:
         folder: of the adapter.
+        adapters: resolved folders of the adapters that wait for this one as their base, outermost first.
 
     Returns:
         a plain run in evaluation mode, whose settings are the base's but for the set that it was trained on.
 
     Raises:
-        ValueError: the adapter does not say what its base is, or the base is not there or another one.
+        ValueError: the adapter does not say what its base is, the base is not there or another one, or the chain of
+            bases comes back to an adapter instead of ending at a run.
     """
     adapted = read_adapted(folder)
-    if adapted.base.resolve() == folder.resolve():
-        raise ValueError(f"the adapter {folder} names itself as its base")
+    waiting = (*adapters, folder.resolve())
+    if adapted.base.resolve() in waiting:
+        raise ValueError(
+            f"the adapter {folder} has no run beneath it: its base {adapted.base} is an adapter of its own"
+        )
     try:
-        run = load_run(adapted.base)
+        run = load_run(adapted.base, waiting)
     except ValueError as error:
         raise ValueError(f"the adapter {folder} needs its base: {error}") from error
     load_adapter(run, folder)
