@@ -11,6 +11,8 @@ import tarfile
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NotRequired, TypedDict
 
+from mm.data.fields import caption_text, whole_id
+
 INDEX_VERSION = 1
 Members = dict[str, list[int]]
 """Extension -> [offset, size] in bytes."""
@@ -102,7 +104,8 @@ def join_records(records: list[ShardRecord], settings: Any) -> Index:
 def read_index(folder: Path, split: str) -> Index:
     """The content of the index.
 
-    Raises ValueError, naming the remedy, if it is not JSON, of another version or without its lists.
+    Raises ValueError, naming the remedy, if it is not JSON, of another version or without its lists, and if an id or a
+    caption in it is none.
     """
     path = index_path(folder, split)
     remedy = "delete it to have it rebuilt"
@@ -116,6 +119,11 @@ def read_index(folder: Path, split: str) -> Index:
     absent = sorted({"shards", "samples"} - index.keys())
     if absent:
         raise ValueError(f"shard index {path} has no {', '.join(absent)}; {remedy}")
+    try:
+        for sample in index["samples"]:
+            sample |= sample_text(sample, f"shard index {path}: sample {sample['key']}")
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"shard index {path} lists what is no sample ({error}); {remedy}") from error
     return index
 
 
@@ -151,7 +159,7 @@ def scan_shard(path: Path) -> ShardRecord:
                 members[extension] = [member.offset_data, member.size]
                 if extension == "json":
                     file.seek(member.offset_data)
-                    texts[key] = _read_text(file.read(member.size))
+                    texts[key] = sample_text(json.loads(file.read(member.size)), f"shard {path}: sample {key}")
             _require_end(file, path)
     except (tarfile.TarError, json.JSONDecodeError, KeyError, TypeError, EOFError) as error:
         raise ValueError(f"shard {path} is truncated or not a caption shard: {error}") from error
@@ -178,14 +186,29 @@ def shard_files(folder: Path, split: str) -> list[Path]:
     return sorted(files)
 
 
-def _read_text(data: bytes) -> SampleText:
-    """A `.json` member's content. Raises TypeError or KeyError for another kind of it."""
-    text = json.loads(data)
-    captions = [str(caption) for caption in text["captions"]]
-    caption_ids = [int(caption_id) for caption_id in text["caption_ids"]]
-    if len(captions) != len(caption_ids):
-        raise TypeError(f"{len(captions)} captions but {len(caption_ids)} caption ids for image {text['image_id']}")
-    return {"image_id": int(text["image_id"]), "captions": captions, "caption_ids": caption_ids}
+def sample_text(content: Any, where: str) -> SampleText:
+    """The ids and captions of a `.json` member, or of a sample in an index.
+
+    Args:
+        content: what JSON made of it.
+        where: what has it, named in the message.
+
+    Raises:
+        TypeError, KeyError: it is of another kind.
+        ValueError: an id or a caption is none.
+    """
+    try:
+        image_id = whole_id(content["image_id"], "image")
+        caption_ids = [whole_id(caption_id, "caption") for caption_id in content["caption_ids"]]
+        if len(content["captions"]) != len(caption_ids):
+            raise ValueError(
+                f"{len(content['captions'])} captions but {len(caption_ids)} caption ids for image {image_id}"
+            )
+        pairs = zip(content["captions"], caption_ids, strict=True)
+        captions = [caption_text(caption, caption_id) for caption, caption_id in pairs]
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return {"image_id": image_id, "captions": captions, "caption_ids": caption_ids}
 
 
 def _split_name(member: tarfile.TarInfo, path: Path) -> tuple[str, str]:

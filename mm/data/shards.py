@@ -61,7 +61,7 @@ class ShardFolder:
         for shard in self._shards:
             self._check_size(shard)
         skipped = Counter(skipped_before(index))
-        self.image_ids = [int(sample["image_id"]) for sample in self._samples]
+        self.image_ids = [sample["image_id"] for sample in self._samples]
         self.captions: list[tuple[str, ...]] = []
         self.caption_ids: list[tuple[int, ...]] = []
         self.has_audio: list[bool] = []

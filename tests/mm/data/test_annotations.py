@@ -129,3 +129,19 @@ def test_karpathys_2014_names_are_found_among_2017_files(tmp_path, photographs):
     photographs(1)[0].image.save(tmp_path / "train2017" / "000000000100.jpg")
     karpathy = write_karpathy(tmp_path, [("COCO_val2014_000000000100.jpg", "test")])
     assert open_split(tmp_path, "test", karpathy=karpathy).files == [tmp_path / "train2017" / "000000000100.jpg"]
+
+
+def test_an_image_is_not_taken_from_another_folder_by_the_end_of_its_name(root, edit):
+    """The file of that name in `images` is another image: the one that is named is missing, and counted."""
+    edit(annotations(root), lambda content: content["images"][0].update(file_name="elsewhere/photo_000.png"))
+    dataset = CocoFolder(root, "train")
+    assert dataset.image_ids == [101] and dataset.skipped == {"missing image": 1}
+    assert dataset.missing == ["elsewhere/photo_000.png"]
+
+
+def test_an_image_is_not_taken_from_the_folder_of_another_split(root):
+    (root / "train2017").mkdir()
+    (root / "images" / "photo_000.png").rename(root / "train2017" / "photo_000.png")
+    finder = ImageFinder(root, "val", annotations(root, "val"))
+    assert finder.find("photo_000.png", 100) is None and finder.find("photo_001.png", 101)
+    assert ImageFinder(root, "train", annotations(root)).find("photo_000.png", 100)
