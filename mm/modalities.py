@@ -101,6 +101,11 @@ def pairs_of(modalities: Collection[str]) -> dict[Pair, int]:
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
+def noun(modality: str) -> str:
+    """What a sample of a modality has, or lacks: an image, audio, captions."""
+    return "captions" if modality == "text" else modality
+
+
 def build_encoder(
     modality: str, config: Any, bottleneck: BottleneckConfig, width: int, vocabulary: Tensor | None = None
 ) -> Encoder:

@@ -23,8 +23,8 @@ from mm.modalities import MODALITIES
 logger = logging.getLogger(__name__)
 ENCODER_SETTINGS = ("pool", "window", "hop")
 """What an encoder's settings say of features, beside what its reader says and its weights hold."""
-Read = Callable[[Sequence[int]], tuple[Tensor, Tensor | None]]
-"""Rows of a split -> raw inputs (N, …) of one modality, and their mask."""
+Read = Callable[[Sequence[int]], tuple[Tensor, Tensor | None, Tensor]]
+"""Rows of a split -> raw inputs (N, …) of one modality, their mask, and which rows are present (N,)."""
 
 
 @dataclass
@@ -97,7 +97,7 @@ class FeatureCache:
             captions: of the sample; text features are those of each of them.
 
         Returns:
-            (T, F) of the image or audio clip, or of each caption.
+            (T, F) of the image or audio clip, or of each caption; (0, F) where the sample lacks it.
         """
         views = 0
         for stored_split, stored_modality, _ in self.stores:
@@ -106,7 +106,8 @@ class FeatureCache:
         if modality != "text":
             return (store[index],)
         rows = self.caption_rows[split]
-        return tuple(store[rows[caption]] for caption in captions)
+        absent = torch.empty(0, store.tokens.shape[1], dtype=torch.float16)
+        return tuple(store[rows[caption]] if caption else absent for caption in captions)
 
     def put(self, batch: Batch, modality: str, rows: Sequence[Tensor]) -> None:
         """Put a modality's features into a batch; their mask replaces the raw input's.
@@ -131,12 +132,11 @@ class FeatureCache:
         folder = Path(self.data.cache) / "features" / name
         read = self._reader(modality, split, dataset, view)
         count = len(self.caption_rows[split]) if modality == "text" else len(dataset)
-        chunk = max(64, extract.at_once * torch.get_num_threads())
+        chunk = chunk_rows(extract)
         logger.info("features of the frozen %s trunk for %s: %s", modality, dataset.name, folder)
 
         def features(rows: Sequence[int]) -> Features:
-            inputs, mask = read(rows)
-            return extract(inputs, mask)
+            return extract.of_present(*read(rows))
 
         description = f"{modality} features, {split} view {view}"
         return build_store(folder, count, chunk, features, description, {"data": dataset.name, **about})
@@ -185,19 +185,20 @@ class FeatureCache:
         train_view = TrainView(dataset, readers, seed=self.seed, augment=self.data.augment)
         eval_view = EvalView(dataset, readers)
 
-        def read(rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        def read(rows: Sequence[int]) -> tuple[Tensor, Tensor | None, Tensor]:
             examples = [train_view[row, view] if view else eval_view[row] for row in rows]
             batch = collate(examples)
-            return batch.inputs[modality], batch.masks.get(modality)
+            return batch.inputs[modality], batch.masks.get(modality), batch.present[modality]
 
         return read
 
     def _caption_reader(self, split: str) -> Read:
         captions = list(self.caption_rows[split])
 
-        def read(rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        def read(rows: Sequence[int]) -> tuple[Tensor, Tensor | None, Tensor]:
             assert self.collate.tokenizer is not None
-            return self.collate.tokenizer([captions[row] for row in rows])
+            ids, mask = self.collate.tokenizer([captions[row] for row in rows])
+            return ids, mask, torch.ones(len(rows), dtype=torch.bool)
 
         return read
 
@@ -248,6 +249,11 @@ def stack_cached(examples: Sequence[CachedExample], collate: Collate, cache: Fea
             rows.extend(cached.features[modality][number] for cached in examples)
         cache.put(batch, modality, rows)
     return batch
+
+
+def chunk_rows(extract: Extractor) -> int:
+    """How many rows of a store are computed at a time: what keeps every CPU thread busy, or a GPU."""
+    return max(64, extract.at_once * torch.get_num_threads())
 
 
 def numbered(captions: Sequence[Sequence[str]]) -> dict[str, int]:

@@ -70,6 +70,7 @@ class CocoFolder:
         self.keys = _unique_keys(self.files, self.image_ids)
         audio_folder = Path(audio_root or self.root) / "audio"
         self._audio = self._audio_files(audio_folder, skipped)
+        self.has_image = [True] * len(self.files)
         self.has_audio = [path is not None for path in self._audio]
         self.modalities = frozenset({"image", "text"})
         if any(self.has_audio):

@@ -16,12 +16,25 @@ class CaptionDataset(Protocol):
     captions: list[tuple[str, ...]]
     caption_ids: list[tuple[int, ...]]
     modalities: frozenset[str]
+    has_image: list[bool]
     has_audio: list[bool]
     skipped: dict[str, int]
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
+
+
+def presence(dataset: CaptionDataset, source: str) -> list[bool]:
+    """Which samples have an image, audio or captions, by position.
+
+    Args:
+        dataset: a split.
+        source: `image`, `audio` or `text`.
+    """
+    if source == "text":
+        return [bool(captions) for captions in dataset.captions]
+    return dataset.has_image if source == "image" else dataset.has_audio
 
 
 @runtime_checkable

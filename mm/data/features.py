@@ -100,6 +100,29 @@ class Extractor:
         real = torch.cat([part.mask for part in parts])
         return Features(tokens, real)
 
+    def of_present(self, inputs: Tensor, mask: Tensor | None, present: Tensor) -> Features:
+        """Run the trunk over the rows that are there; an absent row has no token.
+
+        Args:
+            inputs: raw inputs (N, …) of the modality.
+            mask: (N, …) bool, True where an input is real; None where all are.
+            present: (N,) bool.
+
+        Returns:
+            Features (N, T, F).
+        """
+        if bool(present.all()):
+            return self(inputs, mask)
+        rows = len(present)
+        if not bool(present.any()):
+            return Features(torch.zeros(rows, 1, self.original.trunk.width), torch.zeros(rows, 1, dtype=torch.bool))
+        found = self(inputs[present], None if mask is None else mask[present])
+        tokens = found.tokens.new_zeros(rows, *found.tokens.shape[1:])
+        real = found.mask.new_zeros(rows, found.mask.shape[1])
+        tokens[present] = found.tokens
+        real[present] = found.mask
+        return Features(tokens, real)
+
     def read(self, inputs: Tensor, mask: Tensor | None) -> Features:
         """All rows (N, …) in one call of the trunk -> Features (N, T, F), under bf16 autocast where it is fast."""
         if mask is not None:
@@ -265,15 +288,16 @@ def stack_rows(rows: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Pad rows to the longest.
 
     Args:
-        rows: B rows (T_i, F).
+        rows: B rows (T_i, F); one that is absent has none.
 
     Returns:
-        tokens (B, max T, F) padded with zeros, mask (B, max T) bool, True where real.
+        tokens (B, max T, F) padded with zeros, at least one of them, and mask (B, max T) bool, True where real.
     """
     rows = list(rows)
     lengths = torch.tensor([len(row) for row in rows])
     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    longest = int(lengths.max())
-    positions = torch.arange(longest)
+    if not tokens.shape[1]:
+        tokens = tokens.new_zeros(len(rows), 1, tokens.shape[2])
+    positions = torch.arange(tokens.shape[1])
     mask = positions < lengths[:, None]
     return tokens, mask

@@ -17,11 +17,11 @@ from mm.data import open_split
 from mm.data.cached import CachedExample, CachedView, FeatureCache, stack_cached
 from mm.data.collate import Collate
 from mm.data.config import BatchPlan, DataConfig
-from mm.data.dataset import CaptionDataset
+from mm.data.dataset import CaptionDataset, presence
 from mm.data.sampling import StepSampler
 from mm.data.scenes import ensure_scenes
 from mm.data.views import EvalView, TrainView
-from mm.modalities import build_readers
+from mm.modalities import build_readers, noun
 
 logger = logging.getLogger(__name__)
 
@@ -112,11 +112,11 @@ class AlignData(LightningDataModule):
         """Log which of the model's modalities the split lacks, wholly or in part."""
         for modality in self.encoders:
             source = self.readers[modality].source if modality in self.readers else modality
-            absent = dataset.has_audio.count(False) if source == "audio" else 0
+            absent = presence(dataset, source).count(False)
             if source not in dataset.modalities:
                 logger.warning("%s has no %s: it goes on without", dataset.name, modality)
             elif absent:
-                logger.warning("%s: %d of %d images have no audio", dataset.name, absent, len(dataset))
+                logger.warning("%s: %d of %d samples have no %s", dataset.name, absent, len(dataset), noun(modality))
 
     def cache_features(self, encoders: Mapping[str, Encoder], splits: Mapping[str, CaptionDataset]) -> None:
         """Run every frozen trunk over splits, or open the stores of an earlier run.

@@ -64,6 +64,7 @@ class ShardFolder:
         self.image_ids = [sample["image_id"] for sample in self._samples]
         self.captions: list[tuple[str, ...]] = []
         self.caption_ids: list[tuple[int, ...]] = []
+        self.has_image = [_member(sample, IMAGE_EXTENSIONS) is not None for sample in self._samples]
         self.has_audio: list[bool] = []
         self._collect(skipped)
         self.modalities = self._modalities()
@@ -163,7 +164,7 @@ class ShardFolder:
 
     def _modalities(self) -> frozenset[str]:
         present = set()
-        if any(_member(sample, IMAGE_EXTENSIONS) for sample in self._samples):
+        if any(self.has_image):
             present.add("image")
         if any(self.has_audio):
             present.add("audio")

@@ -53,6 +53,7 @@ class ListedFiles:
             self.caption_ids.append(tuple(range(first, first + len(several))))
             first += len(several)
         self.modalities = frozenset({modality, "text"})
+        self.has_image = [modality == "image"] * len(files)
         self.has_audio = [modality == "audio"] * len(files)
         self.skipped: dict[str, int] = {}
 

@@ -103,9 +103,9 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def samples_digest(dataset: CaptionDataset) -> str:
-    """A short sha256 of a split's image ids, captions and sounds in their order, whatever files hold them."""
+    """A short sha256 of what a split's samples are and have, in their order, whatever files hold them."""
     captions = [list(texts) for texts in dataset.captions]
-    return digest_of([list(dataset.image_ids), captions, list(dataset.has_audio)])
+    return digest_of([list(dataset.image_ids), captions, list(dataset.has_image), list(dataset.has_audio)])
 
 
 def digest_of(content: Any) -> str:

@@ -92,6 +92,7 @@ class DomainDataset:
         self.image_ids = self.rows
         self.captions: list[tuple[str, ...]] = []
         self.caption_ids: list[tuple[int, ...]] = []
+        self.has_image: list[bool] = []
         self.has_audio: list[bool] = []
         modalities: set[str] = set()
         first = 0
@@ -103,6 +104,7 @@ class DomainDataset:
             end = first + len(captions)
             self.caption_ids.append(tuple(range(first, end)))
             first = end
+            self.has_image.append("image" in record)
             self.has_audio.append("audio" in record)
             modalities.update(field for field in FIELDS if record.get(field))
         self.modalities = frozenset(modalities)

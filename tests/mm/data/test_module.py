@@ -209,7 +209,7 @@ def test_a_modality_that_a_split_lacks_is_reported(
     write_coco([spoken, replace(silent, audio=None)], tmp_path / "set", "train")
     write_coco([replace(sample_at(0, "val", 0, 32), audio=None)], tmp_path / "set", "val")
     data = open_data(on_scenes(data={"root": str(tmp_path / "set")}))
-    assert "set/train: 1 of 2 images have no audio" in caplog.text
+    assert "set/train: 1 of 2 samples have no audio" in caplog.text
     data.open("val")
     assert "set/val has no audio" in caplog.text
     caplog.clear()
