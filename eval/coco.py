@@ -50,7 +50,7 @@ def evaluate_embeddings(
         `evaluate_coco`'s figures and, with audio, `audio_text` and `image_audio`, each on the items that have a
         partner.
     """
-    found = evaluate_coco(items, stated, ground_truth=ground_truth, bootstrap=bootstrap, group=group)
+    found = evaluate_coco(items.paired(), stated, ground_truth=ground_truth, bootstrap=bootstrap, group=group)
     if items.audio is None or items.audio_image_ids is None:
         return found
     image = _Modality("image", items.image, items.image_ids)
@@ -72,8 +72,8 @@ def evaluate_coco(
     """Images and captions under every protocol that their sizes and ids allow.
 
     Args:
-        items: the embeddings. Folds are in the order of the split's list where the ground truth knows it, else in the
-            order given.
+        items: the embeddings, in which every image has a caption and every caption its image. Folds are in the order
+            of the split's list where the ground truth knows it, else in the order given.
         stated: for the protocols.
         ground_truth: of the Karpathy test split, whose ids the items must have.
         bootstrap: of the intervals.

@@ -53,7 +53,8 @@ class ComparedRun:
         Nothing is re-ranked here, whatever the run's own figures were.
         """
         protocol = replace(first_protocol(result), rerank_depth=0)
-        return cls(name, protocol, embeddings, query_recalls(embeddings))
+        paired = embeddings.paired()
+        return cls(name, protocol, paired, query_recalls(paired))
 
     def row(self) -> Row:
         """Means and intervals of the recalls."""

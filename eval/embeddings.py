@@ -7,7 +7,7 @@ Arrays: `image (N, D)`, `text (M, D)`, `image_ids (N,)`, `caption_image_ids (M,)
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ class Embeddings:
         """From named arrays.
 
         Raises:
-            ValueError: on a missing array, other shapes, ids that are not integers or have no partner, NaN.
+            ValueError: on a missing array, other shapes, ids that are not integers or that repeat, NaN, and where no
+                image has a caption.
         """
         if missing := [name for name in REQUIRED if name not in arrays]:
             raise ValueError(f"embeddings lack {', '.join(missing)}; they hold {', '.join(arrays) or 'nothing'}")
@@ -85,6 +86,34 @@ class Embeddings:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
+    def partners(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the images that have a caption, and of the captions whose image is there."""
+        images = np.flatnonzero(np.isin(self.image_ids, self.caption_image_ids))
+        captions = np.flatnonzero(np.isin(self.caption_image_ids, self.image_ids))
+        return images, captions
+
+    def paired(self) -> "Embeddings":
+        """Without the images and captions that have no partner, which no retrieval between the two can be asked for."""
+        images, captions = self.partners()
+        caption_ids = None if self.caption_ids is None else self.caption_ids[captions]
+        return replace(
+            self,
+            image=self.image[images],
+            text=self.text[captions],
+            image_ids=self.image_ids[images],
+            caption_image_ids=self.caption_image_ids[captions],
+            caption_ids=caption_ids,
+        )
+
+    def alone(self) -> dict[str, int]:
+        """How many images and captions have no partner, by reason; empty where all have one."""
+        images, captions = self.partners()
+        counts = {
+            "image without captions": len(self.image_ids) - len(images),
+            "caption without image": len(self.caption_image_ids) - len(captions),
+        }
+        return {reason: count for reason, count in counts.items() if count}
+
     def cosine(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
         """The `Scorer` of the vectors alone."""
         products = self.image[images] * self.text[captions]
@@ -105,17 +134,23 @@ class ScoredItems:
         """`cosine` and the joint ones."""
         return {"cosine": self.embeddings.cosine, **self.joint}
 
+    def paired(self) -> "ScoredItems":
+        """Without the images and captions that have no partner; scorers are asked by the positions of before."""
+        kept_images, kept_captions = self.embeddings.partners()
+
+        def of_kept(score: Scorer) -> Scorer:
+            return lambda images, captions: score(kept_images[images], kept_captions[captions])
+
+        joint = {name: of_kept(score) for name, score in self.joint.items()}
+        return ScoredItems(self.embeddings.paired(), self.name, joint)
+
 
 def check_partners(image_ids: np.ndarray, text_ids: np.ndarray) -> None:
-    """Raises ValueError unless image_ids (N,) are different and the images of captions, text_ids (M,), are the same."""
+    """Raises ValueError unless image_ids (N,) are different and some are images of captions, text_ids (M,)."""
     if len(np.unique(image_ids)) != len(image_ids):
         raise ValueError("image_ids repeat: COCO retrieval has one vector per image")
-    alone = np.setxor1d(text_ids, image_ids)
-    if len(alone):
-        raise ValueError(
-            "every image needs a caption and every caption its image: image_ids and caption_image_ids"
-            f" differ in {len(alone)} images (the first is {alone[0]})"
-        )
+    if not np.isin(text_ids, image_ids).any():
+        raise ValueError("no image has a caption: image_ids and caption_image_ids have no id in common")
 
 
 def _check_widths(vectors: Mapping[str, np.ndarray]) -> None:

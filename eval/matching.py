@@ -72,11 +72,13 @@ def evaluate_matching(
     Raises:
         ValueError: when the retriever's items are others, or where the items lack the ids of the ground truth.
     """
+    items = items.paired()
+    validation = validation.paired()
     fitting = random_pairs(_matchable(validation, None), bootstrap.seed)
     matchable = _matchable(items, ground_truth)
     chosen = {"random": random_pairs(matchable, bootstrap.seed)}
     if retriever is not None:
-        chosen["hard"] = _hard_pairs(matchable, retriever, bootstrap.seed)
+        chosen["hard"] = _hard_pairs(matchable, retriever.paired(), bootstrap.seed)
     validation_scorers = validation.scorers()
     found = {}
     for name, score in items.scorers().items():

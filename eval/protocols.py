@@ -11,6 +11,11 @@ from typing import Any
 
 import numpy as np
 
+ITEMS = {"image": "images", "audio": "audio clips", "text": "captions"}
+"""What the items of a modality are called."""
+COUNTED = ("samples", "present", "gallery")
+"""Fields that not every protocol has: older ones have none, and a model without audio counts no audio."""
+
 
 @dataclass(frozen=True)
 class Stated:
@@ -24,6 +29,10 @@ class Stated:
     """As the protocol's."""
     skipped: Mapping[str, int] = field(default_factory=dict)
     """As the protocol's."""
+    samples: int = 0
+    """As the protocol's."""
+    present: Mapping[str, int] = field(default_factory=dict)
+    """As the protocol's."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +44,9 @@ class Protocol:
     split: str
     """Which part of it, for example `karpathy-test`, `val2017`."""
     images: int
-    """Images in the gallery, of one fold where there are folds."""
+    """Images in the gallery of image-text retrieval, of one fold where there are folds."""
     captions: int
-    """Captions in the gallery, of one fold where there are folds."""
+    """Captions in the gallery of image-text retrieval, of one fold where there are folds."""
     captions_per_image: str
     """`5`, or `5-7` where images differ."""
     recall: str = "any-hit"
@@ -55,6 +64,12 @@ class Protocol:
     """Samples that could not be read, by reason."""
     task: str = "retrieval"
     """`retrieval`, or what else was asked: which pairs or choices, scored how."""
+    samples: int = 0
+    """Samples of the split, whatever they lack; 0 where they were not counted."""
+    present: Mapping[str, int] = field(default_factory=dict)
+    """Of the samples those whose image, audio or captions were evaluated, by modality; empty where not counted."""
+    gallery: Mapping[str, int] = field(default_factory=dict)
+    """Items among which each direction retrieves, such as `audio_to_text`; empty where the sizes above say it."""
 
     @property
     def name(self) -> str:
@@ -77,17 +92,28 @@ class Protocol:
         folds = f" in {self.folds} folds of" if self.folds > 1 else ""
         depth = f"re-ranked to {self.rerank_depth}" if self.rerank_depth else "not re-ranked"
         return (
-            f"{self.dataset} {self.split}{folds} {self.images:,} images x {self.captions:,} captions"
-            f" ({self.captions_per_image} each), {self.ground_truth} matches, {self.recall} recall, {depth}{skipped},"
-            f" {self.trained_on}"
+            f"{self.dataset} {self.split}{folds} {self.sizes()}, {self.ground_truth} matches, {self.recall} recall,"
+            f" {depth}{skipped}, {self.trained_on}"
         )
 
+    def sizes(self) -> str:
+        """The galleries in words: images and captions, or whatever there is instead of either."""
+        if (self.images and self.captions) or not self.gallery:
+            return f"{self.images:,} images x {self.captions:,} captions ({self.captions_per_image} each)"
+        counts = []
+        for direction, count in self.gallery.items():
+            _, _, modality = direction.partition("_to_")
+            counts.append(f"{count:,} {ITEMS[modality]}")
+        return " x ".join(counts)
+
     def differences(self, other: "Protocol") -> list[str]:
-        """`field: mine != theirs` for every field in which two protocols differ."""
+        """`field: mine != theirs` for every field that differs; what only one protocol has counted does not."""
         found = []
         for each in fields(self):
             mine = getattr(self, each.name)
             theirs = getattr(other, each.name)
+            if each.name in COUNTED:
+                mine, theirs = _both_counted(mine, theirs)
             if mine != theirs:
                 found.append(f"{each.name}: {mine} != {theirs}")
         return found
@@ -122,11 +148,23 @@ class Protocol:
             split=stated.split,
             trained_on=stated.trained_on,
             skipped=dict(stated.skipped),
+            samples=stated.samples,
+            present=dict(stated.present),
             images=len(image_ids),
             captions=len(caption_image_ids),
             captions_per_image=_span(counts),
             **more,
         )
+
+
+def _both_counted(mine: Any, theirs: Any) -> tuple[Any, Any]:
+    """Two counts, or two maps of counts without the names that only one of them has; equal where one is empty."""
+    if not mine or not theirs:
+        return None, None
+    if not isinstance(mine, Mapping):
+        return mine, theirs
+    names = mine.keys() & theirs.keys()
+    return {name: mine[name] for name in names}, {name: theirs[name] for name in names}
 
 
 def _span(counts: np.ndarray) -> str:

@@ -8,6 +8,7 @@ skipped and named in a log line, never drawn empty.
 import csv
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,15 @@ from eval.plots import (
     recall_curves,
     similarity_histogram,
 )
-from eval.report_cards import Examples, image_cards, text_cards
+from eval.report_cards import Examples, Side, cards_of, sides_of
 from eval.report_tables import metrics_table, utilization_tables
 from eval.report_template import PAGE
-from eval.retrieval import matching_pairs, retrieval_both
+from eval.retrieval import RetrievalResult, matching_pairs, retrieval_both
 
 log = logging.getLogger(__name__)
 CURVE_AT = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500)
-IDS = {"image": "image_ids", "text": "caption_image_ids", "audio": "audio_image_ids"}
+PAIRS = (("image", "text"), ("audio", "text"), ("image", "audio"))
+"""The first of them that a run has is shown by examples."""
 FACTS = {
     "parameters_total": "parameters",
     "parameters_active": "active per token",
@@ -73,23 +75,26 @@ def write_report(
         the path.
 
     Raises:
-        ValueError: when captions and text vectors differ in number.
+        ValueError: when captions and text vectors differ in number, and where no two modalities share an image.
     """
     vectors = {name: np.asarray(array) for name, array in embeddings.items()}
-    if len(examples.captions) != len(vectors["text"]):
+    if "text" in vectors and len(examples.captions) != len(vectors["text"]):
         raise ValueError(
             f"{len(examples.captions)} captions for {len(vectors['text'])} text vectors: they must run parallel"
         )
-    curves = _retrieve(vectors)
+    found = _retrieve(vectors)
+    if not found:
+        raise ValueError(f"nothing to report: no two of {', '.join(vectors)} share an image")
+    first = found[0]
     template = Environment(autoescape=True).from_string(PAGE)
     page = template.render(
         title=title or path.resolve().parent.name,
         facts=_facts(result),
         tables=[metrics_table(result), *utilization_tables(diagnostics)],
-        plots=[*_retrieval_plots(curves, vectors), *_training_plots(diagnostics, history)],
+        plots=[*_retrieval_plots(found), *_training_plots(diagnostics, history)],
         cards=[
-            image_cards(vectors, curves["image_to_text"].result, examples),
-            text_cards(vectors, curves["text_to_image"].result, examples),
+            cards_of(first.a, first.b, first.forward, examples),
+            cards_of(first.b, first.a, first.backward, examples),
         ],
     )
     path.write_text(page, encoding="utf-8")
@@ -139,33 +144,55 @@ def _facts(result: Mapping[str, Any]) -> list[str]:
     return [*lines, " · ".join(shown)]
 
 
-def _retrieve(vectors: Mapping[str, np.ndarray]) -> dict[str, Curve]:
-    """Every direction at many k; k beyond the gallery is dropped."""
-    found = {}
-    for a, b in (("image", "text"), ("audio", "text"), ("image", "audio")):
-        if a not in vectors or b not in vectors:
+@dataclass(frozen=True)
+class _Retrieved:
+    """A pair of modalities, retrieved both ways on the items that have a partner."""
+
+    a: Side
+    b: Side
+    forward: RetrievalResult
+    """a to b."""
+    backward: RetrievalResult
+    """b to a."""
+
+    def pairs(self) -> np.ndarray:
+        """(P, 2) positions in `a` and in `b` that belong together."""
+        return matching_pairs(self.a.ids, self.b.ids)
+
+    def curves(self) -> dict[str, Curve]:
+        """Both directions by name."""
+        a, b = self.a, self.b
+        pairs = len(self.pairs())
+        return {
+            f"{a.modality}_to_{b.modality}": Curve(self.forward, len(b.ids), pairs / len(a.ids)),
+            f"{b.modality}_to_{a.modality}": Curve(self.backward, len(a.ids), pairs / len(b.ids)),
+        }
+
+
+def _retrieve(vectors: Mapping[str, np.ndarray]) -> list[_Retrieved]:
+    """Every pair at many k; k beyond a gallery is dropped."""
+    found = []
+    for pair in PAIRS:
+        sides = sides_of(vectors, *pair)
+        if sides is None:
             continue
-        ids_a = vectors[IDS[a]]
-        ids_b = vectors[IDS[b]]
-        keep_a = np.isin(ids_a, ids_b)
-        keep_b = np.isin(ids_b, ids_a)
-        ids_a = ids_a[keep_a]
-        ids_b = ids_b[keep_b]
-        ks = [k for k in CURVE_AT if k <= min(len(ids_a), len(ids_b))]
-        forward, backward = retrieval_both(vectors[a][keep_a], vectors[b][keep_b], ids_a, ids_b, ks)
-        pairs = len(matching_pairs(ids_a, ids_b))
-        found[f"{a}_to_{b}"] = Curve(forward, len(ids_b), pairs / len(ids_a))
-        found[f"{b}_to_{a}"] = Curve(backward, len(ids_a), pairs / len(ids_b))
+        a, b = sides
+        ks = [k for k in CURVE_AT if k <= min(len(a.ids), len(b.ids))]
+        forward, backward = retrieval_both(a.vectors, b.vectors, a.ids, b.ids, ks)
+        found.append(_Retrieved(a, b, forward, backward))
     return found
 
 
-def _retrieval_plots(curves: Mapping[str, Curve], vectors: Mapping[str, np.ndarray]) -> list[Plot]:
-    matched, unmatched = _similarities(vectors)
+def _retrieval_plots(found: Sequence[_Retrieved]) -> list[Plot]:
+    curves: dict[str, Curve] = {}
+    for pair in found:
+        curves |= pair.curves()
+    matched, unmatched = _similarities(found[0])
     return [
         _plot("recall", "Recall curves", recall_curves(curves), "Dotted: chance."),
         _plot(
             "similarity",
-            "Similarity of matched and unmatched pairs",
+            f"Similarity of matched and unmatched pairs of {found[0].a.modality} and {found[0].b.modality}",
             similarity_histogram(matched, unmatched),
             "Unmatched pairs are drawn at random, as many as matched ones.",
         ),
@@ -204,16 +231,15 @@ def _plot(name: str, title: str, source: str, note: str) -> Plot:
     return {"name": name, "title": title, "source": source, "note": note}
 
 
-def _similarities(vectors: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Of matched pairs (P,), at most `MOST_PAIRS`, and of the same images with other captions (R,), R <= P."""
+def _similarities(found: _Retrieved) -> tuple[np.ndarray, np.ndarray]:
+    """Of matched pairs (P,), at most `MOST_PAIRS`, and of the same items with others (R,), R <= P."""
     generator = np.random.default_rng(0)
-    image_ids = vectors["image_ids"].astype(np.int64)
-    text_ids = vectors["caption_image_ids"].astype(np.int64)
-    pairs = matching_pairs(image_ids, text_ids)
+    a, b = found.a, found.b
+    pairs = found.pairs()
     pairs = pairs[generator.permutation(len(pairs))[:MOST_PAIRS]]
-    other = generator.integers(0, len(vectors["text"]), len(pairs))
-    apart = text_ids[other] != image_ids[pairs[:, 0]]
-    image = vectors["image"][pairs[:, 0]].astype(np.float32)
-    matched = (image * vectors["text"][pairs[:, 1]]).sum(1)
-    unmatched = (image * vectors["text"][other]).sum(1)
+    other = generator.integers(0, len(b.ids), len(pairs))
+    apart = b.ids[other] != a.ids[pairs[:, 0]]
+    x = a.vectors[pairs[:, 0]].astype(np.float32)
+    matched = (x * b.vectors[pairs[:, 1]]).sum(1)
+    unmatched = (x * b.vectors[other]).sum(1)
     return matched, unmatched[apart]

@@ -10,8 +10,9 @@ from PIL import Image
 from eval.plots import photo_uri
 from eval.retrieval import RetrievalResult, top_k
 
-SHOWN_CAPTIONS = 5
-SHOWN_IMAGES = 4
+IDS = {"image": "image_ids", "text": "caption_image_ids", "audio": "audio_image_ids"}
+SHOWN = {"text": 5, "audio": 5, "image": 4}
+"""Modality -> how many retrieved items a card shows."""
 SMALL = 120  # pixels
 Vectors = Mapping[str, np.ndarray]
 """The arrays of embeddings.npz."""
@@ -23,10 +24,48 @@ class Examples:
 
     captions: Sequence[str]
     """(M,) parallel to the text vectors."""
-    thumbnail: Callable[[int], Image.Image]
-    """Image id -> image."""
+    thumbnail: Callable[[int], Image.Image | None]
+    """Image id -> image, None where there is none."""
+    describe: Callable[[int], str] = lambda image_id: ""
+    """Image id -> a caption, which stands beside audio."""
     count: int = 4
     """Best and worst queries of a direction, this many each."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One modality of a pair: its items that have a partner in the other one, N of them."""
+
+    modality: str
+    vectors: np.ndarray
+    """(N, D)."""
+    ids: np.ndarray
+    """(N,) the image of each."""
+    rows: np.ndarray
+    """(N,) where each stands in embeddings.npz."""
+
+    def name(self, position: int, examples: Examples) -> str:
+        """An item in words."""
+        image_id = int(self.ids[position])
+        if self.modality == "text":
+            return examples.captions[self.rows[position]]
+        if self.modality == "image":
+            return f"image {image_id}"
+        caption = examples.describe(image_id)
+        return f"audio {image_id}: {caption}" if caption else f"audio {image_id}"
+
+
+def sides_of(vectors: Vectors, a: str, b: str) -> tuple[Side, Side] | None:
+    """Both modalities of a pair, on the items that have a partner; None where there are none."""
+    if a not in vectors or b not in vectors:
+        return None
+    found = []
+    for own, other in ((a, b), (b, a)):
+        ids = vectors[IDS[own]]
+        rows = np.flatnonzero(np.isin(ids, vectors[IDS[other]]))
+        found.append(Side(own, vectors[own][rows], ids[rows], rows))
+    x, y = found
+    return (x, y) if len(x.ids) else None
 
 
 @dataclass(frozen=True)
@@ -63,69 +102,51 @@ class _Found:
         return zip(positions.tolist(), scores.tolist(), strict=True)
 
 
-def image_cards(vectors: Vectors, result: RetrievalResult, examples: Examples) -> dict[str, Any]:
-    """Images with the captions that they retrieve.
+def cards_of(asking: Side, asked: Side, result: RetrievalResult, examples: Examples) -> dict[str, Any]:
+    """Queries of one modality with what they retrieve of another.
 
     Args:
-        vectors: the arrays of embeddings.npz.
-        result: image to text.
+        asking: the queries.
+        asked: the gallery.
+        result: of this direction, its queries in the order of `asking`.
         examples: what is shown.
+
+    Returns:
+        title, cards and note, as the template takes them.
     """
-    depth = min(SHOWN_CAPTIONS, len(examples.captions))
-    found = _Found.of(vectors["image"], vectors["text"], depth)
+    depth = min(SHOWN[asked.modality], len(asked.ids))
+    found = _Found.of(asking.vectors, asked.vectors, depth)
+    # Captions of one image stand together at the top: their margin is taken to the last one that is shown.
+    place = min(1, depth - 1) if asked.modality == "image" else depth - 1
     cards = []
-    for query in _extremes(result, found.margins(depth - 1), examples.count):
-        image_id = int(vectors["image_ids"][query.position])
-        texts = []
-        for at, score in found.of_query(query):
-            right = int(vectors["caption_image_ids"][at]) == image_id
-            texts.append({"text": examples.captions[at], "right": right, "score": f"{score:.3f}"})
-        card = _card(query, result, f"image {image_id}", examples.thumbnail(image_id))
-        cards.append(card | {"texts": texts})
+    for query in _extremes(result, found.margins(place), examples.count):
+        own = int(asking.ids[query.position])
+        image = examples.thumbnail(own)
+        retrieved = [_shown(asked, at, score, own, examples) for at, score in found.of_query(query)]
+        card = {
+            "image": photo_uri(image) if image is not None else "",
+            "query": asking.name(query.position, examples),
+            "good": query.good,
+            "rank": f"{result.ranks[query.position]:g}",
+            "images" if asked.modality == "image" else "texts": retrieved,
+        }
+        cards.append(card)
     return {
-        "title": "Image to text: best and worst",
+        "title": f"{asking.modality.capitalize()} to {asked.modality}: best and worst",
         "cards": cards,
-        "note": "Green: found first, by the widest margin. Red: the first match stands lowest. Top five captions.",
+        "note": "Green: found first, by the widest margin. Red: the first match stands lowest. The large image is the"
+        f" query's own; below it the first {depth} that were retrieved.",
     }
 
 
-def text_cards(vectors: Vectors, result: RetrievalResult, examples: Examples) -> dict[str, Any]:
-    """Captions with the images that they retrieve.
-
-    Args:
-        vectors: the arrays of embeddings.npz.
-        result: text to image.
-        examples: what is shown.
-    """
-    depth = min(SHOWN_IMAGES, len(vectors["image"]))
-    found = _Found.of(vectors["text"], vectors["image"], depth)
-    cards = []
-    for query in _extremes(result, found.margins(min(1, depth - 1)), examples.count):
-        own = int(vectors["caption_image_ids"][query.position])
-        images = []
-        for at, score in found.of_query(query):
-            image_id = int(vectors["image_ids"][at])
-            source = photo_uri(examples.thumbnail(image_id), SMALL)
-            images.append({"source": source, "score": f"{score:.3f}", "right": image_id == own})
-        caption = examples.captions[query.position]
-        card = _card(query, result, caption, examples.thumbnail(own))
-        cards.append(card | {"images": images})
-    return {
-        "title": "Text to image: best and worst",
-        "cards": cards,
-        "note": "The large image is the caption's own; below it the four images that were retrieved.",
-    }
-
-
-def _card(query: _Query, result: RetrievalResult, text: str, image: Image.Image) -> dict[str, Any]:
-    """The query itself, with its image and the rank of its best match."""
-    rank = result.ranks[query.position]
-    return {
-        "image": photo_uri(image),
-        "query": text,
-        "good": query.good,
-        "rank": f"{rank:g}",
-    }
+def _shown(asked: Side, position: int, score: float, own: int, examples: Examples) -> dict[str, Any]:
+    """A retrieved item: an image itself, anything else in words."""
+    image_id = int(asked.ids[position])
+    item = {"right": image_id == own, "score": f"{score:.3f}"}
+    if asked.modality != "image":
+        return item | {"text": asked.name(position, examples)}
+    image = examples.thumbnail(image_id)
+    return item | {"source": photo_uri(image, SMALL) if image is not None else ""}
 
 
 def _extremes(result: RetrievalResult, margins: np.ndarray, count: int) -> list[_Query]:

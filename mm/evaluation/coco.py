@@ -15,6 +15,7 @@ from eval.matching import evaluate_matching
 from eval.protocols import Stated
 from mm.evaluation.config import EvaluationData
 from mm.evaluation.models import EvaluatedModel, EvaluatedSplit, FinishedRun
+from mm.evaluation.result import stated_of
 
 ANOTHER_SPLIT = "a threshold must come from another split"
 
@@ -73,7 +74,7 @@ def evaluate_file(path: Path, data: EvaluationData, trained_on: str, bootstrap: 
         if Path(data.validation).resolve() == path.resolve():
             raise ValueError(f"data.validation is the file that is evaluated: {ANOTHER_SPLIT}")
         validation = _read(Path(data.validation))
-    stated = Stated(data.dataset, data.split, trained_on)
+    stated = Stated(data.dataset, data.split, trained_on, items.embeddings.alone())
     return Evaluated(_figures(items, validation, references, stated, bootstrap))
 
 
@@ -109,7 +110,7 @@ def evaluate_model(model: EvaluatedModel, data: EvaluationData, bootstrap: Boots
     if data.validation:
         other = model.embed(model.open(data.validation), data.validation)
         validation = _scored(other, data.validation)
-    stated = Stated(dataset.name.partition("/")[0], data.split, trained_on, dataset.skipped)
+    stated = stated_of(dataset, data.split, trained_on, found.arrays)
     figures = _figures(_scored(found, data.split), validation, references, stated, bootstrap)
     return Evaluated(figures, described, found.arrays)
 

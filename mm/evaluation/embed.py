@@ -54,7 +54,7 @@ class SplitEmbeddings:
 
     Args:
         parts: embeddings by modality.
-        caption_ids: (C,) int64 of all captions.
+        caption_ids: (C,) int64 of the captions that are not empty, parallel to the text's rows.
         code_counts: (Q, S) int64 by modality, how often each code of each quantizer was used.
         load: (layers, M, E), assignments per modality and expert.
     """
@@ -75,7 +75,8 @@ class SplitEmbeddings:
         for modality, part in self.parts.items():
             arrays[modality] = part.vectors.numpy()
             arrays[MODALITIES[modality].ids] = part.ids.numpy()
-        arrays["caption_ids"] = self.caption_ids.numpy()
+        if "text" in self.parts:
+            arrays["caption_ids"] = self.caption_ids.numpy()
         return arrays
 
 
@@ -114,7 +115,8 @@ def embed_split(run: Run, data: AlignData, view: EvalView, split: str) -> SplitE
         parts[modality] = _concatenate(found)
         counts[modality] = count_codes(parts[modality].encoded, run.model, modality)
     assert isinstance(load, Tensor)
-    return SplitEmbeddings(parts, view.caption_ids, counts, load.cpu().numpy())
+    embedded = torch.tensor([bool(caption) for caption in view.captions], dtype=torch.bool)
+    return SplitEmbeddings(parts, view.caption_ids[embedded], counts, load.cpu().numpy())
 
 
 def _all_batches(data: AlignData, view: EvalView, split: str, size: int) -> Iterator[Batch]:

@@ -9,7 +9,6 @@ import numpy as np
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL.Image import Image
 from rich.progress import track
 from torch import Tensor
 
@@ -200,11 +199,8 @@ class OpenClipPeer:
         """Images and captions of a dataset; a dual encoder scores pairs by their vectors alone.
 
         Args:
-            dataset: the samples, all of which have an image.
+            dataset: the samples; those without an image have no vector of one.
             name: labels the progress bars.
-
-        Raises:
-            ValueError: a sample has no image.
         """
         captions: list[str] = []
         caption_ids: list[int] = []
@@ -212,25 +208,35 @@ class OpenClipPeer:
             captions.extend(of_image)
             caption_ids.extend(ids)
         counts = [len(of_image) for of_image in dataset.captions]
-        images = self._embed_images(dataset, f"images of {name} through {self.name}")
+        images, image_ids = self._embed_images(dataset, f"images of {name} through {self.name}")
         texts = self._embed_captions(captions, f"captions of {name} through {self.name}")
         arrays = {
             "image": images.float().numpy(),
             "text": texts.float().numpy(),
-            "image_ids": np.array(dataset.image_ids),
+            "image_ids": np.array(image_ids),
             "caption_image_ids": np.repeat(dataset.image_ids, counts),
             "caption_ids": np.array(caption_ids),
         }
         return EvaluatedSplit(arrays, {})
 
-    def _embed_images(self, dataset: CaptionDataset, description: str) -> Tensor:
-        """N images -> unit vectors (N, E)."""
+    def _embed_images(self, dataset: CaptionDataset, description: str) -> tuple[Tensor, list[int]]:
+        """The images that are there -> unit vectors (N, E), and their ids. Raises ValueError where there is none."""
         starts = range(0, len(dataset), self.batch_size)
         vectors = []
+        ids: list[int] = []
         for start in track(starts, description, transient=True):
-            images = self._images(dataset, start)
-            vectors.append(self.model.encode_image(images, normalize=True))
-        return torch.cat(vectors)
+            positions = range(start, min(start + self.batch_size, len(dataset)))
+            images = []
+            for position in positions:
+                sample = dataset[position]
+                if sample.image is not None:
+                    images.append(self.transform(sample.image.convert("RGB")))
+                    ids.append(sample.image_id)
+            if images:
+                vectors.append(self.model.encode_image(torch.stack(images), normalize=True))
+        if not vectors:
+            raise ValueError(f"{dataset.name} has no image")
+        return torch.cat(vectors), ids
 
     def _embed_captions(self, captions: list[str], description: str) -> Tensor:
         """M captions -> unit vectors (M, E)."""
@@ -240,17 +246,3 @@ class OpenClipPeer:
             tokens = self.tokenizer(captions[start : start + self.batch_size])
             vectors.append(self.model.encode_text(tokens, normalize=True))
         return torch.cat(vectors)
-
-    def _images(self, dataset: CaptionDataset, start: int) -> Tensor:
-        """One batch (B, 3, H, W) from a position on, through the model's own preprocessing."""
-        stop = min(start + self.batch_size, len(dataset))
-        images = [self.transform(_image(dataset, index)) for index in range(start, stop)]
-        return torch.stack(images)
-
-
-def _image(dataset: CaptionDataset, index: int) -> Image:
-    """The image of a sample in RGB. Raises ValueError where it has none."""
-    sample = dataset[index]
-    if sample.image is None:
-        raise ValueError(f"{dataset.name}: sample {sample.key} has no image")
-    return sample.image.convert("RGB")

@@ -2,6 +2,7 @@
 and the table a person reads first."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from mm.data.module import AlignData
 from mm.evaluation.embed import SplitEmbeddings
 from mm.evaluation.retrieval import Evaluation, evaluate_split
 from mm.files import write_json
-from mm.modalities import MODALITIES
+from mm.modalities import MODALITIES, noun
 from mm.model.multimodal import count_parameters
 
 
@@ -78,7 +79,7 @@ def write_evaluation(
         history=read_history(folder / "metrics.csv"),
         embeddings=arrays,
         diagnostics=diagnostics,
-        examples=examples_of(dataset),
+        examples=examples_of(dataset, embeddings),
     )
 
 
@@ -92,19 +93,28 @@ def diagnostics_of(embeddings: SplitEmbeddings) -> Diagnostics:
     return Diagnostics(codes, experts)
 
 
-def examples_of(dataset: CaptionDataset) -> Examples:
-    """All captions, and any image by its id."""
+def examples_of(dataset: CaptionDataset, embeddings: SplitEmbeddings) -> Examples:
+    """All captions that were embedded, and any embedded image by its id.
+
+    Args:
+        dataset: the split.
+        embeddings: of the split.
+    """
     position = dict(zip(dataset.image_ids, range(len(dataset)), strict=True))
     captions: list[str] = []
     for several in dataset.captions:
-        captions += several
+        captions += [caption for caption in several if caption]
+    embedded: set[int] = set()
+    if "image" in embeddings.parts:
+        embedded.update(embeddings.parts["image"].ids.tolist())
 
-    def thumbnail(image_id: int) -> Image:
-        image = dataset[position[image_id]].image
-        assert image is not None
-        return image
+    def thumbnail(image_id: int) -> Image | None:
+        return dataset[position[image_id]].image if image_id in embedded else None
 
-    return Examples(captions, thumbnail)
+    def described(image_id: int) -> str:
+        return next(iter(dataset.captions[position[image_id]]), "")
+
+    return Examples(captions, thumbnail, described)
 
 
 def describe(
@@ -133,7 +143,8 @@ def describe(
     figures = {}
     for split, evaluation in evaluations.items():
         depth = run.config.eval.rerank if evaluation.reranked else 0
-        protocol = split_protocol(splits[split], split, words, depth)
+        stated = stated_of(splits[split], split, words, evaluation.embeddings.arrays())
+        protocol = split_protocol(evaluation, stated, depth)
         figures[split] = evaluation_figures(evaluation, protocol, bootstrap)
     first = next(iter(evaluations))
     figures[first].metrics.update(chance(evaluations[first]))
@@ -150,19 +161,43 @@ def describe(
     }
 
 
-def split_protocol(dataset: CaptionDataset, split: str, trained_on: str, rerank_depth: int = 0) -> Protocol:
-    """What the numbers of a split mean.
+def stated_of(dataset: CaptionDataset, split: str, trained_on: str, arrays: Mapping[str, np.ndarray]) -> Stated:
+    """What a protocol says of a split beside its galleries: its samples, what they have, and those left out.
 
     Args:
         dataset: the split.
         split: its name.
         trained_on: the words of the protocol, such as `trained on scenes/train`.
+        arrays: of the split's embeddings.npz. A sample has what was embedded of it.
+    """
+    ids = np.array(dataset.image_ids)
+    has = {m: np.isin(ids, arrays[row.ids]) for m, row in MODALITIES.items() if m in arrays}
+    present = {m: int(there.sum()) for m, there in has.items()}
+    skipped = Counter(dataset.skipped)
+    alone = np.sum(list(has.values()), axis=0) < 2
+    for position in np.flatnonzero(alone):
+        lacks = [noun(m) for m, there in has.items() if not there[position]]
+        skipped[f"sample without {' and '.join(lacks)}"] += 1
+    return Stated(dataset.name.partition("/")[0], split, trained_on, dict(skipped), len(dataset), present)
+
+
+def split_protocol(evaluation: Evaluation, stated: Stated, rerank_depth: int = 0) -> Protocol:
+    """What the numbers of a split mean: sizes are those of the galleries that were searched.
+
+    Args:
+        evaluation: of the split.
+        stated: what it does not know of the split.
         rerank_depth: candidates of each query that are scored again; 0 for none.
     """
-    counts = [len(captions) for captions in dataset.captions]
-    image_ids = np.array(dataset.image_ids)
-    stated = Stated(dataset.name.partition("/")[0], split, trained_on, dataset.skipped)
-    return Protocol.of_ids(image_ids, np.repeat(image_ids, counts), stated, rerank_depth=rerank_depth)
+    results = evaluation.results
+    gallery = {}
+    for direction in results:
+        a, b = direction.split("_to_")
+        gallery[direction] = len(results[f"{b}_to_{a}"].query_ids)
+    nothing = np.zeros(0, dtype=np.int64)
+    images = results["image_to_text"].query_ids if "image_to_text" in results else nothing
+    captions = results["text_to_image"].query_ids if "text_to_image" in results else nothing
+    return Protocol.of_ids(images, captions, stated, rerank_depth=rerank_depth, gallery=gallery)
 
 
 def evaluation_figures(evaluation: Evaluation, protocol: Protocol, bootstrap: Bootstrap) -> Figures:
@@ -202,15 +237,13 @@ def chance(evaluation: Evaluation) -> dict[str, float]:
     Returns:
         `chance/<direction>/R@1`, in percent.
     """
-    parts = evaluation.embeddings.parts
     found = {}
-    for direction in evaluation.results:
+    for direction, result in evaluation.results.items():
         asking, asked = direction.split("_to_")
-        queries = parts[asking].ids.numpy()
-        gallery = parts[asked].ids.numpy()
-        shared = np.isin(gallery, queries).sum()
-        _, matches = np.unique(gallery, return_counts=True)
-        percent = 100 * float(matches.mean() / shared)
+        gallery = evaluation.results[f"{asked}_to_{asking}"].query_ids
+        ids, matches = np.unique(gallery, return_counts=True)
+        of_query = matches[np.searchsorted(ids, result.query_ids)]
+        percent = 100 * float(of_query.mean() / len(gallery))
         found[f"chance/{direction}/R@1"] = round(percent, 4)
     return found
 
@@ -262,7 +295,8 @@ def _retrieval_table(figures: Figures, chances: Mapping[str, float]) -> Table:
     """A row for each direction that has a chance."""
     protocol = figures.protocol
     depth = protocol.rerank_depth
-    title = f"{protocol.name}: {protocol.images:,} images, {protocol.captions:,} captions, any-hit recall in %"
+    sizes = protocol.sizes().replace(" x ", ", ")
+    title = f"{protocol.name}: {sizes}, any-hit recall in %"
     table = Table(title=title)
     table.add_column("direction")
     reranked = [f"R@1, best {depth} re-ranked"] if depth else []

@@ -49,7 +49,7 @@ class Evaluation:
 
 
 def evaluate_split(run: Run, data: AlignData, dataset: CaptionDataset, split: str, config: EvalConfig) -> Evaluation:
-    """Embed a split and evaluate every pair of modalities that it carries, both ways.
+    """Embed a split and evaluate every pair of modalities that any of its samples has, both ways.
 
     Args:
         run: its model and loss.
@@ -57,6 +57,9 @@ def evaluate_split(run: Run, data: AlignData, dataset: CaptionDataset, split: st
         dataset: the split.
         split: names its cached features.
         config: depth and weights of re-ranking.
+
+    Raises:
+        ValueError: no sample has two of the model's modalities.
     """
     view = data.eval_view(dataset)
     evaluation = Evaluation(embed_split(run, data, view, split))
@@ -65,12 +68,16 @@ def evaluate_split(run: Run, data: AlignData, dataset: CaptionDataset, split: st
         # A row without a partner has no right answer: an image without audio is no query for audio.
         x = with_partner(parts[a], parts[b])
         y = with_partner(parts[b], parts[a])
+        if not len(x.ids):
+            continue
         forward, backward = retrieval_both(x.vectors, y.vectors, x.ids, y.ids)
         evaluation.results[f"{a}_to_{b}"] = forward
         evaluation.results[f"{b}_to_{a}"] = backward
         if config.rerank and (a, b) == RERANKED:
             evaluation.reranked[f"{a}_to_{b}"] = rerank(run, (a, b), x, y, config, swap=False)
             evaluation.reranked[f"{b}_to_{a}"] = rerank(run, (a, b), x, y, config, swap=True)
+    if not evaluation.results:
+        raise ValueError(f"{dataset.name}: no sample has two of {', '.join(run.model.modalities)} to retrieve between")
     return evaluation
 
 

@@ -3,11 +3,13 @@
 import time
 from pathlib import Path
 
+import numpy as np
 from lightning import Callback, seed_everything
 
 from encoders.state import weights_digest
 from mm.artifacts.run import build_run, save_run
 from mm.config import AlignConfig, encoders_of, plan_of
+from mm.data.dataset import CaptionDataset, presence
 from mm.data.module import AlignData
 from mm.evaluation.result import evaluate_run, show
 from mm.evaluation.retrieval import first_stage_metrics
@@ -40,12 +42,14 @@ def _train_align(config: AlignConfig, folder: Path) -> None:
     seed_everything(config.seed, verbose=False)
     data = AlignData(config.data, encoders_of(config), plan_of(config))
     data.setup()
-    require_two_modalities(config, data)
+    require_two_modalities(data, data.train)
     run = build_run(config, data.vocabulary)
     task = AlignTask(run)
     require_fitting(task, config.optim.rates, "optim.rates")
     freeze(task, config.train.freeze)
     evaluated = {split: data.open(split) for split in data.evaluation_splits}
+    for dataset in evaluated.values():
+        require_two_modalities(data, dataset)
     data.cache_features(run.model.encoders, {config.data.train: data.train, **evaluated})
     digests = {"initial weights": weights_digest(task), "training samples": samples_digest(data.train)}
     begin(folder, Identity.of(config, digests), config, config.resume)
@@ -58,22 +62,27 @@ def _train_align(config: AlignConfig, folder: Path) -> None:
         print(f"report: {folder / 'report.html'}")
 
 
-def require_two_modalities(config: AlignConfig, data: AlignData) -> None:
-    """Check that there is something to align.
+def require_two_modalities(data: AlignData, dataset: CaptionDataset) -> None:
+    """Check that a split has something to align.
+
+    Args:
+        data: whose encoders read it.
+        dataset: the split.
 
     Raises:
-        ValueError: the training split and the model have fewer than two modalities in common.
+        ValueError: no sample has two of the modalities that the model reads.
     """
-    split = data.train.modalities
-    common = set(data.encoders) & split
+    counts = np.zeros(len(dataset), dtype=np.int64)
     for modality in data.encoders:
-        reader = data.readers.get(modality)
-        if reader is not None and reader.source in split:
-            common.add(modality)
-    if len(common) < 2:
-        in_data = ", ".join(sorted(split))
-        in_model = ", ".join(config.model.modalities)
-        raise ValueError(f"{data.train.name} has {in_data}, the model {in_model}: to be aligned, two must be in both")
+        source = data.readers[modality].source if modality in data.readers else modality
+        if source in dataset.modalities:
+            counts += np.array(presence(dataset, source))
+    if (counts < 2).all():
+        in_data = ", ".join(sorted(dataset.modalities))
+        in_model = ", ".join(data.encoders)
+        raise ValueError(
+            f"{dataset.name} has {in_data}, the model {in_model}: to be aligned, two must be in both, and in one sample"
+        )
 
 
 def callbacks(config: AlignConfig, task: AlignTask, data: AlignData) -> list[Callback]:

@@ -90,6 +90,27 @@ def test_captions_that_do_not_fit_are_refused(tmp_path):
         made_report(tmp_path, examples=Examples(["one"], thumbnail))
 
 
+@pytest.mark.parametrize("kept", [("image", "audio"), ("audio", "text"), ("image", "text", "audio")])
+def test_any_two_modalities_make_a_report_whoever_lacks_some(tmp_path, kept):
+    """Images 0 to 20, audio 10 to 30, captions of 5 to 25; a report of no common image is refused."""
+    axes = np.eye(30)
+    embeddings = {}
+    for modality, ids, own in (
+        ("image", "image_ids", range(20)),
+        ("audio", "audio_image_ids", range(10, 30)),
+        ("text", "caption_image_ids", range(5, 25)),
+    ):
+        if modality in kept:
+            embeddings |= {modality: axes[list(own)], ids: np.array(own)}
+    examples = Examples([f"caption {i}" for i in range(5, 25)], lambda i: thumbnail(i) if i < 20 else None)
+    page = made_report(tmp_path, embeddings=embeddings, examples=examples).read_text()
+    a, b = {"text": ("audio", "text"), "audio": ("image", "audio")}[kept[1]] if len(kept) == 2 else ("image", "text")
+    assert f"{a.capitalize()} to {b}: best and worst" in page and f"{b.capitalize()} to {a}: best and worst" in page
+    alone = {name: array for name, array in embeddings.items() if kept[0] in name or name == "caption_image_ids"}
+    with pytest.raises(ValueError, match="no two of"):
+        made_report(tmp_path, embeddings=alone, examples=examples)
+
+
 def test_history_is_read_with_its_holes(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,train/a,val/R@1\n0,1.5,\n5,,30\n6,nan,\n")
     rows = read_history(tmp_path / "metrics.csv")
