@@ -8,7 +8,7 @@ UV := $(shell command -v uv 2>/dev/null)
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check bench bench-eval notebooks
+.PHONY: help setup train test check bench bench-eval soak notebooks
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ bench: $(STAMP)  ## kernels beside their references, limits and peers (ARGS="--o
 
 bench-eval: $(STAMP)  ## the evaluator beside clip-benchmark and eccv_caption, where they are installed
 	$(BIN)/python scripts/bench_eval.py $(ARGS)
+
+soak: $(STAMP)  ## kill and resume a run, watch memory, train every set of modalities partly absent (an hour)
+	$(BIN)/python scripts/soak.py $(ARGS)
 
 notebooks: $(STAMP)  ## run the notebooks of eval/notebooks; executed copies in runs/notebooks (MM_STEPS=0: stored results only)
 	$(BIN)/python scripts/notebooks.py $(ARGS)

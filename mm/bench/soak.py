@@ -1,4 +1,5 @@
-"""A run killed at random steps and resumed, beside one that nobody killed; the memory of a run of thousands of steps.
+"""A run killed at random steps and resumed, beside one that nobody killed; the memory of a run of thousands of steps;
+every set of modalities with some of them absent.
 
 What trains is a script with train_align.py's options, which is handed in: a run is a process of its own, and is killed
 as a user's would be.
@@ -17,6 +18,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from mm.bench.presence import run_all
 from mm.files import write_json
 
 WHOLE = "whole"
@@ -25,18 +27,21 @@ KILLED = "killed"
 """The same, killed and resumed."""
 LONG = "long"
 """The one whose memory is watched."""
+PRESENCE = "presence"
+"""The folder of those that lack something."""
 MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True)
 class Plan:
-    """kills of a run of `steps`, at moments that `seed` decides; steps of the run whose memory is watched. 0 skips
-    either part."""
+    """kills of a run of `steps`, at moments that `seed` decides; steps of the run whose memory is watched, 0 skips
+    either part; whether every combination of `mm.bench.presence` is run."""
 
     kills: int
     steps: int
     memory_steps: int
     seed: int = 0
+    presence: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,12 @@ class Starter:
 
 
 def run_soak(start: Starter, plan: Plan, json: Path | None) -> None:
-    """Run both parts, print what was found, and write it to `json`.
+    """Run the parts, print what was found, and write it to `json`.
 
-    Raises ValueError where there are runs already, when a resumed run's weights differ, or when a run ends by itself
-    with an error.
+    Raises ValueError where there are runs already, when a resumed run's weights differ, when a run ends by itself with
+    an error, or when a combination of modalities is not evaluated as it should be.
     """
-    for name in (WHOLE, KILLED, LONG):
+    for name in (WHOLE, KILLED, LONG, PRESENCE):
         if (start.runs / name).exists():
             raise ValueError(f"{start.runs / name} exists: give another --runs, or remove it")
     found: dict[str, Any] = {}
@@ -73,12 +78,16 @@ def run_soak(start: Starter, plan: Plan, json: Path | None) -> None:
         found |= kill_and_resume(start, plan)
     if plan.memory_steps:
         found |= watch_memory(start, plan.memory_steps)
+    if plan.presence:
+        found["presence_failed"] = run_all(start.runs / PRESENCE, start.script)
     Console().print_json(data=found)
     if json is not None:
         write_json(json, found)
     differ = found.get("tensors_that_differ")
     if differ:
         raise ValueError(f"{start.runs / KILLED} resumed to other weights than {start.runs / WHOLE}: {differ[0]}")
+    if failed := found.get("presence_failed"):
+        raise ValueError(f"{len(failed)} combinations are not evaluated as they should be: {', '.join(failed)}")
 
 
 def kill_and_resume(start: Starter, plan: Plan) -> dict[str, Any]:
