@@ -10,7 +10,6 @@ from torch.utils._pytree import register_dataclass
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Sample:
         image_id: equal for samples of the same image.
         captions: none where there is no text.
         caption_ids: of the captions, in their order.
-        image: of any size and mode.
+        image: RGB (3, H, W) uint8 of any size.
         audio: mono waveform (S,) float32 in [-1, 1].
         sample_rate: of the waveform, in hertz.
     """
@@ -31,7 +30,7 @@ class Sample:
     image_id: int
     captions: tuple[str, ...] = ()
     caption_ids: tuple[int, ...] = ()
-    image: "Image | None" = None
+    image: Tensor | None = None
     audio: "np.ndarray | None" = None
     sample_rate: int = 0
 

@@ -5,7 +5,7 @@ A reader draws no random numbers: `augment` takes numbers in [0, 1) that are a p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 from encoders import AudioConfig, ImageConfig
 from mm.batch import Sample
 
+Row = Any
+"""What one reader makes and takes of a sample: a tensor or an array, of a shape and type of its own."""
 LARGEST_SAMPLE = 32767
 """What an amplitude of 1 is as int16."""
 
@@ -34,6 +36,15 @@ class Augment:
             raise ValueError(f"augment: crop_scale must lie in (0, 1] and crop_ratio be at least 1, got {self}")
 
 
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
 class Reader(Protocol):
     """How one modality of a sample becomes rows of a batch."""
 
@@ -45,13 +56,13 @@ class Reader(Protocol):
     def settings(self) -> dict[str, Any]:
         """The settings, by name, that change what is read of a sample."""
 
-    def decode(self, sample: Sample) -> np.ndarray | None:
+    def decode(self, sample: Sample) -> Row | None:
         """What is kept in memory of a sample; None where it lacks the modality."""
 
-    def evaluate(self, decoded: np.ndarray) -> np.ndarray:
+    def evaluate(self, decoded: Row) -> Row:
         """The row that an evaluation reads, without any randomness."""
 
-    def augment(self, decoded: np.ndarray, augment: Augment | None, chance: np.ndarray) -> np.ndarray:
+    def augment(self, decoded: Row, augment: Augment | None, chance: np.ndarray) -> Row:
         """The row that training reads.
 
         Args:
@@ -60,7 +71,7 @@ class Reader(Protocol):
             chance: (chances,) in [0, 1), which decide every random choice.
         """
 
-    def stack(self, rows: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor | None]:
+    def stack(self, rows: Sequence[Row | None]) -> tuple[Tensor, Tensor | None]:
         """Stack rows into the inputs of an encoder.
 
         Args:
@@ -72,7 +83,7 @@ class Reader(Protocol):
 
 
 class ImageReader:
-    """Images (H, W, 3) uint8 of any size -> inputs (N, 3, S, S) uint8, zeros where there is none.
+    """Images (3, H, W) uint8 of any size -> inputs (N, 3, S, S) uint8, zeros where there is none.
 
     Args:
         image: the encoder's settings: S and how an image becomes a square.
@@ -86,32 +97,30 @@ class ImageReader:
         self.fit = image.fit
 
     def settings(self) -> dict[str, Any]:
-        """Size in pixels, and how an image becomes a square."""
-        return {"image_size": self.size, "fit": self.fit}
+        """Size in pixels, how an image becomes a square, and whose arithmetic does it."""
+        from torchvision import __version__
 
-    def decode(self, sample: Sample) -> np.ndarray | None:
-        """The image (H, W, 3) uint8."""
-        if sample.image is None:
-            return None
-        return np.array(sample.image.convert("RGB"))
+        release, _, _ = __version__.partition("+")
+        return {"image_size": self.size, "fit": self.fit, "pixels": f"torchvision {release}"}
 
-    def evaluate(self, decoded: np.ndarray) -> np.ndarray:
-        """(H, W, 3) -> (S, S, 3) uint8."""
+    def decode(self, sample: Sample) -> Tensor | None:
+        """The image (3, H, W) uint8."""
+        return sample.image
+
+    def evaluate(self, decoded: Tensor) -> Tensor:
+        """(3, H, W) -> (3, S, S) uint8."""
         return resized(decoded, self.size, self.fit)
 
-    def augment(self, decoded: np.ndarray, augment: Augment | None, chance: np.ndarray) -> np.ndarray:
-        """(H, W, 3), chance (5,) -> (S, S, 3) uint8, see `augmented`."""
+    def augment(self, decoded: Tensor, augment: Augment | None, chance: np.ndarray) -> Tensor:
+        """(3, H, W), chance (5,) -> (3, S, S) uint8, see `augmented`."""
         if augment is None:
             return self.evaluate(decoded)
         return augmented(decoded, self.size, augment, chance)
 
-    def stack(self, rows: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor | None]:
-        """N rows (S, S, 3) or None -> inputs (N, 3, S, S) uint8, without a mask."""
-        absent = np.zeros((self.size, self.size, 3), np.uint8)
-        images = []
-        for row in rows:
-            pixels = absent if row is None else row
-            images.append(torch.from_numpy(pixels).permute(2, 0, 1))
+    def stack(self, rows: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+        """N rows (3, S, S) or None -> inputs (N, 3, S, S) uint8, without a mask."""
+        absent = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+        images = [absent if row is None else row for row in rows]
         return torch.stack(images), None
 
 
@@ -171,57 +180,68 @@ class AudioReader:
         return waveforms, mask
 
 
-def resized(image: np.ndarray, size: int, fit: str) -> np.ndarray:
+def resized(image: Tensor, size: int, fit: str) -> Tensor:
     """Resize an image to a square, bicubic with antialiasing.
 
     Args:
-        image: (H, W, 3) uint8.
+        image: (3, H, W) uint8.
         size: pixels per side of the square.
         fit: "crop" cuts the centre square out first, "squash" changes the aspect.
 
     Returns:
-        (size, size, 3) uint8.
+        (3, size, size) uint8.
     """
-    height, width = image.shape[:2]
+    height, width = image.shape[1:]
     if height == width == size:
         return image
-    box = (0.0, 0.0, float(width), float(height))
+    box = Box(0, 0, height, width)
     if fit == "crop":
         side = min(height, width)
-        left = (width - side) / 2
-        top = (height - side) / 2
-        box = (left, top, left + side, top + side)
-    return _resize(image, size, box, bicubic=True)
+        box = Box((height - side) // 2, (width - side) // 2, side, side)
+    return _resized_crop(image, box, size, "bicubic")
 
 
-def augmented(image: np.ndarray, size: int, augment: Augment, chance: np.ndarray) -> np.ndarray:
+def augmented(image: Tensor, size: int, augment: Augment, chance: np.ndarray) -> Tensor:
     """Cut a random crop and resize it to a square, bilinear with antialiasing; perhaps mirror it.
 
     Args:
-        image: (H, W, 3) uint8.
+        image: (3, H, W) uint8.
         size: pixels per side of the square.
         augment: how far a crop may go, and whether images are mirrored.
         chance: (5,) in [0, 1): area, aspect, horizontal and vertical place of the crop, and mirroring.
 
     Returns:
-        (size, size, 3) uint8.
+        (3, size, size) uint8.
     """
-    height, width = image.shape[:2]
+    from torchvision.transforms.v2.functional import horizontal_flip
+
     if augment.crop_scale < 1:
-        area = augment.crop_scale + (1 - augment.crop_scale) * chance[0]
-        side = area**0.5
-        stretch = augment.crop_ratio ** (chance[1] - 0.5)
-        crop_width = min(1.0, side * stretch) * width
-        crop_height = min(1.0, side / stretch) * height
-        left = chance[2] * (width - crop_width)
-        top = chance[3] * (height - crop_height)
-        box = (left, top, left + crop_width, top + crop_height)
-        image = _resize(image, size, box, bicubic=False)
+        box = random_box(image.shape[1], image.shape[2], augment, chance)
+        image = _resized_crop(image, box, size, "bilinear")
     else:
         image = resized(image, size, "squash")
     if augment.flip and chance[4] < 0.5:
-        return np.ascontiguousarray(image[:, ::-1])
+        return horizontal_flip(image)
     return image
+
+
+def random_box(height: int, width: int, augment: Augment, chance: np.ndarray) -> Box:
+    """The part of an image that a random crop keeps.
+
+    Args:
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        augment: the smallest share of the area and the largest stretch of the aspect.
+        chance: (≥ 4,) in [0, 1): area, aspect, horizontal and vertical place.
+    """
+    area = augment.crop_scale + (1 - augment.crop_scale) * chance[0]
+    side = area**0.5
+    stretch = augment.crop_ratio ** (chance[1] - 0.5)
+    crop_width = max(1, round(min(1.0, side * stretch) * width))
+    crop_height = max(1, round(min(1.0, side / stretch) * height))
+    left = round(chance[2] * (width - crop_width))
+    top = round(chance[3] * (height - crop_height))
+    return Box(top, left, crop_height, crop_width)
 
 
 def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
@@ -248,11 +268,17 @@ def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
     return windowed_sinc(samples, rate, target).numpy()
 
 
-def _resize(image: np.ndarray, size: int, box: tuple[float, float, float, float], bicubic: bool) -> np.ndarray:
-    """The box (left, top, right, bottom), in pixels, of an image (H, W, 3) -> (size, size, 3) uint8."""
-    import PIL.Image
+def _resized_crop(image: Tensor, box: Box, size: int, kind: str) -> Tensor:
+    """A box of an image (3, H, W) -> (3, size, size) uint8, antialiased, by one thread.
 
-    kind = PIL.Image.Resampling.BICUBIC if bicubic else PIL.Image.Resampling.BILINEAR
-    original = PIL.Image.fromarray(image)
-    square = original.resize((size, size), kind, box=box, reducing_gap=3.0)
-    return np.array(square)
+    Two threads do not share an image faster, and each waits for the other where cores are busy.
+    """
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2.functional import resized_crop
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return resized_crop(image, *box, [size, size], InterpolationMode(kind), antialias=True)
+    finally:
+        torch.set_num_threads(threads)

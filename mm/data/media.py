@@ -10,13 +10,32 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import soundfile
+import torch
 from PIL.Image import Image
+from torch import Tensor
+from torchvision.io import ImageReadMode, encode_jpeg, encode_png
+from torchvision.io import decode_image as torchvision_decode
+from torchvision.transforms.v2 import functional as transforms
 
 from mm.batch import Sample
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
-AUDIO_EXTENSIONS = ("wav", "flac")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+"""Of the images that are read."""
+WRITTEN_IMAGES = ("jpg", "jpeg", "png")
+"""Extensions of the images that are written."""
+AUDIO_EXTENSIONS = ("wav", "flac", "mp3", "ogg", "oga", "opus", "aif", "aiff", "au")
+"""Of the audio that is read; of two files of one name, the one whose extension comes first here."""
+WRITTEN_AUDIO = ("wav", "flac")
+"""Extensions of the audio that is written."""
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is looked for in a file's bytes. Pillow knows more, and some of it runs programs, as EPS does."""
+OPAQUE_MODES = ("1", "L", "P", "RGB", "I;16")
+"""Pillow's modes of a PNG without alpha that torchvision reads as RGB."""
+ALPHA_MODES = ("LA", "RGBA")
+"""Pillow's modes of a PNG with alpha that torchvision reads as RGB and alpha."""
+WHITE = 255
 HEADER_BYTES = 8192
 """An audio file smaller than this may hold a header and no samples; a larger one is not opened to find out."""
 KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -34,32 +53,66 @@ class EncodedSample:
     members: dict[str, bytes] = field(default_factory=dict)
 
 
-def decode_image(data: bytes, name: str) -> Image:
-    """Bytes -> RGB image, fully decoded: a broken file fails here, not later.
+def decode_image(data: bytes, name: str) -> Tensor:
+    """Bytes -> upright RGB image (3, H, W) uint8, fully decoded: a broken file fails here, not later.
 
-    Raises ValueError, naming the file, for bytes that are no image.
+    The EXIF orientation is applied, transparency is laid over white, 16 bits become the upper eight.
+
+    Args:
+        data: content of a JPEG, PNG, WebP, GIF, BMP or TIFF file, of which the first frame is read.
+        name: which the error says.
+
+    Raises:
+        ValueError: the bytes are no image, or a part of one.
     """
     try:
-        image = PIL.Image.open(io.BytesIO(data))
-        image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        with PIL.Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
+            mode = _torchvision_mode(opened)
+            if mode is None:
+                return pixels_of(opened)
+        content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        pixels = torchvision_decode(content, mode, apply_exif_orientation=True)
+        return _opaque(transforms.to_dtype(pixels, torch.uint8, scale=True))
+    except Exception as error:  # Decoders raise struct.error, RuntimeError, KeyError … of what they are fed.
         raise ValueError(f"image {name} does not decode: {_line(error)}") from error
 
 
-def encode_image(image: Image, extension: str, quality: int = 90) -> bytes:
-    """Image -> JPEG (lossy, `quality` 1-95) or PNG (exact) bytes.
+def pixels_of(image: Image) -> Tensor:
+    """A Pillow image of any mode -> upright RGB (3, H, W) uint8, transparency laid over white.
+
+    Numbers of more than eight bits are scaled from the smallest range that holds them all: 0 to 1 (of floats), to 255
+    or to 65,535.
+
+    Raises:
+        ValueError: its numbers lie outside of these ranges.
+    """
+    image = PIL.ImageOps.exif_transpose(image)
+    if image.mode[:1] in ("I", "F"):
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        layers = transforms.pil_to_tensor(image.convert("RGBA"))
+        return _opaque(layers)
+    return transforms.pil_to_tensor(image.convert("RGB"))
+
+
+def pil_image(pixels: Tensor) -> Image:
+    """Pixels (3, H, W) uint8 -> Pillow image, for what takes no tensor."""
+    return transforms.to_pil_image(pixels)
+
+
+def encode_image(pixels: Tensor, extension: str, quality: int = 90) -> bytes:
+    """Image (3, H, W) uint8 -> JPEG (lossy, `quality` 1-95) or PNG (exact) bytes.
 
     Raises ValueError for another extension.
     """
-    buffer = io.BytesIO()
+    pixels = pixels.contiguous()
     if extension == "png":
-        image.save(buffer, "PNG")
+        encoded = encode_png(pixels)
     elif extension in ("jpg", "jpeg"):
-        image.convert("RGB").save(buffer, "JPEG", quality=quality)
+        encoded = encode_jpeg(pixels, quality)
     else:
-        raise ValueError(f"image extension {extension!r} is not one of {', '.join(IMAGE_EXTENSIONS)}")
-    return buffer.getvalue()
+        raise ValueError(f"image extension {extension!r} is not one of {', '.join(WRITTEN_IMAGES)}")
+    return encoded.numpy().tobytes()
 
 
 def decode_audio(data: bytes, name: str) -> tuple[np.ndarray, int]:
@@ -69,7 +122,7 @@ def decode_audio(data: bytes, name: str) -> tuple[np.ndarray, int]:
     """
     try:
         waveform, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, ValueError) as error:
+    except Exception as error:  # As of images.
         raise ValueError(f"audio {name} does not decode: {_line(error)}") from error
     if not np.isfinite(waveform).all():
         raise ValueError(f"audio {name} holds samples that are not finite numbers")
@@ -82,8 +135,8 @@ def encode_audio(waveform: np.ndarray, sample_rate: int, extension: str = "flac"
 
     Raises ValueError for another extension.
     """
-    if extension not in AUDIO_EXTENSIONS:
-        raise ValueError(f"audio extension {extension!r} is not one of {', '.join(AUDIO_EXTENSIONS)}")
+    if extension not in WRITTEN_AUDIO:
+        raise ValueError(f"audio extension {extension!r} is not one of {', '.join(WRITTEN_AUDIO)}")
     buffer = io.BytesIO()
     soundfile.write(buffer, waveform, sample_rate, format=extension.upper(), subtype="PCM_16")
     return buffer.getvalue()
@@ -138,8 +191,47 @@ def _audio_frames(data: bytes, name: str) -> int:
         return 0
     try:
         return int(soundfile.info(io.BytesIO(data)).frames)
-    except (soundfile.SoundFileError, OSError, ValueError) as error:
+    except Exception as error:  # As of images.
         raise ValueError(f"audio {name} does not decode: {_line(error)}") from error
+
+
+def _torchvision_mode(opened: Image) -> ImageReadMode | None:
+    """How torchvision reads a file of which Pillow has read the header; None where only Pillow reads all of it.
+
+    torchvision knows no BMP and no TIFF, ignores the orientation of WebP, decodes every frame of a GIF, and loses the
+    transparency of a single colour.
+    """
+    if opened.format in ("JPEG", "MPO"):
+        return ImageReadMode.RGB
+    if opened.format != "PNG" or "transparency" in opened.info:
+        return None
+    if opened.mode in OPAQUE_MODES:
+        return ImageReadMode.RGB
+    return ImageReadMode.RGB_ALPHA if opened.mode in ALPHA_MODES else None
+
+
+def _opaque(pixels: Tensor) -> Tensor:
+    """RGB (3, H, W) or RGB and alpha (4, H, W), uint8 -> RGB (3, H, W) uint8 over white."""
+    if len(pixels) == 3:
+        return pixels
+    colour = pixels[:3].int()
+    alpha = pixels[3:].int()
+    laid = colour * alpha + WHITE * (WHITE - alpha)
+    return ((laid + WHITE // 2) // WHITE).to(torch.uint8)
+
+
+def _eight_bits(image: Image) -> Image:
+    """An image of integers or floats -> one of mode L. Raises ValueError, see `pixels_of`."""
+    numbers = np.asarray(image).astype(np.float64)
+    least = numbers.min()
+    most = numbers.max()
+    if not (least >= 0 and most <= 65535):  # Written so that NaN is refused too.
+        raise ValueError(f"its numbers lie between {least:g} and {most:g}, not in 0 to 1, to 255 or to 65,535")
+    if image.mode.startswith("I;16") or most > WHITE:
+        numbers = numbers // 256
+    elif image.mode == "F" and most <= 1:
+        numbers = numbers * WHITE
+    return PIL.Image.fromarray(np.round(numbers).astype(np.uint8))
 
 
 def _line(error: BaseException) -> str:

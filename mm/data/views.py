@@ -14,7 +14,7 @@ import torch
 from mm.data.dataset import CaptionDataset
 from mm.data.sampling import Key
 from mm.modalities import MODALITIES
-from mm.readers import Augment, Reader
+from mm.readers import Augment, Reader, Row
 
 logger = logging.getLogger(__name__)
 CACHE_BYTES = 4 << 30
@@ -37,7 +37,7 @@ class Example:
     index: int
     image_id: int
     captions: tuple[str, ...]
-    rows: dict[str, np.ndarray | None] = field(default_factory=dict)
+    rows: dict[str, Row | None] = field(default_factory=dict)
 
 
 class View:
@@ -57,13 +57,13 @@ class View:
         self.dataset = dataset
         self.readers = {m: reader for m, reader in readers.items() if reader.source in dataset.modalities}
         self.unreadable = unreadable
-        self._kept: dict[int, dict[str, np.ndarray | None]] = {}
+        self._kept: dict[int, dict[str, Row | None]] = {}
         self._bytes_left = CACHE_BYTES if keep else 0
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def decoded(self, index: int) -> dict[str, np.ndarray | None]:
+    def decoded(self, index: int) -> dict[str, Row | None]:
         """What each reader decodes of a sample, by modality.
 
         Args:
@@ -81,7 +81,7 @@ class View:
             self._keep(index, decoded)
         return decoded
 
-    def _decode(self, index: int) -> dict[str, np.ndarray | None]:
+    def _decode(self, index: int) -> dict[str, Row | None]:
         try:
             sample = self.dataset[index]
         except ValueError as error:
@@ -91,12 +91,12 @@ class View:
             return dict.fromkeys(self.readers)
         return {m: reader.decode(sample) for m, reader in self.readers.items()}
 
-    def _keep(self, index: int, decoded: dict[str, np.ndarray | None]) -> None:
+    def _keep(self, index: int, decoded: dict[str, Row | None]) -> None:
         """Hold a decoded sample in memory, and warn once no more fit."""
         self._kept[index] = decoded
-        for array in decoded.values():
-            if array is not None:
-                self._bytes_left -= array.nbytes
+        for row in decoded.values():
+            if row is not None:
+                self._bytes_left -= row.nbytes
         if self._bytes_left <= 0:
             logger.warning(
                 "%s: %d of %d samples fill the cache of %d GiB; the others are decoded anew each time",
@@ -147,7 +147,7 @@ class TrainView(View):
         chance = np.random.default_rng((self.seed, epoch, index)).random(total)
         drawable = self.dataset.captions[index][: self.limit_captions or None]
         captions = self._draw(drawable, float(chance[0]))
-        rows: dict[str, np.ndarray | None] = {}
+        rows: dict[str, Row | None] = {}
         for modality, decoded in self.decoded(index).items():
             rows[modality] = None
             if decoded is not None:
@@ -196,7 +196,7 @@ class EvalView(View):
 
     def __getitem__(self, index: int) -> Example:
         """The sample at a position, with its first caption or an empty one."""
-        rows: dict[str, np.ndarray | None] = {}
+        rows: dict[str, Row | None] = {}
         for modality, decoded in self.decoded(index).items():
             rows[modality] = None
             if decoded is not None:

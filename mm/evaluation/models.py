@@ -19,6 +19,7 @@ from mm.config import encoders_of, plan_of
 from mm.data import open_split
 from mm.data.collection import same_collection
 from mm.data.dataset import CaptionDataset
+from mm.data.media import pil_image
 from mm.data.module import AlignData
 from mm.evaluation.embed import SplitEmbeddings, embed_split, joint_scores
 from mm.evaluation.result import describe
@@ -230,7 +231,7 @@ class OpenClipPeer:
             for position in positions:
                 sample = dataset[position]
                 if sample.image is not None:
-                    images.append(self.transform(sample.image.convert("RGB")))
+                    images.append(self.transform(pil_image(sample.image)))
                     ids.append(sample.image_id)
             if images:
                 vectors.append(self.model.encode_image(torch.stack(images), normalize=True))

@@ -23,6 +23,7 @@ from eval.retrieval import RetrievalResult
 from mm.artifacts.environment import commit, hardware
 from mm.artifacts.run import Run
 from mm.data.dataset import CaptionDataset
+from mm.data.media import pil_image
 from mm.data.module import AlignData
 from mm.evaluation.embed import SplitEmbeddings
 from mm.evaluation.retrieval import Evaluation, evaluate_split
@@ -109,7 +110,8 @@ def examples_of(dataset: CaptionDataset, embeddings: SplitEmbeddings) -> Example
         embedded.update(embeddings.parts["image"].ids.tolist())
 
     def thumbnail(image_id: int) -> Image | None:
-        return dataset[position[image_id]].image if image_id in embedded else None
+        image = dataset[position[image_id]].image if image_id in embedded else None
+        return None if image is None else pil_image(image)
 
     def described(image_id: int) -> str:
         return next(iter(dataset.captions[position[image_id]]), "")

@@ -12,11 +12,12 @@ from torch import Tensor
 from encoders.text import Tokenizer
 from mm.batch import Batch, Sample
 from mm.data.collate import Collate
-from mm.data.media import decode_audio, decode_image
+from mm.data.media import decode_audio, decode_image, pixels_of
 from mm.modalities import build_readers
+from mm.readers import Row
 
-ImageInput = Image.Image | str | Path | np.ndarray
-"""A PIL image, the path of one, or pixels (H, W, 3) uint8."""
+ImageInput = Image.Image | str | Path | np.ndarray | Tensor
+"""A PIL image, the path of one, or pixels: an array (H, W, 3) or a tensor (3, H, W), uint8."""
 AudioInput = tuple[np.ndarray, int] | str | Path
 """A mono waveform (S,) in [-1, 1] with its rate in hertz, or the path of an audio file."""
 
@@ -41,7 +42,7 @@ class Processor:
         """Read images.
 
         Args:
-            images: N PIL images, paths, or pixels (H, W, 3) uint8.
+            images: N PIL images, paths, or pixels: arrays (H, W, 3) or tensors (3, H, W), uint8.
 
         Returns:
             Batch with inputs["image"] (N, 3, size, size) uint8.
@@ -103,7 +104,7 @@ class Processor:
         """
         self._require(modality)
         reader = self.readers[modality]
-        rows: list[np.ndarray | None] = []
+        rows: list[Row | None] = []
         for sample in samples:
             decoded = reader.decode(sample)
             if decoded is not None:
@@ -121,27 +122,34 @@ class Processor:
             raise ValueError(f"the run has no encoder of {modality}, only of {', '.join(self.encoders)}")
 
 
-def present(rows: Sequence[np.ndarray | None]) -> Tensor:
+def present(rows: Sequence[Row | None]) -> Tensor:
     """Which of N rows are not None: (N,) bool."""
     return torch.tensor([row is not None for row in rows])
 
 
-def as_image(image: ImageInput) -> Image.Image:
-    """Make a PIL image of an image, a path or an array.
+def as_image(image: ImageInput) -> Tensor:
+    """The pixels of an image, a path or an array, read as those of a file are.
 
     Args:
-        image: a PIL image, the path of one, or pixels (H, W, 3) uint8.
+        image: a PIL image, the path of one, or pixels: an array (H, W, 3) or a tensor (3, H, W), uint8.
+
+    Returns:
+        RGB (3, H, W) uint8.
 
     Raises:
         ValueError: the file or the array is no image.
         FileNotFoundError: the path does not exist.
     """
     if isinstance(image, Image.Image):
-        return image
+        return pixels_of(image)
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or len(image) != 3 or image.dtype != torch.uint8:
+            raise ValueError(f"an image tensor must be (3, H, W) uint8, not {tuple(image.shape)} {image.dtype}")
+        return image.cpu()
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"an image array must be (H, W, 3) uint8, not {image.shape} {image.dtype}")
-        return Image.fromarray(image)
+        return torch.tensor(image).permute(2, 0, 1)
     content = Path(image).read_bytes()
     return decode_image(content, str(image))
 

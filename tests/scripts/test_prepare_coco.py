@@ -3,8 +3,8 @@
 import zipfile
 
 import numpy as np
-import PIL.Image
 import pytest
+import torch
 
 from mm.batch import Sample
 from mm.data import open_split
@@ -14,12 +14,10 @@ from mm.data.coco import write_coco
 @pytest.fixture
 def root(tmp_path):
     rng = np.random.default_rng(0)
-    samples = [
-        Sample(
-            f"p{i}", i, (f"caption {i}",), (i,), PIL.Image.fromarray(rng.integers(0, 256, (30, 50, 3), dtype=np.uint8))
-        )
-        for i in range(6)
-    ]
+    samples = []
+    for i in range(6):
+        pixels = torch.from_numpy(rng.integers(0, 256, (3, 30, 50), dtype=np.uint8))
+        samples.append(Sample(f"p{i}", i, (f"caption {i}",), (i,), pixels))
     write_coco(samples, tmp_path / "coco", "train")
     write_coco(samples[:2], tmp_path / "coco", "val")
     return tmp_path / "coco"
@@ -35,7 +33,7 @@ def test_a_folder_becomes_shards(script, capsys, root, tmp_path):
     assert "1 files cannot be read" in out and "p4.jpg does not decode" in out
     assert "train: 4 images with their captions" in out and "val: 2 images" in out
     dataset = open_split(tmp_path / "out", "train")
-    assert dataset.image_ids == [0, 1, 2, 3] and min(dataset[0].image.size) == 20
+    assert dataset.image_ids == [0, 1, 2, 3] and min(dataset[0].image.shape[1:]) == 20
     script("prepare_coco.py", *arguments)
     assert "3 shards kept from an earlier run" in capsys.readouterr().out
 

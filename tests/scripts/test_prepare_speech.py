@@ -2,8 +2,8 @@
 
 import sys
 
-import PIL.Image
 import pytest
+import torch
 
 from mm.batch import Sample
 from mm.data import open_split
@@ -12,7 +12,7 @@ from mm.data.coco import write_coco
 
 @pytest.fixture
 def root(tmp_path):
-    samples = [Sample(f"p{i}", i, (f"caption {i}",), (i,), PIL.Image.new("RGB", (8, 8))) for i in range(3)]
+    samples = [Sample(f"p{i}", i, (f"caption {i}",), (i,), torch.zeros(3, 8, 8, dtype=torch.uint8)) for i in range(3)]
     write_coco(samples, tmp_path / "coco", "train")
     return tmp_path / "coco"
 

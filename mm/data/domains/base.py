@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 from PIL.Image import Image
+from torch import Tensor
 
 from mm.batch import Sample
-from mm.data.media import decode_audio, decode_image
+from mm.data.media import decode_audio, decode_image, pixels_of
 
 FIELDS = ("image", "audio", "text")
 VALUES: dict[str, type] = {"image": Image, "audio": tuple}
@@ -181,8 +182,8 @@ def _check_value(field: str, value: Any, where: str) -> None:
         raise ValueError(f"{where}: {field} is {found}, not a path, a function or {kind.__name__}")
 
 
-def _image(value: Any, where: str) -> Image:
-    """The RGB image that a row holds, names or draws. Raises ValueError if it is none."""
+def _image(value: Any, where: str) -> Tensor:
+    """The RGB image (3, H, W) uint8 that a row holds, names or draws. Raises ValueError if it is none."""
     if isinstance(value, str | Path):
         data = Path(value).read_bytes()
         return decode_image(data, f"{value} of {where}")
@@ -190,7 +191,7 @@ def _image(value: Any, where: str) -> Image:
     if not isinstance(image, Image):
         found = type(image).__name__
         raise ValueError(f"{where}: the function of its image gave {found}, not an image")
-    return image.convert("RGB")
+    return pixels_of(image)
 
 
 def _audio(value: Any, where: str) -> tuple[np.ndarray, int]:

@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL.Image import Image, Resampling
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 from mm.data.coco import CocoFolder
-from mm.data.media import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, EncodedSample, decode_audio, decode_image, encode_image
+from mm.data.media import AUDIO_EXTENSIONS, WRITTEN_IMAGES, EncodedSample, decode_audio, decode_image, encode_image
 from mm.data.shard_index import index_path, read_index
 from mm.data.shard_writer import SplitWriter
 from mm.data.shards import ShardFolder
@@ -116,14 +118,16 @@ def prepare_split(
     return Prepared(writer.close(), samples, kept, skipped)
 
 
-def shrunk(image: Image, size: int, side: Literal["short", "long"]) -> Image:
-    """Reduce so that the short or long side measures `size` pixels, keeping the aspect; never enlarges."""
-    measured = min(image.size) if side == "short" else max(image.size)
+def shrunk(image: Tensor, size: int, side: Literal["short", "long"]) -> Tensor:
+    """Reduce (3, H, W) uint8 so that the short or long side measures `size` pixels, keeping the aspect; never
+    enlarges."""
+    height, width = image.shape[1:]
+    measured = min(height, width) if side == "short" else max(height, width)
     if measured <= size:
         return image
-    width = max(1, round(image.width * size / measured))
-    height = max(1, round(image.height * size / measured))
-    return image.resize((width, height), Resampling.BICUBIC, reducing_gap=3.0)
+    height = max(1, round(height * size / measured))
+    width = max(1, round(width * size / measured))
+    return resize(image, [height, width], InterpolationMode.BICUBIC, antialias=True)
 
 
 def _chunks(count: int, size: int) -> list[range]:
@@ -180,7 +184,7 @@ def _reduced_image(sample: EncodedSample, name: str, preparation: Preparation) -
     data = sample.members[extension]
     image = decode_image(data, name)
     smaller = shrunk(image, preparation.size, preparation.side)
-    if smaller is image and extension in IMAGE_EXTENSIONS:
+    if smaller is image and extension in WRITTEN_IMAGES:
         return {extension: data}
     return {"jpg": encode_image(smaller, "jpg", preparation.quality)}
 

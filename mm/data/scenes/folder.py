@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mm.batch import Sample
 from mm.data.coco import write_coco
+from mm.data.media import pixels_of
 from mm.data.scenes.audio import render_audio
 from mm.data.scenes.grammar import captions
 from mm.data.scenes.image import render_image
@@ -37,7 +38,7 @@ def sample_at(seed: int, split: str, index: int, image_size: int = 64) -> Sample
         image_id=image_id,
         captions=texts,
         caption_ids=tuple(range(first_id, first_id + len(texts))),
-        image=render_image(scene, image_size),
+        image=pixels_of(render_image(scene, image_size)),
         audio=render_audio(scene, SAMPLE_RATE),
         sample_rate=SAMPLE_RATE,
     )

@@ -10,12 +10,13 @@ import PIL.Image
 import pytest
 
 from mm.batch import Sample
+from mm.data.media import pixels_of
 
 
 def _photograph(number: int, size: tuple[int, int] = (24, 16), audio: bool = False) -> Sample:
     rng = np.random.default_rng(number)
     pixels = rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)
-    image = PIL.Image.fromarray(pixels).resize(size, PIL.Image.Resampling.BICUBIC)
+    image = pixels_of(PIL.Image.fromarray(pixels).resize(size, PIL.Image.Resampling.BICUBIC))
     captions = tuple(f"image {number}, caption {k}" for k in range(2 + number % 2))
     waveform = 0.5 * np.sin(2 * np.pi * (200 + 10 * number) * np.arange(1600) / 16000).astype(np.float32)
     return Sample(

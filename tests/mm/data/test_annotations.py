@@ -9,6 +9,7 @@ import pytest
 from mm.data import open_split
 from mm.data.annotations import ImageFinder, read_annotations
 from mm.data.coco import CocoFolder, write_coco
+from mm.data.media import encode_image
 
 
 def annotations(root: Path, split: str = "train") -> Path:
@@ -107,7 +108,7 @@ def test_official_layout_and_karpathy_splits(tmp_path, photographs):
     for sample, name in zip(samples, names, strict=True):
         folder = tmp_path / name.split("_")[1]
         folder.mkdir(exist_ok=True)
-        sample.image.save(folder / name)
+        (folder / name).write_bytes(encode_image(sample.image, "jpg"))
     annotations(tmp_path, "val2014").parent.mkdir()
     images = [{"id": 101, "file_name": names[1]}]
     captions = [{"id": 1, "image_id": 101, "caption": "one"}]
@@ -126,7 +127,7 @@ def test_official_layout_and_karpathy_splits(tmp_path, photographs):
 
 def test_karpathys_2014_names_are_found_among_2017_files(tmp_path, photographs):
     (tmp_path / "train2017").mkdir()
-    photographs(1)[0].image.save(tmp_path / "train2017" / "000000000100.jpg")
+    (tmp_path / "train2017" / "000000000100.jpg").write_bytes(encode_image(photographs(1)[0].image, "jpg"))
     karpathy = write_karpathy(tmp_path, [("COCO_val2014_000000000100.jpg", "test")])
     assert open_split(tmp_path, "test", karpathy=karpathy).files == [tmp_path / "train2017" / "000000000100.jpg"]
 

@@ -141,4 +141,4 @@ def test_audio_may_lie_elsewhere(root, tmp_path_factory):
 def test_real_photographs_are_read():
     dataset = open_split(SHARED / "coco_mini", "val")
     assert len(dataset) == 163 and dataset.skipped == {} and all(len(captions) >= 5 for captions in dataset.captions)
-    assert dataset[0].key == f"{dataset.image_ids[0]:012d}" and max(dataset[0].image.size) <= 320
+    assert dataset[0].key == f"{dataset.image_ids[0]:012d}" and max(dataset[0].image.shape) <= 320

@@ -9,6 +9,7 @@ import torch
 from encoders import EncoderOutput
 from eval.retrieval import retrieval_both
 from mm.config import AlignConfig
+from mm.data.media import pixels_of
 from mm.data.module import AlignData
 from mm.evaluation.embed import Embedded, SplitEmbeddings
 from mm.evaluation.result import chance, examples_of, split_protocol, stated_of, utilization
@@ -113,4 +114,4 @@ def test_examples_run_parallel_to_the_captions_of_the_split(
     assert examples.thumbnail(ids[0]) is None
     assert list(examples.captions[5:10]) == list(dataset.captions[1])
     image = dataset[1].image
-    assert image is not None and examples.thumbnail(dataset.image_ids[1]).tobytes() == image.tobytes()
+    assert image is not None and torch.equal(pixels_of(examples.thumbnail(dataset.image_ids[1])), image)

@@ -33,7 +33,7 @@ class ColourModel:
         assert all(dataset.captions)  # a caption for everybody: frozen text trunks look each up
         captions = [c for group in dataset.captions for c in group]
         images = [dataset[i].image for i in range(len(dataset))]
-        seen = [np.asarray(image).mean((0, 1)) / 255 for image in images if image is not None]
+        seen = [image.float().mean((1, 2)).numpy() / 255 for image in images if image is not None]
         counts = [len(group) for group in dataset.captions]
         read = [np.array(next(v for k, v in COLOURS.items() if k in caption)) / 255 for caption in captions]
         return EvaluatedSplit(

@@ -19,7 +19,7 @@ def table(tmp_path: Path) -> Path:
 def test_rows_have_their_image_and_a_caption_for_each_filled_cell(table: Path) -> None:
     dataset = TableLoader(table, text=("title", "note")).dataset()
     assert dataset.name == "products/all" and dataset.captions == [("A mug, blue",), ("A mug", "holds a pint")]
-    assert dataset[0].image.size == (4, 4)
+    assert dataset[0].image.shape == (3, 4, 4)
 
 
 def test_an_absent_column_is_named_beside_those_there_are(table: Path) -> None:

@@ -5,12 +5,13 @@ import multiprocessing
 import os
 import signal
 
-import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from mm.data import open_split
 from mm.data.coco import CocoFolder, write_coco
+from mm.data.media import pil_image, pixels_of
 from mm.data.prepare.shards import Preparation, prepare_split, shrunk
 from mm.data.shard_index import shard_path
 
@@ -27,9 +28,9 @@ def test_shards_hold_the_same_samples_smaller(source, tmp_path):
     assert done.samples == len(dataset) == 8 and done.skipped == []
     assert dataset.image_ids == source.image_ids and dataset.captions == source.captions
     assert dataset.caption_ids == source.caption_ids and all(dataset.has_audio)
-    assert dataset[5].image.size == (30, 20)
-    reference = np.asarray(source[5].image.resize((30, 20), PIL.Image.Resampling.BICUBIC), dtype=float)
-    assert np.abs(np.asarray(dataset[5].image, dtype=float) - reference).mean() < 6
+    assert dataset[5].image.shape == (3, 20, 30)
+    reference = pixels_of(pil_image(source[5].image).resize((30, 20), PIL.Image.Resampling.BICUBIC)).float()
+    assert (dataset[5].image - reference).abs().mean() < 6
 
 
 def test_an_image_that_is_small_enough_keeps_its_bytes(source, tmp_path):
@@ -47,7 +48,7 @@ def test_an_image_that_is_small_enough_keeps_its_bytes(source, tmp_path):
     ],
 )
 def test_either_side_can_be_measured_and_nothing_grows(size, side, expected):
-    assert shrunk(PIL.Image.new("RGB", (60, 40)), size, side).size == expected
+    assert shrunk(torch.zeros(3, 40, 60, dtype=torch.uint8), size, side).shape[:0:-1] == expected
 
 
 def test_what_cannot_be_read_is_listed_and_the_rest_goes_on(source, tmp_path):
@@ -80,7 +81,7 @@ def test_images_of_every_mode_and_format_come_out_as_rgb(tmp_path, photographs):
         PIL.Image.open(path).convert("L").convert(mode).save(buffer, file_format)
         path.write_bytes(buffer.getvalue())
     assert prepare_split(source, tmp_path / "shards", "train", Preparation()).skipped == []
-    assert {open_split(tmp_path / "shards", "train")[i].image.mode for i in range(4)} == {"RGB"}
+    assert {tuple(open_split(tmp_path / "shards", "train")[i].image.shape) for i in range(4)} == {(3, 16, 24)}
 
 
 def _prepare_and_die(source, folder, after):
