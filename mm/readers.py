@@ -5,6 +5,8 @@ A reader draws no random numbers: `augment` takes numbers in [0, 1) that are a p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +20,14 @@ Row = Any
 """What one reader makes and takes of a sample: a tensor or an array, of a shape and type of its own."""
 LARGEST_SAMPLE = 32767
 """What an amplitude of 1 is as int16."""
+RATES = (100, 10_000_000)
+"""Lowest and highest rate of audio, in hertz: a file that claims another one is broken."""
+LARGEST_FACTOR = 1 << 16
+"""By what a rate is multiplied or divided at most."""
+ZERO_CROSSINGS = 10
+"""Of the resampling filter on either side, at the lower rate."""
+FILTER_BYTES = 64 << 20
+"""What resampling takes at most beside the waveforms: the filter of the largest factor, and its design."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +152,10 @@ class AudioReader:
         self.samples = round(audio.seconds * audio.sample_rate)
 
     def settings(self) -> dict[str, Any]:
-        """Seconds per clip, and hertz."""
-        return {"audio_seconds": self.seconds, "sample_rate": self.sample_rate}
+        """Seconds per clip, hertz, and whose arithmetic resamples."""
+        from scipy import __version__
+
+        return {"audio_seconds": self.seconds, "sample_rate": self.sample_rate, "resampled": f"scipy {__version__}"}
 
     def decode(self, sample: Sample) -> np.ndarray | None:
         """The waveform (S,) int16 at the reader's rate."""
@@ -245,7 +257,10 @@ def random_box(height: int, width: int, augment: Augment, chance: np.ndarray) ->
 
 
 def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
-    """Change the rate of a waveform, band-limited by torchaudio's windowed sinc.
+    """Change the rate of a waveform by scipy's polyphase filter, which takes at most `FILTER_BYTES` for any two rates.
+
+    A ratio that needs a longer filter is replaced by the nearest one that does not: above 65,536 Hz the length of a
+    second is then off by less than a sample.
 
     Args:
         waveform: (S,) float32.
@@ -256,16 +271,36 @@ def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
         (S · target / rate,) float32.
 
     Raises:
-        ValueError: the rate is not positive.
+        ValueError: the rate is not one of audio.
     """
     if rate == target:
         return waveform
-    if rate <= 0:
-        raise ValueError(f"a waveform needs its sample rate, got {rate}")
-    from torchaudio.functional import resample as windowed_sinc
+    lowest, highest = RATES
+    if not lowest <= rate <= highest:
+        raise ValueError(f"a waveform has a rate between {lowest:,} and {highest:,} hertz, not {rate:,}")
+    from scipy.signal import resample_poly
 
-    samples = torch.from_numpy(np.ascontiguousarray(waveform))
-    return windowed_sinc(samples, rate, target).numpy()
+    up, down = _ratio(rate, target)
+    samples = np.asarray(waveform, dtype=np.float32)
+    return resample_poly(samples, up, down, window=_lowpass(max(up, down)))
+
+
+def _ratio(rate: int, target: int) -> tuple[int, int]:
+    """By what a rate is multiplied and divided, neither of them above `LARGEST_FACTOR`."""
+    if target > rate:
+        down, up = _ratio(target, rate)
+        return up, down
+    ratio = Fraction(target, rate).limit_denominator(LARGEST_FACTOR)
+    return ratio.numerator, ratio.denominator
+
+
+@lru_cache(maxsize=4)
+def _lowpass(factor: int) -> np.ndarray:
+    """The filter (20 · factor + 1,) float32 of scipy's resample_poly, which would design it anew for each waveform."""
+    from scipy.signal import firwin
+
+    taps = 2 * ZERO_CROSSINGS * factor + 1
+    return firwin(taps, 1 / factor, window=("kaiser", 5.0)).astype(np.float32)
 
 
 def _resized_crop(image: Tensor, box: Box, size: int, kind: str) -> Tensor:

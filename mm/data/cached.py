@@ -14,7 +14,7 @@ from encoders.state import weights_digest
 from mm.batch import Batch
 from mm.data.collate import Collate
 from mm.data.config import DataConfig
-from mm.data.dataset import CaptionDataset, StampedDataset
+from mm.data.dataset import CaptionDataset, StampedDataset, presence
 from mm.data.features import Extractor, FeatureStore, build_store, stack_rows, store_key
 from mm.data.sampling import Key
 from mm.data.views import EvalView, Example, TrainView
@@ -80,6 +80,8 @@ class FeatureCache:
                 continue
             for view in range(views if modality == "image" else 1):
                 store = self._store(encoders[modality], modality, split, dataset, view)
+                if modality != "text":
+                    _read_absent(dataset, self.collate.readers[modality].source, store)
                 self.stores[split, modality, view] = store
 
     def modalities(self, split: str) -> tuple[str, ...]:
@@ -229,6 +231,15 @@ class CachedView:
         for modality in self.cached:
             features[modality] = self.cache.lookup(self.split, modality, index, epoch, example.captions)
         return CachedExample(example, features)
+
+
+def _read_absent(dataset: CaptionDataset, source: str, store: FeatureStore) -> None:
+    """Read the samples again that a store has no features of although they have a file: one that does not decode is
+    counted so, also where the features were made by an earlier run."""
+    there = presence(dataset, source)
+    for row in store.empty_rows():
+        if there[row]:
+            dataset[row]
 
 
 def stack_cached(examples: Sequence[CachedExample], collate: Collate, cache: FeatureCache) -> Batch:

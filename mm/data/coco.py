@@ -1,27 +1,29 @@
-"""The COCO caption layout on disk: `annotations/captions_<split>.json`, images, optionally `audio/<stem>.wav|flac`.
+"""The COCO caption layout on disk: `annotations/captions_<split>.json`, images, optionally `audio/<stem>.flac`.
 
 Serves any folder in that layout, the official COCO 2014 and 2017 downloads (Lin et al. 2014, arXiv:1405.0312), and the
 Karpathy splits over them (Karpathy & Fei-Fei 2015, arXiv:1412.2306).
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mm.batch import Sample
 from mm.data.annotations import AnnotatedImage, ImageFinder, find_annotations, read_annotations, read_karpathy
-from mm.data.dataset import files_stamp
+from mm.data.dataset import files_stamp, noted
 from mm.data.media import (
     AUDIO_EXTENSIONS,
     IMAGE_EXTENSIONS,
     KEY,
     EncodedSample,
+    Member,
     decode_sample,
     encode_sample,
     has_samples,
 )
-from mm.data.skipped import counts_line, warn_of_skipped
+from mm.data.skipped import Unreadable, counts_line, warn_of_skipped
 from mm.files import write_json
 
 
@@ -30,7 +32,8 @@ class CocoFolder:
 
     What cannot be used is skipped at opening, counted in `skipped` and reported in one log line: images that are not
     on disk, images without captions, empty captions, annotations of unknown images, audio clips without samples.
-    `missing` lists the file names that are not on disk, `files` the images that are, by position.
+    `missing` lists the file names that are not on disk, `files` the images that are, by position. A file that does
+    not decode when it is read is an absence, and counted then.
 
     Args:
         root: the folder.
@@ -53,6 +56,8 @@ class CocoFolder:
             raise FileNotFoundError(f"data folder {self.root} does not exist")
         self.name = f"{self.root.resolve().name}/{split}"
         skipped: Counter[str] = Counter()
+        self.skipped: dict[str, int] = skipped
+        self.unreadable = Unreadable(self.name, skipped)
         if karpathy is None:
             source = find_annotations(self.root, split)
             images = read_annotations(source, skipped)
@@ -75,25 +80,30 @@ class CocoFolder:
         self.modalities = frozenset({"image", "text"})
         if any(self.has_audio):
             self.modalities |= {"audio"}
-        self.skipped = dict(skipped)
         warn_of_skipped(self.name, self.skipped)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:
-        names = {_extension(path): str(path) for path in self._paths(index)}
-        return decode_sample(self.encoded(index), names)
+        members = []
+        for path in self._paths(index):
+            modality = "image" if path is self.files[index] else "audio"
+            members.append(Member(str(path), modality, path.read_bytes))
+        return noted(self, index, decode_sample(self._stated(index), members, self.unreadable))
 
     def encoded(self, index: int) -> EncodedSample:
         """The sample with its image and audio as the bytes of their files."""
         members = {_extension(path): path.read_bytes() for path in self._paths(index)}
+        return replace(self._stated(index), members=members)
+
+    def _stated(self, index: int) -> EncodedSample:
+        """The sample without its files."""
         return EncodedSample(
             key=self.keys[index],
             image_id=self.image_ids[index],
             captions=self.captions[index],
             caption_ids=self.caption_ids[index],
-            members=members,
         )
 
     def stamp(self, source: str) -> str:
@@ -136,21 +146,26 @@ class CocoFolder:
         return message
 
     def _audio_files(self, folder: Path, skipped: Counter[str]) -> list[Path | None]:
-        """By position, the audio file of the image's stem. One without samples is skipped."""
+        """By position, the audio file of the image's stem. One without samples, or of a kind that is not read, is
+        skipped."""
         if not folder.is_dir():
             return [None] * len(self.files)
-        there = {}
-        for path in folder.iterdir():
-            if _extension(path) in AUDIO_EXTENSIONS:
-                there[path.stem] = path
+        there = _audio_by_stem(folder, {file.stem for file in self.files}, skipped)
         found: list[Path | None] = []
         for file in self.files:
             audio = there.get(file.stem)
-            if audio is not None and _is_empty(audio):
-                skipped["zero-length audio"] += 1
+            if audio is not None and not self._holds_samples(audio):
                 audio = None
             found.append(audio)
         return found
+
+    def _holds_samples(self, audio: Path) -> bool:
+        """Whether an audio file has samples; one that has none, or is no audio, is counted."""
+        size = audio.stat().st_size
+        held = self.unreadable.attempt("audio", str(audio), lambda: has_samples(size, audio.read_bytes, str(audio)))
+        if held is False:
+            self.skipped["zero-length audio"] = self.skipped.get("zero-length audio", 0) + 1
+        return bool(held)
 
 
 def write_coco(
@@ -200,9 +215,24 @@ def _write_images(encoded: EncodedSample, folder: Path) -> list[str]:
     return names
 
 
-def _is_empty(audio: Path) -> bool:
-    size = audio.stat().st_size
-    return not has_samples(size, audio.read_bytes, str(audio))
+def _audio_by_stem(folder: Path, stems: Collection[str], skipped: Counter[str]) -> dict[str, Path]:
+    """The audio files of a folder by the stem of their image, of several the kind that comes first in
+    AUDIO_EXTENSIONS. Files of these stems in no such kind are counted."""
+    ranked = []
+    others = []
+    for path in sorted(folder.iterdir()):
+        extension = _extension(path)
+        if extension in AUDIO_EXTENSIONS:
+            ranked.append((AUDIO_EXTENSIONS.index(extension), path))
+        else:
+            others.append(path)
+    there: dict[str, Path] = {}
+    for _, path in sorted(ranked):
+        there.setdefault(path.stem, path)
+    for path in others:
+        if path.stem in stems and path.stem not in there:
+            skipped[f"audio of a kind that is not read ({path.suffix})"] += 1
+    return there
 
 
 def _extension(path: Path) -> str:

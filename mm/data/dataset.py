@@ -1,11 +1,18 @@
 """What a split on disk is, whoever reads it, and how one split is told from another without reading it."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from mm.batch import Sample
+from mm.data.skipped import Unreadable
+
+TRIED = 16
+"""How many samples of a split are read before a run begins."""
 
 
 class CaptionDataset(Protocol):
@@ -19,6 +26,8 @@ class CaptionDataset(Protocol):
     has_image: list[bool]
     has_audio: list[bool]
     skipped: dict[str, int]
+    """What could not be used, by reason: known at opening, and files that were found since not to decode."""
+    unreadable: Unreadable
 
     def __len__(self) -> int: ...
 
@@ -49,6 +58,50 @@ class StampedDataset(CaptionDataset, Protocol):
         Args:
             source: `image` or `audio`.
         """
+
+
+def noted(dataset: CaptionDataset, index: int, sample: Sample) -> Sample:
+    """The sample, whose image or audio the dataset has no longer if its file did not decode.
+
+    Args:
+        dataset: whose sample it is.
+        index: its position.
+        sample: as it was read.
+    """
+    if sample.image is None:
+        dataset.has_image[index] = False
+    if sample.audio is None:
+        dataset.has_audio[index] = False
+    return sample
+
+
+def require_readable(dataset: CaptionDataset) -> None:
+    """Read a few samples of a split, so that one that cannot be read ends a run before it begins.
+
+    Args:
+        dataset: the split.
+
+    Raises:
+        ValueError: more than half of the images or audio clips that were tried do not decode.
+    """
+    known = set(dataset.unreadable.files)
+    decoded: Counter[str] = Counter()
+    last = len(dataset) - 1
+    for index in sorted({round(share * last) for share in np.linspace(0, 1, TRIED)}):
+        sample = dataset[index]
+        decoded["image"] += sample.image is not None
+        decoded["audio"] += sample.audio is not None
+    failed: dict[str, list[str]] = {"image": [], "audio": []}
+    for file, (modality, reason) in dataset.unreadable.files.items():
+        if file not in known:
+            failed[modality].append(reason)
+    for modality, reasons in failed.items():
+        if len(reasons) > decoded[modality]:
+            tried = len(reasons) + decoded[modality]
+            raise ValueError(
+                f"{dataset.name}: {len(reasons)} of {tried} {modality} files that were tried do not decode, the first:"
+                f" {reasons[0]}"
+            )
 
 
 def files_stamp(files: Iterable[Path | None], places: Sequence[object] = ()) -> str:

@@ -168,6 +168,10 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def empty_rows(self) -> list[int]:
+        """The rows without a token: of absent inputs."""
+        return np.flatnonzero(np.diff(self.offsets) == 0).tolist()
+
     def __getitem__(self, index: int) -> Tensor:
         """A copy of one row's features (T_i, F) float16."""
         start = self.offsets[index]

@@ -5,8 +5,10 @@ Kept apart from the datasets so that a folder, a shard and a generator all decod
 
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -20,6 +22,8 @@ from torchvision.io import decode_image as torchvision_decode
 from torchvision.transforms.v2 import functional as transforms
 
 from mm.batch import Sample
+from mm.data.skipped import Unreadable
+from mm.readers import RATES
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 """Of the images that are read."""
@@ -124,6 +128,9 @@ def decode_audio(data: bytes, name: str) -> tuple[np.ndarray, int]:
         waveform, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except Exception as error:  # As of images.
         raise ValueError(f"audio {name} does not decode: {_line(error)}") from error
+    lowest, highest = RATES
+    if not lowest <= rate <= highest:
+        raise ValueError(f"audio {name} claims {rate:,} hertz, not one of {lowest:,} to {highest:,}")
     if not np.isfinite(waveform).all():
         raise ValueError(f"audio {name} holds samples that are not finite numbers")
     mono = waveform[:, 0] if waveform.shape[1] == 1 else waveform.mean(axis=1)
@@ -167,22 +174,48 @@ def encode_sample(
     return EncodedSample(sample.key, sample.image_id, sample.captions, sample.caption_ids, members)
 
 
-def decode_sample(encoded: EncodedSample, names: Mapping[str, str]) -> Sample:
-    """File bytes -> image and waveform. `names` says, by extension, what an error calls that member.
+@dataclass(frozen=True)
+class Member:
+    """One file of a sample."""
 
-    Raises ValueError for a member that does not decode.
+    name: str
+    """What messages call it."""
+    modality: str
+    """`image` or `audio`."""
+    read: Callable[[], bytes]
+    """Gives its content."""
+
+
+def decode_sample(stated: EncodedSample, members: Iterable[Member], unreadable: Unreadable) -> Sample:
+    """A sample with the image and the audio of its files; what does not decode is absent, and noted.
+
+    Args:
+        stated: its key, ids and captions.
+        members: at most one of each modality.
+        unreadable: of the split.
     """
     image = None
     audio = None
     sample_rate = 0
-    for extension, data in encoded.members.items():
-        if extension in AUDIO_EXTENSIONS:
-            audio, sample_rate = decode_audio(data, names[extension])
-        else:
-            image = decode_image(data, names[extension])
+    for member in members:
+        decode = decode_image if member.modality == "image" else decode_audio
+        decoded = unreadable.attempt(member.modality, member.name, partial(_decoded, decode, member))
+        if isinstance(decoded, Tensor):
+            image = decoded
+        elif decoded is not None:
+            audio, sample_rate = decoded
     return Sample(
-        encoded.key, encoded.image_id, encoded.captions, encoded.caption_ids, image, audio, sample_rate=sample_rate
+        stated.key, stated.image_id, stated.captions, stated.caption_ids, image, audio, sample_rate=sample_rate
     )
+
+
+def member_modality(extension: str) -> str:
+    """The modality of a file by its extension, without the dot: an image, if it is not audio."""
+    return "audio" if extension in AUDIO_EXTENSIONS else "image"
+
+
+def _decoded(decode: Callable[[bytes, str], Any], member: Member) -> Any:
+    return decode(member.read(), member.name)
 
 
 def _audio_frames(data: bytes, name: str) -> int:

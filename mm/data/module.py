@@ -17,7 +17,7 @@ from mm.data import open_split
 from mm.data.cached import CachedExample, CachedView, FeatureCache, stack_cached
 from mm.data.collate import Collate
 from mm.data.config import BatchPlan, DataConfig
-from mm.data.dataset import CaptionDataset, presence
+from mm.data.dataset import CaptionDataset, presence, require_readable
 from mm.data.sampling import StepSampler
 from mm.data.scenes import ensure_scenes
 from mm.data.views import EvalView, TrainView
@@ -98,13 +98,17 @@ class AlignData(LightningDataModule):
         return dataset
 
     def _opened(self, split: str) -> CaptionDataset:
-        """A split, in which for training samples may share an image id."""
+        """A split, in which for training samples may share an image id.
+
+        Raises ValueError if most of its files do not decode.
+        """
         config = self.config
         if config.root is None:
             image = self.encoders.get("image", ImageConfig())
             folder = ensure_scenes(config.folder, image_size=image.size)
             return open_split(folder, split)
         dataset = open_split(config.folder, split, karpathy=config.karpathy, audio_root=config.audio_root)
+        require_readable(dataset)
         self._report_absent(dataset)
         return dataset
 

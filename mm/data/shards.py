@@ -1,20 +1,31 @@
 """Shards: webdataset tars in which one sample is one image with all its captions, read by position.
 
-`<split>-000000.tar` … hold `<key>.jpg|png`, `<key>.json` ({"image_id", "captions", "caption_ids"}) and optionally
-`<key>.wav|flac`. `<split>.index.json` says where each member lies, so that any order can be read with os.pread and
-nothing is ever extracted. `shard_writer` writes the tars with webdataset, and webdataset.WebDataset reads them too.
+`<split>-000000.tar` … hold `<key>.jpg`, `<key>.json` ({"image_id", "captions", "caption_ids"}) and optionally
+`<key>.flac`, or images and audio of the other kinds that `media` reads. `<split>.index.json` says where each member
+lies, so that any order can be read with os.pread and nothing is ever extracted. `shard_writer` writes the tars with
+webdataset, and webdataset.WebDataset reads them too.
 """
 
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mm.batch import Sample
-from mm.data.dataset import files_stamp
-from mm.data.media import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, EncodedSample, decode_sample, has_samples
+from mm.data.dataset import files_stamp, noted
+from mm.data.media import (
+    AUDIO_EXTENSIONS,
+    IMAGE_EXTENSIONS,
+    EncodedSample,
+    Member,
+    decode_sample,
+    has_samples,
+    member_modality,
+)
 from mm.data.shard_index import (
     Index,
     SampleEntry,
@@ -27,9 +38,11 @@ from mm.data.shard_index import (
     skipped_before,
     unfinished_path,
 )
-from mm.data.skipped import warn_of_skipped
+from mm.data.skipped import Unreadable, warn_of_skipped
 
 logger = logging.getLogger(__name__)
+READ_MEMBERS = {*IMAGE_EXTENSIONS, *AUDIO_EXTENSIONS, "json"}
+"""Extensions of the members that mean something."""
 OPEN_SHARDS = 128
 """How many shards a reader holds open, well below the usual limit of 1,024 files."""
 
@@ -61,6 +74,8 @@ class ShardFolder:
         for shard in self._shards:
             self._check_size(shard)
         skipped = Counter(skipped_before(index))
+        self.skipped: dict[str, int] = skipped
+        self.unreadable = Unreadable(self.name, skipped)
         self.image_ids = [sample["image_id"] for sample in self._samples]
         self.captions: list[tuple[str, ...]] = []
         self.caption_ids: list[tuple[int, ...]] = []
@@ -68,37 +83,46 @@ class ShardFolder:
         self.has_audio: list[bool] = []
         self._collect(skipped)
         self.modalities = self._modalities()
-        self.skipped = dict(skipped)
         warn_of_skipped(self.name, self.skipped)
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def __getitem__(self, index: int) -> Sample:
-        encoded = self.encoded(index)
-        number = self._samples[index]["shard"]
-        shard = self._shards[number]["name"]
-        names = {}
-        for extension in encoded.members:
-            names[extension] = f"{encoded.key}.{extension} in {shard}"
-        return decode_sample(encoded, names)
+        sample = self._samples[index]
+        shard = self._shards[sample["shard"]]["name"]
+        members = []
+        for extension in self._extensions(index):
+            name = f"{sample['key']}.{extension} in {shard}"
+            read = partial(self._read, sample["shard"], *sample["members"][extension])
+            members.append(Member(name, member_modality(extension), read))
+        return noted(self, index, decode_sample(self._stated(index), members, self.unreadable))
 
     def encoded(self, index: int) -> EncodedSample:
         """The sample with its image and audio as file bytes."""
         sample = self._samples[index]
-        wanted = {*IMAGE_EXTENSIONS}
-        if self.has_audio[index]:
-            wanted.update(AUDIO_EXTENSIONS)
         members = {}
-        for extension, place in sample["members"].items():
-            if extension in wanted:
-                members[extension] = self._read(sample["shard"], *place)
+        for extension in self._extensions(index):
+            members[extension] = self._read(sample["shard"], *sample["members"][extension])
+        return replace(self._stated(index), members=members)
+
+    def _extensions(self, index: int) -> list[str]:
+        """Those of a sample's image and of its audio, where it has them."""
+        sample = self._samples[index]
+        found = []
+        if self.has_image[index]:
+            found.append(_member(sample, IMAGE_EXTENSIONS))
+        if self.has_audio[index]:
+            found.append(_member(sample, AUDIO_EXTENSIONS))
+        return [extension for extension in found if extension is not None]
+
+    def _stated(self, index: int) -> EncodedSample:
+        """The sample without its files."""
         return EncodedSample(
-            key=sample["key"],
+            key=self._samples[index]["key"],
             image_id=self.image_ids[index],
             captions=self.captions[index],
             caption_ids=self.caption_ids[index],
-            members=members,
         )
 
     def verify(self) -> None:
@@ -161,6 +185,8 @@ class ShardFolder:
             self.caption_ids.append(tuple(caption_ids))
         for sample in self._samples:
             self.has_audio.append(self._usable_audio(sample, skipped))
+            for extension in sample["members"].keys() - READ_MEMBERS:
+                skipped[f"member of a kind that is not read (.{extension})"] += 1
 
     def _modalities(self) -> frozenset[str]:
         present = set()
@@ -178,10 +204,13 @@ class ShardFolder:
             return False
         shard = sample["shard"]
         offset, size = sample["members"][extension]
-        if has_samples(size, lambda: self._read(shard, offset, size), sample["key"]):
-            return True
-        skipped["zero-length audio"] += 1
-        return False
+        name = f"{sample['key']}.{extension} in {self._shards[shard]['name']}"
+        held = self.unreadable.attempt(
+            "audio", name, lambda: has_samples(size, lambda: self._read(shard, offset, size), name)
+        )
+        if held is False:
+            skipped["zero-length audio"] += 1
+        return bool(held)
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
         """The bytes of one member. Of the open shards, the one opened first makes room for another."""

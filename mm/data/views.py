@@ -6,7 +6,6 @@ Every random choice is a pure function of (seed, epoch, index): workers, caching
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,8 +18,6 @@ from mm.readers import Augment, Reader, Row
 logger = logging.getLogger(__name__)
 CACHE_BYTES = 4 << 30
 """How many bytes of decoded samples a view with `keep` holds in memory."""
-Unreadable = Literal["error", "skip"]
-"""What a file that does not decode does: end the run, or count as absent."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +44,11 @@ class View:
         dataset: the samples.
         readers: by modality; those of a modality that the dataset lacks are not used.
         keep: hold up to CACHE_BYTES of decoded samples in memory.
-        unreadable: "error" raises the ValueError of a file that does not decode; "skip" logs it, and the sample takes
-            part without what is read from files.
     """
 
-    def __init__(
-        self, dataset: CaptionDataset, readers: Mapping[str, Reader], *, keep: bool, unreadable: Unreadable
-    ) -> None:
+    def __init__(self, dataset: CaptionDataset, readers: Mapping[str, Reader], *, keep: bool) -> None:
         self.dataset = dataset
         self.readers = {m: reader for m, reader in readers.items() if reader.source in dataset.modalities}
-        self.unreadable = unreadable
         self._kept: dict[int, dict[str, Row | None]] = {}
         self._bytes_left = CACHE_BYTES if keep else 0
 
@@ -64,32 +56,20 @@ class View:
         return len(self.dataset)
 
     def decoded(self, index: int) -> dict[str, Row | None]:
-        """What each reader decodes of a sample, by modality.
+        """What each reader decodes of a sample, by modality; None where it lacks it, or its file does not decode.
 
         Args:
             index: the sample's position in the split.
-
-        Raises:
-            ValueError: a file does not decode, unless `unreadable` is "skip".
         """
         if not self.readers:
             return {}
         if index in self._kept:
             return self._kept[index]
-        decoded = self._decode(index)
+        sample = self.dataset[index]
+        decoded = {m: reader.decode(sample) for m, reader in self.readers.items()}
         if self._bytes_left > 0:
             self._keep(index, decoded)
         return decoded
-
-    def _decode(self, index: int) -> dict[str, Row | None]:
-        try:
-            sample = self.dataset[index]
-        except ValueError as error:
-            if self.unreadable == "error":
-                raise
-            logger.warning("%s: %s; the sample goes on without it", self.dataset.name, error)
-            return dict.fromkeys(self.readers)
-        return {m: reader.decode(sample) for m, reader in self.readers.items()}
 
     def _keep(self, index: int, decoded: dict[str, Row | None]) -> None:
         """Hold a decoded sample in memory, and warn once no more fit."""
@@ -118,7 +98,6 @@ class TrainView(View):
         limit_captions: of an image's captions, only the first so many are drawn; 0 for all.
         augment: None resizes only, as in evaluation.
         keep: hold up to CACHE_BYTES of decoded samples; with loader workers, each would hold its own.
-        unreadable: what a file that does not decode does, see `View`.
     """
 
     def __init__(
@@ -131,9 +110,8 @@ class TrainView(View):
         captions: int = 1,
         limit_captions: int = 0,
         keep: bool = False,
-        unreadable: Unreadable = "error",
     ) -> None:
-        super().__init__(dataset, readers, keep=keep, unreadable=unreadable)
+        super().__init__(dataset, readers, keep=keep)
         self.augment = augment
         self.seed = seed
         self.captions = captions
@@ -172,7 +150,6 @@ class EvalView(View):
         dataset: the samples.
         readers: by modality, of everything but text.
         keep: hold up to CACHE_BYTES of decoded samples.
-        unreadable: what a file that does not decode does, see `View`.
     """
 
     def __init__(
@@ -181,9 +158,8 @@ class EvalView(View):
         readers: Mapping[str, Reader],
         *,
         keep: bool = False,
-        unreadable: Unreadable = "error",
     ) -> None:
-        super().__init__(dataset, readers, keep=keep, unreadable=unreadable)
+        super().__init__(dataset, readers, keep=keep)
         self.image_ids = torch.tensor(dataset.image_ids)
         self.captions: list[str] = []
         caption_ids: list[int] = []

@@ -18,7 +18,7 @@ from mm.artifacts.run import load_run
 from mm.config import encoders_of, plan_of
 from mm.data import open_split
 from mm.data.collection import same_collection
-from mm.data.dataset import CaptionDataset
+from mm.data.dataset import CaptionDataset, require_readable
 from mm.data.media import pil_image
 from mm.data.module import AlignData
 from mm.evaluation.embed import SplitEmbeddings, embed_split, joint_scores
@@ -193,7 +193,9 @@ class OpenClipPeer:
         """A split of `root`. Raises ValueError without one."""
         if self.root is None:
             raise ValueError("--open_clip needs --data.root DIR, the images and captions to evaluate it on")
-        return open_split(self.root, split, karpathy=self.karpathy)
+        dataset = open_split(self.root, split, karpathy=self.karpathy)
+        require_readable(dataset)
+        return dataset
 
     @torch.inference_mode()
     def embed(self, dataset: CaptionDataset, name: str) -> EvaluatedSplit:

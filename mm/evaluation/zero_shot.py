@@ -4,7 +4,8 @@ Both become a CaptionDataset of listed files, so that a model embeds them as it 
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from eval.intervals import DEFAULT_BOOTSTRAP, Bootstrap
 from eval.protocols import Stated
 from eval.sugar_crepe import sugar_crepe, sugar_crepe_items
 from mm.batch import Sample
-from mm.data.dataset import files_stamp
-from mm.data.media import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, decode_audio, decode_image
+from mm.data.dataset import files_stamp, noted
+from mm.data.media import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, EncodedSample, Member, decode_sample
+from mm.data.skipped import Unreadable, warn_of_skipped
 from mm.evaluation.models import EvaluatedModel
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class ListedFiles:
         self.has_image = [modality == "image"] * len(files)
         self.has_audio = [modality == "audio"] * len(files)
         self.skipped: dict[str, int] = {}
+        self.unreadable = Unreadable(name, self.skipped)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -66,13 +69,9 @@ class ListedFiles:
 
     def __getitem__(self, index: int) -> Sample:
         path = self.files[index]
-        content = path.read_bytes()
-        stated = (path.stem, index, self.captions[index], self.caption_ids[index])
-        if self.modality == "image":
-            image = decode_image(content, str(path))
-            return Sample(*stated, image=image)
-        waveform, rate = decode_audio(content, str(path))
-        return Sample(*stated, audio=waveform, sample_rate=rate)
+        stated = EncodedSample(path.stem, index, self.captions[index], self.caption_ids[index])
+        member = Member(str(path), self.modality, path.read_bytes)
+        return noted(self, index, decode_sample(stated, [member], self.unreadable))
 
 
 def evaluate_sugar_crepe(
@@ -96,31 +95,43 @@ def evaluate_sugar_crepe(
     _needs(model, "image", "text")
     listed = sugar_crepe_items(folder)
     files = _files_of(listed, images)
-    items = {}
-    missing = 0
-    for split, rows in listed.items():
-        items[split] = [item for item in rows if item["filename"] in files]
-        missing += len(rows) - len(items[split])
+    items = _of_images(listed, files)
+    missing = _count(listed) - _count(items)
     dataset = _with_captions(items, files, f"{images.resolve().name}/sugar_crepe")
     embedded = model.embed(dataset, "sugar_crepe")
     scorers: dict[str, Scorer] = {"cosine": embedded.cosine, **embedded.joint}
     skipped = {"image is missing": missing} if missing else {}
+    places = {dataset.files[image_id].name: at for at, image_id in enumerate(embedded.arrays["image_ids"])}
+    readable = _of_images(items, places)
+    broken = _count(items) - _count(readable)
+    if broken:
+        skipped["image does not decode"] = broken
     trained_on = model.trained_on
     found = {}
     for name, scorer in scorers.items():
-        score = _NamedScore(dataset, scorer)
+        score = _NamedScore(dataset, places, scorer)
         found[name] = sugar_crepe(
-            items, score, scored_by=name, trained_on=trained_on, skipped=skipped, bootstrap=bootstrap
+            readable, score, scored_by=name, trained_on=trained_on, skipped=skipped, bootstrap=bootstrap
         )
     return found
+
+
+def _of_images(items: Items, names: Container[str]) -> Items:
+    """The items whose image is one of these."""
+    return {split: [item for item in rows if item["filename"] in names] for split, rows in items.items()}
+
+
+def _count(items: Items) -> int:
+    return sum(len(rows) for rows in items.values())
 
 
 class _NamedScore:
     """A scorer by positions as one by file names and captions."""
 
-    def __init__(self, dataset: ListedFiles, scorer: Scorer) -> None:
+    def __init__(self, dataset: ListedFiles, rows: Mapping[str, int], scorer: Scorer) -> None:
+        """`rows`: where the vector of each file name is."""
         self.scorer = scorer
-        self.row = {path.name: at for at, path in enumerate(dataset.files)}
+        self.row = rows
         self.column: dict[str, int] = {}
         for several, ids in zip(dataset.captions, dataset.caption_ids, strict=True):
             own = dict(zip(several, ids, strict=True))
@@ -221,9 +232,11 @@ def evaluate_classes(
     for first in np.searchsorted(labels, np.arange(count)):
         own += dataset.caption_ids[first]
     prompt_vectors = arrays["text"][own].reshape(count, len(asked[0]), -1)
-    kept = arrays[IDS[modality]]  # an audio clip without samples has no vector
-    silent = len(labels) - len(kept)
-    skipped = {"without samples": silent} if silent else {}
+    kept = arrays[IDS[modality]]  # a file that does not decode and an audio clip without samples have no vector
+    skipped = classes.skipped | dataset.skipped
+    silent = len(labels) - len(kept) - sum(dataset.skipped.values())
+    if silent:
+        skipped["without samples"] = silent
     stated = Stated(classes.name, "classes", model.trained_on, skipped)
     figures = zero_shot_figures(
         arrays[modality], labels[kept], prompt_vectors, stated, kind=KINDS[modality], bootstrap=bootstrap
@@ -242,6 +255,8 @@ class _Classes:
     """Of each class, in order."""
     modality: str
     """Of all files."""
+    skipped: dict[str, int]
+    """Files of kinds that are not read, by reason."""
 
     @classmethod
     def of(cls, folder: Path) -> "_Classes":
@@ -251,8 +266,14 @@ class _Classes:
         folders = sorted(path for path in folder.iterdir() if path.is_dir())
         files = []
         modalities: set[str] = set()
+        skipped: Counter[str] = Counter()
         for each in folders:
-            paths = sorted(path for path in each.iterdir() if _modality(path))
+            paths = []
+            for path in sorted(each.iterdir()):
+                if _modality(path):
+                    paths.append(path)
+                else:
+                    skipped[f"file of a kind that is not read ({path.suffix or path.name})"] += 1
             if not paths:
                 raise ValueError(f"{folder}: class {each.name!r} holds no image and no audio")
             files.append(paths)
@@ -262,7 +283,9 @@ class _Classes:
         if len(modalities) > 1:
             raise ValueError(f"{folder} holds images and audio clips: classify either, in a folder of its own")
         names = [path.name.replace("_", " ") for path in folders]
-        return cls(folder.resolve().name, names, files, modalities.pop())
+        name = f"{folder.resolve().name}/classes"
+        warn_of_skipped(name, skipped)
+        return cls(folder.resolve().name, names, files, modalities.pop(), dict(skipped))
 
     def labels(self) -> np.ndarray:
         """(N,) the class of each file, in 0 .. C-1."""

@@ -10,7 +10,9 @@ from PIL.Image import Image
 from torch import Tensor
 
 from mm.batch import Sample
+from mm.data.dataset import noted
 from mm.data.media import decode_audio, decode_image, pixels_of
+from mm.data.skipped import Unreadable
 
 FIELDS = ("image", "audio", "text")
 VALUES: dict[str, type] = {"image": Image, "audio": tuple}
@@ -80,7 +82,7 @@ class DomainDataset:
         augment: whether to read the rows as training sees them.
 
     Raises:
-        ValueError: one line that names the row, at opening for what a row holds, later for a file that does not decode.
+        ValueError: one line that names the row, at opening for what a row holds, later for what it draws.
     """
 
     def __init__(self, adapter: DomainAdapter, split: str, rows: Iterable[int], augment: bool) -> None:
@@ -112,6 +114,7 @@ class DomainDataset:
         self.skipped: dict[str, int] = {}
         if adapter.skipped:
             self.skipped["unusable row"] = len(adapter.skipped)
+        self.unreadable = Unreadable(self.name, self.skipped)
 
     def row_name(self, row: int) -> str:
         """What an error calls a row."""
@@ -128,10 +131,10 @@ class DomainDataset:
         audio = None
         rate = 0
         if "image" in record:
-            image = _image(record["image"], where)
+            image = self._image(record["image"], where)
         if "audio" in record:
-            audio, rate = _audio(record["audio"], where)
-        return Sample(
+            audio, rate = self._audio(record["audio"], where)
+        sample = Sample(
             key=f"row_{row:08d}",
             image_id=row,
             captions=self.captions[index],
@@ -140,6 +143,22 @@ class DomainDataset:
             audio=audio,
             sample_rate=rate,
         )
+        return noted(self, index, sample)
+
+    def _image(self, value: Any, where: str) -> Tensor | None:
+        """The image that a row holds or draws, or that of its file; None of a file that does not decode."""
+        if not isinstance(value, str | Path):
+            return _drawn(value, where)
+        name = f"{value} of {where}"
+        return self.unreadable.attempt("image", name, lambda: decode_image(Path(value).read_bytes(), name))
+
+    def _audio(self, value: Any, where: str) -> tuple[np.ndarray | None, int]:
+        """(waveform, hertz) that a row holds or gives, or of its file; (None, 0) of a file that does not decode."""
+        if not isinstance(value, str | Path):
+            return _waveform(value, where)
+        name = f"{value} of {where}"
+        found = self.unreadable.attempt("audio", name, lambda: decode_audio(Path(value).read_bytes(), name))
+        return found or (None, 0)
 
 
 def _checked(record: Any, where: str) -> dict[str, Any]:
@@ -182,11 +201,8 @@ def _check_value(field: str, value: Any, where: str) -> None:
         raise ValueError(f"{where}: {field} is {found}, not a path, a function or {kind.__name__}")
 
 
-def _image(value: Any, where: str) -> Tensor:
-    """The RGB image (3, H, W) uint8 that a row holds, names or draws. Raises ValueError if it is none."""
-    if isinstance(value, str | Path):
-        data = Path(value).read_bytes()
-        return decode_image(data, f"{value} of {where}")
+def _drawn(value: Any, where: str) -> Tensor:
+    """The RGB image (3, H, W) uint8 that a row holds or draws. Raises ValueError if it is none."""
     image = value if isinstance(value, Image) else value()
     if not isinstance(image, Image):
         found = type(image).__name__
@@ -194,11 +210,8 @@ def _image(value: Any, where: str) -> Tensor:
     return pixels_of(image)
 
 
-def _audio(value: Any, where: str) -> tuple[np.ndarray, int]:
-    """(waveform (S,) float32, hertz) that a row holds, names or gives. Raises ValueError if it is no such pair."""
-    if isinstance(value, str | Path):
-        data = Path(value).read_bytes()
-        return decode_audio(data, f"{value} of {where}")
+def _waveform(value: Any, where: str) -> tuple[np.ndarray, int]:
+    """(waveform (S,) float32, hertz) that a row holds or gives. Raises ValueError if it is no such pair."""
     pair = value() if callable(value) else value
     problem = f"{where}: audio is a pair of a waveform (S,) and its sample rate in hertz"
     if not isinstance(pair, tuple) or len(pair) != 2:

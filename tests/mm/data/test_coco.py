@@ -98,29 +98,72 @@ def test_a_split_without_any_image_says_which_is_missing(root):
         CocoFolder(root, "train")
 
 
-def test_an_image_that_does_not_decode_is_named(root):
+@pytest.mark.parametrize("damage", [lambda data: data[:60], lambda data: b"no image at all", lambda data: b""])
+def test_an_image_that_does_not_decode_is_absent_and_named_once(root, caplog, damage):
     path = root / "images" / "photo_002.png"
-    path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"photo_002\.png does not decode") as caught:
-        CocoFolder(root, "train")[2]
-    assert "\n" not in str(caught.value)
-    path.write_bytes(b"no image at all")
-    with pytest.raises(ValueError, match=r"photo_002\.png does not decode: cannot identify image file$"):
-        CocoFolder(root, "train")[2]
+    path.write_bytes(damage(path.read_bytes()))
+    dataset = CocoFolder(root, "train")
+    for _ in range(2):
+        sample = dataset[2]
+        assert sample.image is None and sample.audio is not None and sample.captions
+    assert dataset[1].image is not None and dataset.skipped == {"unreadable image": 1}
+    (line,) = [line for line in caplog.messages if "does not decode" in line]
+    assert "photo_002.png does not decode" in line and "\n" not in line and "BytesIO" not in line
 
 
-def test_an_audio_clip_that_does_not_decode_is_named(root):
-    (root / "audio" / "photo_002.flac").write_bytes(b"fLaC" + bytes(9000))
-    with pytest.raises(ValueError, match=r"photo_002\.flac does not decode") as caught:
-        CocoFolder(root, "train")[2]
-    assert "BytesIO" not in str(caught.value)
+def test_a_file_that_is_gone_since_is_absent_and_named(root, caplog):
+    dataset = CocoFolder(root, "train")
+    (root / "images" / "photo_002.png").unlink()
+    assert dataset[2].image is None and dataset.skipped == {"unreadable image": 1}
+    assert "photo_002.png" in caplog.text
 
 
-def test_an_audio_clip_of_samples_that_are_no_numbers_is_named(root):
-    (root / "audio" / "photo_002.flac").unlink()
-    soundfile.write(root / "audio" / "photo_002.wav", np.full(6000, np.nan), 16000, subtype="FLOAT")
-    with pytest.raises(ValueError, match=r"photo_002\.wav holds samples that are not finite"):
-        CocoFolder(root, "train")[2]
+@pytest.mark.parametrize("size", [0, 100, 9000])
+def test_an_audio_clip_that_does_not_decode_is_absent_and_named(root, caplog, size):
+    """A short one is opened to count its samples, a long one when it is read."""
+    (root / "audio" / "photo_002.flac").write_bytes(b"fLaC" + bytes(size))
+    dataset = CocoFolder(root, "train")
+    sample = dataset[2]
+    assert sample.audio is None and sample.sample_rate == 0 and sample.image is not None
+    assert dataset.skipped == {"unreadable audio": 1} and "photo_002.flac does not decode" in caplog.text
+
+
+def test_samples_that_are_no_numbers_and_rates_of_no_audio_are_named(root, caplog):
+    for name, samples, rate in (("photo_001", np.full(6000, np.nan), 16000), ("photo_002", np.zeros(6000), 7)):
+        (root / "audio" / f"{name}.flac").unlink()
+        soundfile.write(root / "audio" / f"{name}.wav", samples, rate, subtype="FLOAT")
+    dataset = CocoFolder(root, "train")
+    assert dataset[1].audio is None and dataset[2].audio is None and dataset.skipped == {"unreadable audio": 2}
+    assert "photo_001.wav holds samples that are not finite" in caplog.text
+    assert "photo_002.wav claims 7 hertz" in caplog.text
+
+
+@pytest.mark.parametrize("extension", ["mp3", "ogg", "aiff"])
+def test_audio_is_read_as_libsndfile_reads_it(root, extension):
+    (root / "audio" / "photo_000.flac").unlink()
+    tone = 0.5 * np.sin(2 * np.pi * 500 * np.arange(8000) / 16000)
+    soundfile.write(root / "audio" / f"photo_000.{extension}", tone, 16000)
+    dataset = CocoFolder(root, "train")
+    sample = dataset[0]
+    assert dataset.has_audio[0] and dataset.skipped == {} and sample.sample_rate == 16000
+    strongest = np.argmax(np.abs(np.fft.rfft(sample.audio[:8000]))) * 16000 / len(sample.audio[:8000])
+    assert strongest == pytest.approx(500, abs=10)
+
+
+def test_audio_of_a_kind_that_is_not_read_is_counted_by_its_extension(root):
+    """Only where it is an image's, and nothing else of that name can be read."""
+    (root / "audio" / "photo_000.flac").rename(root / "audio" / "photo_000.m4a")
+    for name in ("photo_001.m4a", "speech.json", "stranger.m4a"):
+        (root / "audio" / name).write_bytes(b"x")
+    dataset = CocoFolder(root, "train")
+    assert dataset.has_audio[:2] == [False, True]
+    assert dataset.skipped == {"audio of a kind that is not read (.m4a)": 1}
+
+
+def test_of_two_audio_clips_of_one_image_the_exact_one_is_read(root):
+    for extension, rate in (("mp3", 16000), ("wav", 8000)):
+        soundfile.write(root / "audio" / f"photo_000.{extension}", np.zeros(4000), rate)
+    assert CocoFolder(root, "train")[0].sample_rate == 8000
 
 
 def test_stereo_becomes_the_mean_and_keeps_its_rate(root):

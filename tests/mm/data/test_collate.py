@@ -1,6 +1,5 @@
 """Behaviour: every random choice is a function of (seed, epoch, index); absent things are marked, not invented."""
 
-import logging
 from collections import Counter
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from encoders import AudioConfig, ImageConfig
 from mm.data import open_split, views
 from mm.data.coco import write_coco
 from mm.data.collate import Collate
+from mm.data.dataset import require_readable
 from mm.data.sampling import StepSampler
 from mm.data.views import EvalView, TrainView
 from mm.modalities import build_readers
@@ -162,15 +162,24 @@ def test_audio_of_another_rate_is_resampled_not_misread(dataset):
         assert strongest == pytest.approx(200, abs=10)
 
 
-def test_an_unreadable_picture_is_an_error_or_an_absence(dataset, caplog):
+def test_an_unreadable_picture_is_an_absence_and_changes_nothing_else(dataset):
+    whole = [view(dataset)[index, 0] for index in (1, 2)]
     dataset.files[2].write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match=r"photo_002\.png does not decode"):
-        view(dataset)[2, 0]
-    lenient = view(dataset, unreadable="skip")
-    with caplog.at_level(logging.WARNING):
-        batch = batch_of([lenient[1, 0], lenient[2, 0]])
+    read = [view(dataset)[index, 0] for index in (1, 2)]
+    batch = batch_of(read)
     assert batch.present["image"].tolist() == [True, False] and not batch.inputs["image"][1].any()
-    assert "photo_002.png" in caplog.text
+    assert same(whole[0], read[0]) and whole[1].captions == read[1].captions
+    assert np.array_equal(whole[1].rows["audio"], read[1].rows["audio"])
+
+
+def test_a_split_that_cannot_be_read_is_refused(dataset):
+    for path in dataset.files[:3]:
+        path.write_bytes(b"not a picture")
+    require_readable(dataset)  # one half of it
+    dataset = open_split(dataset.root, "train")
+    dataset.files[3].write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"train: 4 of 6 image files that were tried do not decode, the first: .*000"):
+        require_readable(dataset)
 
 
 def test_eval_view_lists_every_caption_with_its_image(dataset):

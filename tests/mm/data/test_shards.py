@@ -154,6 +154,29 @@ def test_an_audio_clip_without_samples_is_absent_and_counted(tmp_path, photograp
     assert dataset[0].audio is None and dataset[1].audio is not None
 
 
+def test_a_member_that_does_not_decode_is_absent_and_named_with_its_shard(tmp_path, photographs, caplog):
+    first, second = (encode_sample(sample) for sample in photographs(2, audio=True))
+    broken = replace(first, members={"jpg": first.members["jpg"][:200], "flac": b"fLaC" + bytes(100)})
+    write_shards([broken, second], tmp_path, "train")
+    dataset = open_split(tmp_path, "train")
+    assert dataset[0].image is None and dataset[0].audio is None and dataset[1].image is not None
+    assert dataset.skipped == {"unreadable audio": 1, "unreadable image": 1}
+    for extension in ("jpg", "flac"):
+        assert f"photo_000.{extension} in train-000000.tar does not decode" in caplog.text
+
+
+def test_members_of_other_kinds_are_counted_and_the_first_image_is_read(tmp_path, photographs):
+    sample = encode_sample(photographs(1)[0], "png")
+    other = encode_sample(photographs(2)[1], "jpg")
+    write_shards([replace(sample, members={**sample.members, **other.members})], tmp_path, "train")
+    with tarfile.open(tmp_path / "train-000000.tar", "a") as tar:
+        tar.addfile(tarfile.TarInfo("photo_000.m4a"))
+    index_path(tmp_path, "train").unlink()
+    dataset = open_split(tmp_path, "train")
+    assert dataset.skipped == {"member of a kind that is not read (.m4a)": 1}
+    assert list(dataset.encoded(0).members) == ["jpg"]
+
+
 def test_empty_captions_are_counted_and_mismatched_ones_refused(tmp_path, photographs):
     first, second = (encode_sample(sample) for sample in photographs(2))
     write_shards([replace(first, captions=("  ", "a caption"), caption_ids=(7, 8)), second], tmp_path, "train")

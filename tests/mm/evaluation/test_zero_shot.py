@@ -33,6 +33,7 @@ class ColourModel:
         assert all(dataset.captions)  # a caption for everybody: frozen text trunks look each up
         captions = [c for group in dataset.captions for c in group]
         images = [dataset[i].image for i in range(len(dataset))]
+        ids = [i for i, image in zip(dataset.image_ids, images, strict=True) if image is not None]
         seen = [image.float().mean((1, 2)).numpy() / 255 for image in images if image is not None]
         counts = [len(group) for group in dataset.captions]
         read = [np.array(next(v for k, v in COLOURS.items() if k in caption)) / 255 for caption in captions]
@@ -40,7 +41,7 @@ class ColourModel:
             {
                 "image": np.array(seen),
                 "text": np.array(read),
-                "image_ids": np.array(dataset.image_ids),
+                "image_ids": np.array(ids),
                 "caption_image_ids": np.repeat(dataset.image_ids, counts),
             },
             {},
@@ -68,6 +69,24 @@ def test_classes_of_any_size_meet_their_own_prompts(colours: Path) -> None:
     paint(colours / "red" / "0.png", "green")
     mistaken = evaluate_classes(ColourModel(), colours, bootstrap=FEW)["classes"]
     assert mistaken.metrics["top-1 accuracy"] == pytest.approx(500 / 6)
+
+
+def test_files_of_other_kinds_are_counted_by_their_extension(colours: Path) -> None:
+    for name in ("a.webp", "b.bmp", "c.gif", "d.tif"):
+        paint(colours / "red" / name, "red")
+    (colours / "red" / "e.heic").write_bytes(b"x")
+    (colours / "green" / "README").write_bytes(b"x")
+    found = evaluate_classes(ColourModel(), colours, bootstrap=FEW)["classes"]
+    assert found.protocol.images == 10 and found.metrics["top-1 accuracy"] == 100
+    reasons = ("(README)", "(.heic)")
+    assert found.protocol.skipped == {f"file of a kind that is not read {reason}": 1 for reason in reasons}
+
+
+def test_a_class_s_file_that_does_not_decode_is_counted(colours: Path) -> None:
+    (colours / "dark_blue" / "1.png").write_bytes(b"no image")
+    found = evaluate_classes(ColourModel(), colours, bootstrap=FEW)["classes"]
+    assert (found.protocol.images, found.metrics["top-1 accuracy"]) == (5, 100)
+    assert found.protocol.skipped == {"unreadable image": 1}
 
 
 def test_folders_that_are_no_classes_are_refused(colours: Path, tmp_path: Path) -> None:
@@ -107,6 +126,19 @@ def test_what_is_missing_is_counted_in_the_protocol(tmp_path: Path) -> None:
     (folder / "swap_obj.json").write_text(json.dumps(rows))
     found = evaluate_sugar_crepe(ColourModel(), folder, tmp_path, FEW)["cosine"]
     assert found.protocol.skipped == {"image is missing": 1} and found.protocol.images == 1
+
+
+def test_an_edit_whose_image_does_not_decode_is_counted_and_moves_no_other(tmp_path: Path) -> None:
+    (tmp_path / "000000000001.jpg").write_bytes(b"no image")
+    folder = edits(tmp_path)
+    rows = json.loads((folder / "swap_obj.json").read_text())
+    rows["1"] = rows["0"] | {"filename": "000000000002.jpg"}
+    paint(tmp_path / "000000000002.jpg", "red")
+    for split in SUGAR_CREPE:
+        (folder / f"{split}.json").write_text(json.dumps(rows))
+    found = evaluate_sugar_crepe(ColourModel(), folder, tmp_path, FEW)["cosine"]
+    assert found.metrics["mean"] == 100 and found.protocol.images == 1
+    assert found.protocol.skipped == {"image does not decode": len(SUGAR_CREPE)}
 
 
 def test_a_file_name_is_not_a_path(tmp_path: Path) -> None:

@@ -96,10 +96,14 @@ def test_what_shows_only_when_it_is_read_names_its_row_too(row: Any, message: st
         Rows(row).dataset()[0]
 
 
-def test_a_file_that_does_not_decode_names_itself_and_its_row(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"broken\.png of Rows/all, row 0 does not decode"):
-        Rows({"image": tmp_path / "broken.png"}).dataset()[0]
+def test_a_file_that_does_not_decode_is_absent_and_named_with_its_row(tmp_path: Path, caplog: Any) -> None:
+    for name in ("broken.png", "broken.wav"):
+        (tmp_path / name).write_bytes(b"no file")
+    dataset = Rows({"image": tmp_path / "broken.png", "audio": tmp_path / "broken.wav", "text": "a"}).dataset()
+    sample = dataset[0]
+    assert sample.image is None and sample.audio is None and sample.captions == ("a",)
+    assert dataset.skipped == {"unreadable image": 1, "unreadable audio": 1}
+    assert "broken.png of Rows/all, row 0 does not decode" in caplog.text
 
 
 def test_an_empty_set_is_refused() -> None:
