@@ -53,8 +53,12 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a file name that was read from data would lead out of the folder it is joined to, on any system."""
+    """Whether a file name that was read from data would lead out of the folder it is joined to.
+
+    A backslash is refused as the separator of another system's names. A colon, as in `12:30.jpg`, is a character like
+    any other wherever this program runs.
+    """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         return True
-    return "\\" in name or ":" in name
+    return "\\" in name

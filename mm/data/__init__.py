@@ -12,15 +12,18 @@ def open_split(
     """Open a split by what is on disk: shards `<root>/<split>-*.tar` if there are any, else the COCO caption layout.
 
     Raises FileNotFoundError for a missing folder or annotation file (naming the splits that exist), ValueError for
-    files that cannot be read.
+    files that cannot be read and for img2dataset's shards.
     """
     # What reads a layout is imported with the first folder of it: `import mm.data` needs no pycocotools.
-    from mm.data.shard_index import has_shards
+    from mm.data.shard_index import foreign_shard, has_shards, img2dataset_shards
 
     if karpathy is None and has_shards(Path(root), split):
         from mm.data.shards import ShardFolder
 
         return ShardFolder(root, split)
+    foreign = img2dataset_shards(Path(root))
+    if foreign and not (Path(root) / "annotations").is_dir():
+        raise ValueError(foreign_shard(foreign[0]))
     from mm.data.coco import CocoFolder
 
     return CocoFolder(root, split, karpathy=karpathy, audio_root=audio_root)

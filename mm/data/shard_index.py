@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import tarfile
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NotRequired, TypedDict
 
@@ -52,6 +53,8 @@ class ShardRecord(ShardEntry):
     samples: list[SampleEntry]
     left_out: NotRequired[list[str]]
     """A line for each thing that was skipped; the key is that of the files of earlier versions."""
+    skipped: NotRequired[dict[str, int]]
+    """Members of the tar that belong to no sample, counted by reason."""
 
 
 class Index(TypedDict):
@@ -64,6 +67,8 @@ class Index(TypedDict):
     """A line for each thing that was skipped; the key is that of the files of earlier versions."""
     shards: list[ShardEntry]
     samples: list[SampleEntry]
+    skipped: NotRequired[dict[str, int]]
+    """Members of the tars that belong to no sample, counted by reason."""
 
 
 def shard_path(folder: Path, split: str, number: int) -> Path:
@@ -92,12 +97,16 @@ def has_shards(folder: Path, split: str) -> bool:
 def join_records(records: list[ShardRecord], settings: Any) -> Index:
     """Shard records -> the content of the index."""
     index = Index(version=INDEX_VERSION, settings=settings, left_out=[], shards=[], samples=[])
+    skipped: Counter[str] = Counter()
     for number, record in enumerate(records):
+        skipped.update(record.get("skipped", {}))
         index["left_out"] += record.get("left_out", [])
         shard = ShardEntry(name=record["name"], size=record["size"], sha256=record["sha256"])
         index["shards"].append(shard)
         for sample in record["samples"]:
             index["samples"].append({**sample, "shard": number})
+    if skipped:
+        index["skipped"] = dict(skipped)
     return index
 
 
@@ -133,6 +142,7 @@ def skipped_before(index: Index) -> dict[str, int]:
     settings = index.get("settings")
     if isinstance(settings, dict):
         counts |= settings.get("skipped", {})
+    counts |= index.get("skipped", {})
     unreadable = index.get("left_out", [])
     if unreadable:
         counts["unreadable file"] = len(unreadable)
@@ -151,20 +161,30 @@ def scan_shard(path: Path) -> ShardRecord:
     """
     places: dict[str, Members] = {}
     texts: dict[str, SampleText] = {}
+    skipped: Counter[str] = Counter()
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file) as tar:
             for member in tar:
-                key, extension = _split_name(member, path)
+                key, extension, reason = _split_name(member, path)
+                if reason:
+                    skipped[reason] += 1
+                    continue
                 members = places.setdefault(key, {})
+                if extension in members:
+                    raise ValueError(f"shard {path} holds {member.name!r} twice; write it again without the repetition")
                 members[extension] = [member.offset_data, member.size]
                 if extension == "json":
                     file.seek(member.offset_data)
-                    texts[key] = sample_text(json.loads(file.read(member.size)), f"shard {path}: sample {key}")
+                    content = json.loads(file.read(member.size))
+                    _refuse_img2dataset(content, path)
+                    texts[key] = sample_text(content, f"shard {path}: sample {key}")
             _require_end(file, path)
     except (tarfile.TarError, json.JSONDecodeError, KeyError, TypeError, EOFError) as error:
         raise ValueError(f"shard {path} is truncated or not a caption shard: {error}") from error
     size = path.stat().st_size
     record = ShardRecord(name=path.name, size=size, sha256=sha256(path), samples=[])
+    if skipped:
+        record["skipped"] = dict(skipped)
     for key, members in places.items():
         if key not in texts:
             raise ValueError(f"shard {path}: sample {key} has no .json member with its captions")
@@ -184,6 +204,25 @@ def shard_files(folder: Path, split: str) -> list[Path]:
     pattern = re.compile(re.escape(split) + r"-\d{6}\.tar")
     files = [path for path in folder.glob("*.tar") if pattern.fullmatch(path.name)]
     return sorted(files)
+
+
+def img2dataset_shards(folder: Path) -> list[Path]:
+    """Tars that are named as img2dataset names them: by a number alone."""
+    return sorted(path for path in folder.glob("*.tar") if path.stem.isdecimal())
+
+
+def foreign_shard(path: Path) -> str:
+    """Why a shard of img2dataset is not read, and what can be done."""
+    return (
+        f"shard {path} is of img2dataset, which keeps one caption a sample and no ids: group its samples by their url"
+        " and write them with mm.data.shard_writer.write_shards, an image with all its captions in one sample"
+    )
+
+
+def _refuse_img2dataset(content: Any, path: Path) -> None:
+    """Raise ValueError if a `.json` member says what img2dataset says of a sample."""
+    if isinstance(content, dict) and "captions" not in content and {"caption", "key"} <= content.keys():
+        raise ValueError(foreign_shard(path))
 
 
 def sample_text(content: Any, where: str) -> SampleText:
@@ -211,15 +250,26 @@ def sample_text(content: Any, where: str) -> SampleText:
     return {"image_id": image_id, "captions": captions, "caption_ids": caption_ids}
 
 
-def _split_name(member: tarfile.TarInfo, path: Path) -> tuple[str, str]:
-    """(key, extension) as webdataset cuts them: the extension starts at the first dot of the last path component."""
+def _split_name(member: tarfile.TarInfo, path: Path) -> tuple[str, str, str]:
+    """(key, extension, "") as webdataset cuts them: the extension starts at the first dot of the last path component,
+    and the key is everything before it.
+
+    What belongs to no sample is ("", "", reason): directories, which plain `tar c folder` writes, names that begin with
+    a dot, such as macOS' `._` files, names without an extension, and webdataset's own `__…__`.
+
+    Raises ValueError for a link and for a name that leads out of the tar.
+    """
     name = PurePosixPath(member.name)
-    leaves = name.is_absolute() or ".." in name.parts
-    extended = "." in name.name.lstrip(".")
-    if leaves or not extended or not member.isreg():
+    if member.isdir():
+        return "", "", "directory in a shard"
+    if name.is_absolute() or ".." in name.parts or not member.isreg():
         raise ValueError(f"shard {path} holds {member.name!r}, which is not a plain `key.extension` member")
-    stem, _, extension = name.name.partition(".")
-    return str(name.parent / stem), extension.lower()
+    if name.name.startswith("."):
+        return "", "", "dot file in a shard"
+    cut = re.fullmatch(r"((?:.*/|)[^.]+)[.]([^/]*)", member.name, re.DOTALL)
+    if cut is None or re.match(r"__[^/]*__($|/)", member.name):
+        return "", "", "member of a shard without a key and an extension"
+    return cut.group(1), cut.group(2).lower(), ""
 
 
 def _require_end(file: BinaryIO, path: Path) -> None:

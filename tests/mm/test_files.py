@@ -72,11 +72,11 @@ def test_a_held_path_is_waited_for(tmp_path: Path) -> None:
     process.communicate()
 
 
-@pytest.mark.parametrize("name", ["../a", "/a", "a/../../b", "..\\b", "C:b"])
+@pytest.mark.parametrize("name", ["../a", "/a", "a/../../b", "..\\b"])
 def test_a_name_that_leads_out_of_its_folder_is_known(name: str) -> None:
     assert leaves_folder(name)
 
 
-@pytest.mark.parametrize("name", ["a", "a/b.jpg", "a..b", ".hidden"])
+@pytest.mark.parametrize("name", ["a", "a/b.jpg", "a..b", ".hidden", "12:30.jpg", "a:b"])
 def test_any_other_name_stays_in_it(name: str) -> None:
     assert not leaves_folder(name)
