@@ -141,13 +141,15 @@ class CodeAgreement(nn.Module):
     def forward(self, a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, ids: Tensor) -> Tensor:
         """Unit tokens a (B, S, D), b (B, T, D), their masks, ids (B,) -> ().
 
-        The batch is the global one, over all ranks.
+        The batch is the global one, over all ranks. Everything is float32, also under autocast: bfloat16 keeps three
+        digits of a logarithm near zero.
         """
         group = world()
-        p = gather(self.distribution(a, mask_a), group)
-        q = gather(self.distribution(b, mask_b), group)
-        similarity = p @ (q + 1e-6).log().T + (p + 1e-6).log() @ q.T
-        return dense_info_nce(similarity, gather(ids, group))
+        with torch.autocast(a.device.type, enabled=False):
+            p = gather(self.distribution(a, mask_a), group)
+            q = gather(self.distribution(b, mask_b), group)
+            similarity = p @ (q + 1e-6).log().T + (p + 1e-6).log() @ q.T
+            return dense_info_nce(similarity, gather(ids, group))
 
 
 def dense_info_nce(logits: Tensor, ids: Tensor) -> Tensor:

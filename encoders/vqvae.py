@@ -237,7 +237,8 @@ class FeatureDecoder(nn.Module):
 def feature_reconstruction(decoded: Tensor, features: Features) -> Tensor:
     """Mean squared error to layer-normed features over real tokens.
 
-    The features are normalised: otherwise the few largest channels of a frozen trunk would dominate the loss.
+    The features are normalised: otherwise the few largest channels of a frozen trunk would dominate the loss. They are
+    a target, without gradient: a trunk that trains would learn features that are easy to decode.
 
     Args:
         decoded: (B, T, F).
@@ -246,7 +247,7 @@ def feature_reconstruction(decoded: Tensor, features: Features) -> Tensor:
     Returns:
         ().
     """
-    tokens = features.tokens.float()
+    tokens = features.tokens.detach().float()
     target = nn.functional.layer_norm(tokens, tokens.shape[-1:])
     error = (decoded.float() - target).square().mean(-1)
     count = features.mask.sum().clamp(min=1)

@@ -148,6 +148,20 @@ def test_collapse_does_not_win_code_agreement() -> None:
     assert agreement(apart, mask, apart.roll(1, 0), mask, ids).item() > chance
 
 
+def test_code_agreement_is_of_float32_under_autocast() -> None:
+    (a, mask_a), (b, mask_b) = ragged(6, 4, 0), ragged(6, 3, 1)
+    agreement = CodeAgreement(8, 6)
+    found = []
+    for reduced in (False, True):
+        agreement.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+            value = agreement(a, mask_a, b, mask_b, torch.arange(6))
+        value.backward()
+        assert agreement.codebook.grad is not None
+        found.append((value.detach(), agreement.codebook.grad.clone()))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
 def test_the_shared_codebook_learns_from_both_sides() -> None:
     (a, mask_a), (b, mask_b) = ragged(6, 4, 0), ragged(6, 3, 1)
     a.requires_grad_(), b.requires_grad_()

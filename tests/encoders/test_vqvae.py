@@ -91,3 +91,11 @@ def test_feature_reconstruction_counts_real_tokens_only() -> None:
     perfect[0, 0] += 3
     assert feature_reconstruction(perfect, x).item() == pytest.approx(9 / x.mask.sum().item(), rel=1e-4)
     assert FeatureDecoder(4, 6)(torch.randn(2, 5, 4)).shape == (2, 5, 6)
+
+
+def test_feature_reconstruction_moves_the_decoder_and_not_its_target() -> None:
+    tokens = torch.randn(2, 3, 4, requires_grad=True)
+    decoded = torch.zeros(2, 3, 4, requires_grad=True)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    feature_reconstruction(decoded, Features(tokens, mask)).backward()
+    assert decoded.grad is not None and decoded.grad.any() and tokens.grad is None
