@@ -60,6 +60,7 @@ def run_contests(only: Op | None, repeats: int, largest: int) -> Iterator[list[R
         for op, make in contests.items():
             if only in (None, op):
                 for contest in make():
+                    contest.device = torch.device(DEVICE)
                     yield contest.rows(repeats)
 
 

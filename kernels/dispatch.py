@@ -41,16 +41,11 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 
 def has_bf16(device: str) -> bool:
     """Whether the device multiplies bfloat16 natively. A CPU that does not is over twenty times slower in it than in
-    float32.
+    float32; GPUs before Ampere emulate it.
     """
     if device == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def bf16_autocast(device: str) -> torch.autocast:
-    """bfloat16 where the device multiplies it: the precision that training, evaluation and cached features share."""
-    return torch.autocast(device, torch.bfloat16, enabled=has_bf16(device))
 
 
 def arithmetic_dtype(op: str, dtype: torch.dtype, device: str, path: str) -> torch.dtype:

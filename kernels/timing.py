@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 Run = Callable[[], Any]
+CPU = torch.device("cpu")
 SLOW = 1.0
 """Seconds: what takes longer is repeated three times only."""
 
@@ -34,6 +35,8 @@ class Contest:
     leaves: Sequence[Tensor] = ()
     repeats: int | None = None
     """Rounds, where the contest itself knows."""
+    device: torch.device = CPU
+    """Where the implementations compute, whatever else the machine has."""
     times: dict[str, list[float]] = field(default_factory=dict)
 
     def rows(self, repeats: int) -> list[dict[str, Any]]:
@@ -57,21 +60,21 @@ class Contest:
         row["peak_bytes"] = peak
         row["fastest_milliseconds"] = round(1e3 * min(taken), 3)
         row["repeats"] = len(taken)
-        return row | surroundings()
+        return row | surroundings(self.device)
 
     def seconds(self, run: Run) -> float:
         """One run, with the device's work finished."""
-        wait()
+        wait(self.device)
         start = time.perf_counter()
         run()
-        wait()
+        wait(self.device)
         taken = time.perf_counter() - start
         self.clear()
         return taken
 
     def peak_bytes(self, run: Run) -> int:
         """The most memory of torch's allocator held at once beyond what was held before, gradients included."""
-        if torch.cuda.is_available():
+        if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             run()
@@ -101,27 +104,29 @@ def cpu_peak_bytes(run: Run) -> int:
     return peak
 
 
-def wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def wait(device: torch.device) -> None:
+    """Until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
-def surroundings() -> dict[str, Any]:
+def surroundings(device: torch.device) -> dict[str, Any]:
     """device, threads, torch, driver (CUDA's version, none on a CPU) and date (UTC)."""
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-        driver = torch.version.cuda
-    else:
-        device = f"{processor()}, {torch.backends.cpu.get_cpu_capability()}"
-        driver = None
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     return {
-        "device": device,
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "driver": driver,
+        "driver": torch.version.cuda if device.type == "cuda" else None,
         "date": date,
     }
+
+
+def device_name(device: torch.device) -> str:
+    """A GPU's name, or the processor's and the instructions that torch uses of it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def processor() -> str:

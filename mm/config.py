@@ -44,7 +44,7 @@ class TrainConfig:
     batch_size: int = 32
     """Images per step, over all processes."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto is bf16 autocast where the processor has it."""
+    """auto is bf16 autocast where the device multiplies it natively; features and evaluation follow."""
     checkpoint_every: int = 200
     """Steps between checkpoints to resume from."""
     evaluate_every: int = 0
@@ -54,7 +54,7 @@ class TrainConfig:
     freeze: tuple[str, ...] = ()
     """Name patterns of parameters that do not train, such as encoders.text.trunk.*embeddings*."""
     accelerator: str = "auto"
-    """Lightning's: auto, cpu, gpu, …"""
+    """cpu, gpu, or auto for a GPU where there is one: everything that the run does is done there."""
     devices: int | Literal["auto"] = "auto"
     """How many of them."""
     strategy: str = "auto"

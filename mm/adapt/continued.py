@@ -19,6 +19,7 @@ from mm.adapt.training import train_keeping_best
 from mm.artifacts.run import Run, load_run, save_run
 from mm.batch import Batch
 from mm.data.module import AlignData
+from mm.device import choose_device
 from mm.evaluation.result import evaluate_run, show
 from mm.files import write_json
 from mm.train.freeze import freeze, require_fitting
@@ -80,15 +81,16 @@ def continue_pretrain(config: ContinueConfig) -> None:
 
     Raises ValueError on settings that fit neither the run nor the data, FloatingPointError on divergence.
     """
+    device = choose_device(config.train.accelerator)
     keep_freed_memory()
     folder = folder_of(config, "continued")
     with held(folder):
-        _continue_pretrain(config, folder)
+        _continue_pretrain(config, device, folder)
 
 
-def _continue_pretrain(config: ContinueConfig, folder: Path) -> None:
+def _continue_pretrain(config: ContinueConfig, device: torch.device, folder: Path) -> None:
     started = time.perf_counter()
-    run = load_run(config.run)
+    run = load_run(config.run).to(device)
     seed_everything(config.seed, verbose=False)
     adapted = adapted_config(run.config, config)
     data = data_of(adapted)

@@ -20,6 +20,7 @@ from mm.compress.lora import attach, coverage, merge_and_unload
 from mm.compress.nf4 import dequantize, quantize
 from mm.config import encoders_of
 from mm.data.module import AlignData
+from mm.device import choose_device
 from mm.evaluation.result import evaluate_run, show
 from mm.files import write_json
 from mm.train.freeze import freeze, require_fitting
@@ -33,8 +34,9 @@ def finetune(config: FinetuneConfig) -> None:
 
     Raises ValueError on settings that fit neither the run nor the data, FloatingPointError on divergence.
     """
+    device = choose_device(config.train.accelerator)
     keep_freed_memory()
-    run = load_run(config.run)
+    run = load_run(config.run).to(device)
     seed_everything(config.seed, verbose=False)
     adapted = adapted_config(run.config, config)
     data = data_of(adapted)

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.timing import wait
 from mm.adapt.config import Strategy
 from mm.adapt.task import AdaptTask
 from mm.batch import Batch
-from mm.train.memory import memory_in_use
+from mm.device import autocast
+from mm.train.memory import forget_peak, memory_in_use
 
 SMALL = 10_000
 """Images below which adapters train."""
@@ -42,15 +44,24 @@ def choose(images: int) -> Strategy:
 
 
 def estimate(task: AdaptTask, batch: Batch) -> Estimate:
-    """Two forwards and backwards of a batch, the second of which is timed; the task stays as it was."""
+    """Two forwards and backwards of a batch where the task is, the second of which is timed; the task stays as it was.
+
+    Of a GPU the memory is that of these steps alone: what ran before may have taken more.
+    """
+    device = task.run.device
+    batch = batch.to(device)
     buffers = {name: buffer.clone() for name, buffer in task.named_buffers()}
     task.train()
+    forget_peak(device)
     for _ in range(2):
+        wait(device)
         started = time.perf_counter()
         task.seed_step()
-        terms, _ = task.losses(task.read(batch), batch)
+        with autocast(task.config.train.precision, device):
+            terms, _ = task.losses(task.read(batch), batch)
         terms.total.backward()
-        memory = memory_in_use()
+        memory = memory_in_use(device)
+        wait(device)
         seconds = time.perf_counter() - started
         task.zero_grad(set_to_none=True)
     with torch.no_grad():

@@ -35,7 +35,7 @@ class EvaluationSet:
 
 def data_of(config: AlignConfig) -> AlignData:
     """What a run of these settings reads; nothing is opened yet."""
-    return AlignData(config.data, encoders_of(config), plan_of(config))
+    return AlignData(config.data, encoders_of(config), plan_of(config), config.train.precision)
 
 
 def domain_set(run: Run, data: AlignData, metric: str) -> EvaluationSet:

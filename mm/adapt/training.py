@@ -32,7 +32,9 @@ class Training:
 def train_keeping_best(
     config: AdaptConfig, task: AdaptTask, data: LightningDataModule, domain: EvaluationSet, folder: Path
 ) -> Training:
-    """Train, evaluating on the domain; the best state is left in the task, of averaged weights with `train.ema`."""
+    """Train where the task is, evaluating on the domain; the best state is left in the task, of averaged weights with
+    `train.ema`.
+    """
     train = task.config.train
     callbacks: list[Callback] = []
     average = None
@@ -47,7 +49,7 @@ def train_keeping_best(
     memory = PeakMemory()
     callbacks.extend([best, memory])
     started = time.perf_counter()
-    trainer = build_trainer(train, folder, callbacks, config.resume)
+    trainer = build_trainer(train, task.run.device, folder, callbacks, config.resume)
     fit(trainer, task, data, folder, config.resume)
     minutes = (time.perf_counter() - started) / 60
     return Training(minutes, memory.bytes, best.step, best.value)

@@ -22,11 +22,15 @@ def commit() -> str:
     return f"{head}+changes" if changes else head
 
 
-def hardware() -> str:
-    """One line: the accelerator, or the processor's cores and whether they multiply bfloat16, and torch's version."""
+def hardware(device: torch.device) -> str:
+    """One line: the GPUs, or the processor's cores and whether they multiply bfloat16, and torch's version.
+
+    Args:
+        device: of the run, whatever else the machine has.
+    """
     version = f"torch {torch.__version__}"
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, {version}"
+    if device.type == "cuda":
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}, {version}"
     name = processor() or platform.machine()
     precision = " with bf16" if has_bf16("cpu") else ""
     return f"{os.cpu_count()} cores, {name}{precision}, {version}"

@@ -45,6 +45,12 @@ class Run:
         """Where the model is."""
         return next(self.model.parameters()).device
 
+    def to(self, device: torch.device) -> "Run":
+        """Model and loss on a device."""
+        self.model.to(device)
+        self.loss.to(device)
+        return self
+
     def eval(self) -> "Run":
         """Model and loss in evaluation mode."""
         self.model.eval()
@@ -52,8 +58,12 @@ class Run:
         return self
 
     def fingerprint(self) -> Fingerprint:
-        """What the model makes of the probe batch."""
-        return fingerprint(lambda: probe(self.model, encoders_of(self.config)))
+        """What the model makes of the probe batch, on the CPU whatever it was trained on: readers compare theirs."""
+        device = self.device
+        self.model.cpu()
+        found = fingerprint(lambda: probe(self.model, encoders_of(self.config)))
+        self.model.to(device)
+        return found
 
     def check_fingerprint(self, stored: Fingerprint) -> None:
         """Raises FingerprintError where the model behaves differently from what is stored."""

@@ -104,7 +104,7 @@ def bench_eval(config: EvalBenchmark) -> dict[str, Any]:
         rows.append(row)
     return {
         "date": date.today().isoformat(),
-        "hardware": hardware(),
+        "hardware": hardware(torch.device("cpu")),
         "threads": config.threads,
         "load_average": round(load, 2),
         "images": images,

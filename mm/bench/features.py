@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from encoders.image import ImageEncoder
-from kernels.dispatch import bf16_autocast, has_bf16
 from kernels.timing import Contest, Run
 from mm.bench.config import FeaturesConfig
 from mm.data.features import Extractor
+from mm.device import Precision, autocast, choose_device, precision_name
 from mm.files import write_json
 from mm.modalities import MODALITIES
 
@@ -23,17 +23,20 @@ SIDE = 3000
 
 def bench_features(config: FeaturesConfig) -> None:
     """Measure, print a table, and write it to `config.json`."""
+    device = choose_device(config.train.accelerator)
+    precision = config.train.precision
     torch.manual_seed(config.seed)
     size = config.image.size
-    encoder = ImageEncoder(config.image, config.bottleneck, config.model.backbone.width).eval()
+    encoder = ImageEncoder(config.image, config.bottleneck, config.model.backbone.width).eval().to(device)
     images = torch.randint(0, 256, (config.images, 3, size, size), dtype=torch.uint8)
-    precision = "bfloat16" if has_bf16("cpu") else "float32"
     case = f"{config.image.trunk}, {config.images} images"
-    contest = Contest("features", case, precision, "forward", implementations(encoder, images))
+    dtype = precision_name(precision, device)
+    runs = implementations(encoder, images, precision, device)
+    contest = Contest("features", case, dtype, "forward", runs, device=device)
     rows = contest.rows(config.repeats)
     milliseconds_of_product = rows.pop()["milliseconds"]
     rate = 2e3 * SIDE**3 / milliseconds_of_product
-    limit = 1e3 * flops(encoder, images[:1]) / rate
+    limit = 1e3 * flops(encoder, images[:1].to(device)) / rate
     for row in rows:
         row["milliseconds_an_image"] = round(row["milliseconds"] / config.images, 2)
     result = {
@@ -46,30 +49,32 @@ def bench_features(config: FeaturesConfig) -> None:
         write_json(Path(config.json), result)
 
 
-def implementations(encoder: ImageEncoder, images: Tensor) -> dict[str, Run]:
-    """What is timed on images (N, 3, H, W) uint8.
+def implementations(
+    encoder: ImageEncoder, images: Tensor, precision: Precision, device: torch.device
+) -> dict[str, Run]:
+    """What is timed on images (N, 3, H, W) uint8, which lie in the memory of the CPU.
 
     ours: as features are cached. folded only: its batch norms folded, but all rows at a time. as it is: the trunk as
     its library runs it. product: one large product, whose rate is the machine's.
     """
-    side = torch.randn(SIDE, SIDE)
-    extract = Extractor(encoder, MODALITIES["image"].rows_at_once)
+    side = torch.randn(SIDE, SIDE, device=device)
+    extract = Extractor(encoder, MODALITIES["image"].rows_at_once, precision)
+
+    def inferring(run: Run) -> Run:
+        """Without gradients, in the precision in which features are cached."""
+
+        def inferred() -> Any:
+            with torch.inference_mode(), autocast(precision, device):
+                return run()
+
+        return inferred
+
     return {
         "ours": lambda: extract(images, None),
         "folded only": lambda: extract.read(images, None),
-        "as it is": inferring(lambda: encoder.features(images)),
+        "as it is": inferring(lambda: encoder.features(images.to(device))),
         "product": inferring(lambda: side @ side),
     }
-
-
-def inferring(run: Run) -> Run:
-    """Without gradients, in the precision in which features are cached."""
-
-    def inferred() -> Any:
-        with torch.inference_mode(), bf16_autocast("cpu"):
-            return run()
-
-    return inferred
 
 
 def flops(encoder: ImageEncoder, image: Tensor) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from kernels.timing import Contest
@@ -22,12 +23,12 @@ from mm.config import encoders_of, plan_of
 from mm.data.cached import CachedView
 from mm.data.module import AlignData
 from mm.data.sampling import StepSampler
+from mm.device import autocast, choose_device
 from mm.files import write_json
 from mm.train.freeze import freeze
 from mm.train.memory import keep_freed_memory
 from mm.train.optim import build_optimizer
 from mm.train.task import AlignTask
-from mm.train.trainer import trainer_precision
 
 ARITHMETIC = re.compile(r"^aten::.*(mm|conv|attention|fft)|grouped_mlp|nearest_code")
 """Operations that are."""
@@ -54,18 +55,19 @@ class StandingTask(AlignTask):
 
 def bench_step(config: StepConfig) -> None:
     """Measure, print two tables, and write what was measured to `config.json`."""
+    device = choose_device(config.train.accelerator)
     keep_freed_memory()
     torch.manual_seed(config.seed)
-    data = AlignData(config.data, encoders_of(config), plan_of(config))
+    data = AlignData(config.data, encoders_of(config), plan_of(config), config.train.precision)
     data.setup()
-    task = StandingTask(build_run(config, data.vocabulary), config.progress)
+    task = StandingTask(build_run(config, data.vocabulary).to(device), config.progress)
     freeze(task, config.train.freeze)
     data.cache_features(task.model.encoders, {config.data.train: data.train})
     started = time.perf_counter()
     batches = made_batches(data, config)
     seconds_of_data = (time.perf_counter() - started) / BATCHES
-    reduced = trainer_precision(config.train.precision) != "32-true"
-    precision = torch.autocast("cpu", torch.bfloat16, enabled=reduced)
+    batches = [batch.to(device) for batch in batches]
+    precision = autocast(config.train.precision, device)
     ours = own_step(task, batches, precision)
     steps = {"ours": ours}
     if {"image", "text"} <= set(batches[0].inputs):
@@ -75,8 +77,8 @@ def bench_step(config: StepConfig) -> None:
         "modalities": list(task.model.modalities),
         "frozen": list(data.features.frozen),
         "milliseconds_of_data": round(1e3 * seconds_of_data, 1),
-        "rows": timed(steps, config),
-        **taken_apart(ours),
+        "rows": timed(steps, config, device),
+        **taken_apart(ours, device),
     }
     show(result, config.largest)
     if config.json:
@@ -117,28 +119,36 @@ def own_step(task: StandingTask, batches: list[Batch], precision: torch.autocast
     return step
 
 
-def timed(steps: dict[str, Step], config: StepConfig) -> list[dict[str, Any]]:
+def timed(steps: dict[str, Step], config: StepConfig, device: torch.device) -> list[dict[str, Any]]:
     """The rows of a contest (`kernels.timing`), an implementation each, with images a second.
 
     Steps are interleaved; the first of each is a warm-up, in which its peak memory is read.
     """
     images = config.train.batch_size
-    contest = Contest("training_step", f"{config.name}, batch {images}", "float32", "forward_backward", steps)
+    case = f"{config.name}, batch {images}"
+    contest = Contest("training_step", case, "float32", "forward_backward", steps, device=device)
     rows = contest.rows(config.repeats)
     for row in rows:
         row["images_per_second"] = round(1e3 * images / row["milliseconds"], 1)
     return rows
 
 
-def taken_apart(step: Step) -> dict[str, Any]:
+def taken_apart(step: Step, device: torch.device) -> dict[str, Any]:
     """`outside_arithmetic`: the share of a step's time that is not spent in products, convolutions, attention and
-    Fourier transforms; `largest_outside`: the operations that it is spent in, by share, largest first."""
-    with profile(activities=[ProfilerActivity.CPU]) as record:
+    Fourier transforms; `largest_outside`: the operations that it is spent in, by share, largest first. On a GPU it is
+    the time of its kernels, by the operation that started them."""
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as record:
         for _ in range(BATCHES):
             step()
     spent: Counter[str] = Counter()
     for event in record.key_averages():
-        spent[event.key] += event.self_cpu_time_total
+        if device.type == "cpu":
+            spent[event.key] += event.self_cpu_time_total
+        elif event.device_type == DeviceType.CPU:  # a kernel's own row would count it twice
+            spent[event.key] += event.self_device_time_total
     whole = sum(spent.values())
     arithmetic = 0.0
     largest: dict[str, float] = {}

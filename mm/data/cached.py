@@ -18,6 +18,7 @@ from mm.data.dataset import CaptionDataset, StampedDataset, presence
 from mm.data.features import Extractor, FeatureStore, build_store, stack_rows, store_key
 from mm.data.sampling import Key
 from mm.data.views import EvalView, Example, TrainView
+from mm.device import Precision
 from mm.modalities import MODALITIES
 
 logger = logging.getLogger(__name__)
@@ -48,10 +49,14 @@ class FeatureCache:
         encoders: settings of each modality's encoder, by name.
         collate: its readers and its tokenizer read what a trunk takes.
         seed: of the augmented views.
+        precision: of the run.
     """
 
-    def __init__(self, data: DataConfig, encoders: Mapping[str, Any], collate: Collate, seed: int) -> None:
+    def __init__(
+        self, data: DataConfig, encoders: Mapping[str, Any], collate: Collate, seed: int, precision: Precision
+    ) -> None:
         self.data = data
+        self.precision = precision
         self.encoders = encoders
         self.collate = collate
         self.seed = seed
@@ -128,14 +133,15 @@ class FeatureCache:
 
     def _store(self, encoder: Encoder, modality: str, split: str, dataset: CaptionDataset, view: int) -> FeatureStore:
         """Open or compute the store of one view of one modality of a split."""
-        extract = Extractor(encoder, MODALITIES[modality].rows_at_once)
+        extract = Extractor(encoder, MODALITIES[modality].rows_at_once, self.precision)
         about = self._about(extract, modality, split, dataset, view)
         name = f"{modality}-{split}-{view}-{store_key(about)}"
         folder = Path(self.data.cache) / "features" / name
         read = self._reader(modality, split, dataset, view)
         count = len(self.caption_rows[split]) if modality == "text" else len(dataset)
         chunk = chunk_rows(extract)
-        logger.info("features of the frozen %s trunk for %s: %s", modality, dataset.name, folder)
+        said = (modality, dataset.name, extract.arithmetic.removeprefix("torch."), extract.device, folder)
+        logger.info("features of the frozen %s trunk for %s in %s on %s: %s", *said)
 
         def features(rows: Sequence[int]) -> Features:
             return extract.of_present(*read(rows))

@@ -22,7 +22,8 @@ from rich.progress import track
 from torch import Tensor
 
 from encoders import Encoder, Features
-from kernels.dispatch import bf16_autocast, compute_dtype
+from kernels.dispatch import compute_dtype
+from mm.device import Precision, autocast
 from mm.files import InUseError, locked, write_json
 
 logger = logging.getLogger(__name__)
@@ -47,11 +48,13 @@ class Extractor:
     Args:
         encoder: whose trunk is run, on the encoder's device.
         at_once: rows that a CPU thread takes at a time.
+        precision: of the run that reads the features, which they are made in.
     """
 
-    def __init__(self, encoder: Encoder, at_once: int) -> None:
+    def __init__(self, encoder: Encoder, at_once: int, precision: Precision) -> None:
         self.original = encoder
         self.at_once = at_once
+        self.precision = precision
         self.device = next(encoder.parameters()).device
 
     @cached_property
@@ -71,7 +74,7 @@ class Extractor:
     def arithmetic(self) -> str:
         """The dtype in which the trunk is run: its products round differently in another one."""
         parameter = next(self.original.parameters())
-        with bf16_autocast(self.device.type):
+        with autocast(self.precision, self.device):
             return str(compute_dtype(parameter))
 
     def __call__(self, inputs: Tensor, mask: Tensor | None) -> Features:
@@ -124,10 +127,10 @@ class Extractor:
         return Features(tokens, real)
 
     def read(self, inputs: Tensor, mask: Tensor | None) -> Features:
-        """All rows (N, …) in one call of the trunk -> Features (N, T, F), under bf16 autocast where it is fast."""
+        """All rows (N, …) in one call of the trunk -> Features (N, T, F), in the run's precision."""
         if mask is not None:
             mask = mask.to(self.device)
-        with torch.inference_mode(), bf16_autocast(self.device.type):
+        with torch.inference_mode(), autocast(self.precision, self.device):
             return self.encoder.features(inputs.to(self.device), mask)
 
 

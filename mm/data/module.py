@@ -21,6 +21,7 @@ from mm.data.dataset import CaptionDataset, presence, require_readable
 from mm.data.sampling import StepSampler
 from mm.data.scenes import ensure_scenes
 from mm.data.views import EvalView, TrainView
+from mm.device import Precision
 from mm.modalities import build_readers, noun
 
 logger = logging.getLogger(__name__)
@@ -33,9 +34,10 @@ class AlignData(LightningDataModule):
         config: where the data are, and how training reads them.
         encoders: settings of each modality's encoder by name, which determine its inputs.
         plan: which samples each training step holds.
+        precision: of the run, in which features of frozen trunks are made.
     """
 
-    def __init__(self, config: DataConfig, encoders: Mapping[str, Any], plan: BatchPlan) -> None:
+    def __init__(self, config: DataConfig, encoders: Mapping[str, Any], plan: BatchPlan, precision: Precision) -> None:
         super().__init__()
         self.config = config
         self.encoders = encoders
@@ -46,7 +48,7 @@ class AlignData(LightningDataModule):
             self.tokenizer = Tokenizer(text.trunk, text.max_tokens)
         self.readers = build_readers(encoders)
         self.collate = Collate(self.readers, self.tokenizer)
-        self.features = FeatureCache(config, encoders, self.collate, plan.seed)
+        self.features = FeatureCache(config, encoders, self.collate, plan.seed, precision)
         # Views decode only the modalities that are not cached.
         self.raw = {m: reader for m, reader in self.readers.items() if m not in self.features.frozen}
 

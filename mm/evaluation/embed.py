@@ -1,5 +1,6 @@
 """From a run and a split to numbers: embeddings of everything, and the joint head's scores of chosen pairs."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,28 +10,32 @@ import torch
 from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.utils._pytree import register_dataclass, tree_map_only
 
 from alignment import Pair
 from alignment.fine_grained import paired_late_interaction
 from encoders import EncoderOutput
-from kernels.dispatch import bf16_autocast
 from mm.artifacts.run import Run
 from mm.batch import Batch
 from mm.data.module import AlignData
 from mm.data.views import EvalView
+from mm.device import autocast, precision_name
 from mm.evaluation.codes import code_counts
 from mm.modalities import MODALITIES
 from mm.model.multimodal import MatchInput, MultimodalModel, select
 
+logger = logging.getLogger(__name__)
+CPU = torch.device("cpu")
+
 
 @dataclass
 class Embedded:
-    """One modality of a split, N rows.
+    """One modality of a split, N rows, in the memory of the CPU: a split's tokens need not fit a GPU.
 
     Args:
-        vectors: unit vectors (N, E) float32, on the CPU.
-        tokens: unit vectors (N, T, P) bfloat16 for late interaction, on the model's device.
-        ids: (N,) int64, the image that each row belongs to, on the CPU.
+        vectors: unit vectors (N, E) float32.
+        tokens: unit vectors (N, T, P) for late interaction, bfloat16, of a run of fp32 float32.
+        ids: (N,) int64, the image that each row belongs to.
         encoded: EncoderOutput of all rows, tokens (N, T, D), which the joint reading starts from.
     """
 
@@ -46,6 +51,13 @@ class Embedded:
         ids = self.ids[rows]
         encoded = select(self.encoded, rows)
         return Embedded(vectors, tokens, ids, encoded)
+
+    def to(self, device: torch.device) -> "Embedded":
+        """All rows on a device."""
+        return tree_map_only(Tensor, lambda tensor: tensor.to(device), self)
+
+
+register_dataclass(Embedded)
 
 
 @dataclass
@@ -94,12 +106,14 @@ def embed_split(run: Run, data: AlignData, view: EvalView, split: str) -> SplitE
         SplitEmbeddings of the rows that are present.
     """
     run.eval()
-    kept = torch.float32 if reads_fp32(run) else torch.bfloat16
+    precision = run.config.train.precision
+    logger.info("evaluating %s on %s in %s", split, run.device, precision_name(precision, run.device))
+    kept = torch.float32 if precision == "fp32" else torch.bfloat16
     rows: dict[str, list[Embedded]] = {}
     load: Tensor | float = 0.0
     for batch in _all_batches(data, view, split, run.config.eval.batch_size):
         batch = batch.to(run.device)
-        with autocast(run):
+        with autocast(precision, run.device):
             output = run.model(batch, reconstruct=False)
         load = load + output.load
         for modality, vectors in output.embeddings.items():
@@ -108,7 +122,7 @@ def embed_split(run: Run, data: AlignData, view: EvalView, split: str) -> SplitE
             encoded = select(output.encoded[modality], present)
             encoded.tokens = encoded.tokens.to(kept)
             part = Embedded(vectors[present].float(), tokens, batch.ids[present], encoded)
-            rows.setdefault(modality, []).append(part)
+            rows.setdefault(modality, []).append(part.to(CPU))
     parts = {}
     counts = {}
     for modality, found in rows.items():
@@ -130,28 +144,15 @@ def _all_batches(data: AlignData, view: EvalView, split: str, size: int) -> Iter
     yield from track(batches(), f"embedding {split}", total=steps, transient=True, disable=steps < 8)
 
 
-def reads_fp32(run: Run) -> bool:
-    """Whether a run is evaluated in fp32 throughout: where it was trained so. It alone decides for embed and match."""
-    return run.config.train.precision == "fp32"
-
-
-def autocast(run: Run) -> torch.autocast:
-    """The context of an evaluation's forward: bf16 where the device multiplies it fast, unless the run is of fp32."""
-    device = run.device.type
-    if reads_fp32(run):
-        return torch.autocast(device, enabled=False)
-    return bf16_autocast(device)
-
-
 def _concatenate(parts: Sequence[Embedded]) -> Embedded:
     """Embeddings one after another, shorter sequences padded.
 
     Token tensors of a run that is not of fp32 are in bf16: they are read under autocast anyway.
     """
     encoded = _concatenate_encoded([part.encoded for part in parts])
-    vectors = torch.cat([part.vectors for part in parts]).cpu()
+    vectors = torch.cat([part.vectors for part in parts])
     tokens = _padded([part.tokens for part in parts], 0)
-    ids = torch.cat([part.ids for part in parts]).cpu()
+    ids = torch.cat([part.ids for part in parts])
     return Embedded(vectors, tokens, ids, encoded)
 
 
@@ -208,7 +209,7 @@ def joint_scores(
 
     The score is the match logit plus `weights` times the logits of the embeddings and of late interaction (FILIP, Yao
     et al. 2022), at their learned scales: all three are log-odds up to a constant of the query. Pairs of similar
-    length share a batch, so that little padding is computed.
+    length share a batch, so that little padding is computed, and one batch at a time is on the model's device.
 
     Args:
         run: its model is put into evaluation mode.
@@ -233,25 +234,27 @@ def joint_scores(
     lengths = left_lengths[left_rows] + right_lengths[right_rows]
     chunks = lengths.argsort().split(batch_size)
     for chunk in track(chunks, f"matching {a} and {b}", transient=True, disable=len(chunks) < 16):
-        x = left.rows(left_rows[chunk])
-        y = right.rows(right_rows[chunk])
-        with autocast(run):
-            inputs = MatchInput(a, b, _trimmed(x.encoded), _trimmed(y.encoded))
+        x = _trimmed(left.rows(left_rows[chunk])).to(run.device)
+        y = _trimmed(right.rows(right_rows[chunk])).to(run.device)
+        with autocast(run.config.train.precision, run.device):
+            inputs = MatchInput(a, b, x.encoded, y.encoded)
             matched = run.model.match([inputs])
             late = paired_late_interaction(x.tokens, x.encoded.mask, y.tokens, y.encoded.mask)
         logit = matched.logits[0].float()
-        cosine = (x.vectors * y.vectors).sum(1).to(logit.device)
+        cosine = (x.vectors * y.vectors).sum(1)
         score = logit + contrastive_scale * cosine + filip_scale * late
         scores[chunk] = score.cpu()
     return scores
 
 
-def _trimmed(encoded: EncoderOutput) -> EncoderOutput:
-    """An encoder's output (N, T, D) without the columns that are padding in every row; tokens float32."""
+def _trimmed(part: Embedded) -> Embedded:
+    """Rows (N, T, …) without the columns that are padding in every row; the encoder's tokens float32."""
+    encoded = part.encoded
     used = encoded.mask.any(0).nonzero()
     longest = int(used.max()) + 1 if len(used) else 1
     tokens = encoded.tokens[:, :longest].float()
     codes = encoded.codes[:, :longest]
     mask = encoded.mask[:, :longest]
     term_mask = None if encoded.term_mask is None else encoded.term_mask[:, :longest]
-    return EncoderOutput(tokens, codes, mask, encoded.summary, term_mask=term_mask)
+    shorter = EncoderOutput(tokens, codes, mask, encoded.summary, term_mask=term_mask)
+    return Embedded(part.vectors, part.tokens[:, :longest], part.ids, shorter)

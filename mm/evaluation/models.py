@@ -21,6 +21,7 @@ from mm.data.collection import same_collection
 from mm.data.dataset import CaptionDataset, require_readable
 from mm.data.media import pil_image
 from mm.data.module import AlignData
+from mm.device import choose_device
 from mm.evaluation.embed import SplitEmbeddings, embed_split, joint_scores
 from mm.evaluation.result import describe
 from mm.evaluation.retrieval import evaluate_split
@@ -61,6 +62,8 @@ class EvaluatedModel(Protocol):
     """The training data, in the protocol's words."""
     modalities: tuple[str, ...]
     """Those that the model reads."""
+    device: torch.device
+    """Where it computes."""
 
     def open(self, split: str) -> CaptionDataset:
         """A split of the data that the model is evaluated on."""
@@ -92,14 +95,15 @@ class FinishedRun:
         audio_root: str | None = None,
         rerank: int | None = None,
     ) -> None:
-        self.run = load_run(folder)
+        self.device = choose_device()
+        self.run = load_run(folder).to(self.device)
         config = self.run.config
         self.trained = config.data
         self.read = self.trained
         if root is not None:
             self.read = replace(self.trained, root=root, karpathy=karpathy, audio_root=audio_root)
         self.eval = config.eval if rerank is None else replace(config.eval, rerank=rerank)
-        self.data = AlignData(self.read, encoders_of(config), plan_of(config))
+        self.data = AlignData(self.read, encoders_of(config), plan_of(config), config.train.precision)
         self.training_set = f"{self.trained.folder.resolve().name}/{self.trained.train}"
         self.trained_on = f"trained on {self.training_set}"
         self.modalities = self.run.model.modalities
@@ -183,7 +187,8 @@ class OpenClipPeer:
         self.batch_size = batch_size
         self.root = root
         self.karpathy = karpathy
-        self.model = open_clip_model(name, None).eval()
+        self.device = choose_device()
+        self.model = open_clip_model(name, None).eval().to(self.device)
         preprocessing = open_clip.get_model_preprocess_cfg(self.model)
         self.transform = image_transform_v2(PreprocessCfg(**preprocessing), is_train=False)
         architecture, _, _ = name.partition(":")
@@ -236,7 +241,8 @@ class OpenClipPeer:
                     images.append(self.transform(pil_image(sample.image)))
                     ids.append(sample.image_id)
             if images:
-                vectors.append(self.model.encode_image(torch.stack(images), normalize=True))
+                found = self.model.encode_image(torch.stack(images).to(self.device), normalize=True)
+                vectors.append(found.cpu())
         if not vectors:
             raise ValueError(f"{dataset.name} has no image")
         return torch.cat(vectors), ids
@@ -247,5 +253,6 @@ class OpenClipPeer:
         vectors = []
         for start in track(starts, description, transient=True):
             tokens = self.tokenizer(captions[start : start + self.batch_size])
-            vectors.append(self.model.encode_text(tokens, normalize=True))
+            found = self.model.encode_text(tokens.to(self.device), normalize=True)
+            vectors.append(found.cpu())
         return torch.cat(vectors)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from eval.figures import Figures, first_protocol
 from eval.intervals import Bootstrap
@@ -43,11 +44,13 @@ def answer(request: EvalCoco) -> Answer:
     """
     check_options(request)
     started = time.perf_counter()
-    found = _evaluate(request, Bootstrap(request.samples, request.seed))
+    model = None if request.embeddings else model_of(request)
+    found = _evaluate(request, model, Bootstrap(request.samples, request.seed))
     facts: dict[str, Any] = {"evaluated": str(request.run or request.open_clip or request.embeddings)}
     if not found.described:
-        seconds = time.perf_counter() - started
-        facts |= {"commit": commit(), "hardware": hardware(), "seed": request.seed, "seconds": round(seconds, 2)}
+        device = torch.device("cpu") if model is None else model.device
+        seconds = round(time.perf_counter() - started, 2)
+        facts |= {"commit": commit(), "hardware": hardware(device), "seed": request.seed, "seconds": seconds}
     return Answer(found, found.joined() | facts)
 
 
@@ -91,10 +94,10 @@ def model_of(request: EvalCoco) -> EvaluatedModel:
     return OpenClipPeer(request.open_clip, data.root, trained_on, karpathy=data.karpathy)
 
 
-def _evaluate(request: EvalCoco, bootstrap: Bootstrap) -> Evaluated:
-    if request.embeddings is not None:
+def _evaluate(request: EvalCoco, model: EvaluatedModel | None, bootstrap: Bootstrap) -> Evaluated:
+    if model is None:
+        assert request.embeddings is not None  # check_options
         return evaluate_file(request.embeddings, request.data, request.trained_on or "unstated", bootstrap)
-    model = model_of(request)
     if request.sugar_crepe is not None:
         images = Path(request.data.root or "")
         return Evaluated(evaluate_sugar_crepe(model, request.sugar_crepe, images, bootstrap))

@@ -157,7 +157,7 @@ def describe(
         "config": asdict(run.config),
         "commit": commit(),
         "seed": run.config.seed,
-        "hardware": hardware(),
+        "hardware": hardware(run.device),
         "parameters_total": total,
         "parameters_active": active,
     }

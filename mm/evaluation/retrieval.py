@@ -70,7 +70,7 @@ def evaluate_split(run: Run, data: AlignData, dataset: CaptionDataset, split: st
         y = with_partner(parts[b], parts[a])
         if not len(x.ids):
             continue
-        forward, backward = retrieval_both(x.vectors, y.vectors, x.ids, y.ids)
+        forward, backward = retrieval_both(x.vectors.to(run.device), y.vectors.to(run.device), x.ids, y.ids)
         evaluation.results[f"{a}_to_{b}"] = forward
         evaluation.results[f"{b}_to_{a}"] = backward
         if config.rerank and (a, b) == RERANKED:
@@ -123,10 +123,12 @@ def rerank(run: Run, pair: Pair, x: Embedded, y: Embedded, config: EvalConfig, s
     """
     queries, gallery = (y, x) if swap else (x, y)
     depth = min(config.rerank, len(gallery.ids))
-    shortlist = top_k(queries.vectors, gallery.vectors, depth)[1]
+    asking = queries.vectors.to(run.device)
+    asked = gallery.vectors.to(run.device)
+    shortlist = top_k(asking, asked, depth)[1].cpu()
     query_rows = torch.arange(len(shortlist)).repeat_interleave(depth)
     gallery_rows: Tensor = shortlist.flatten()
     rows = (gallery_rows, query_rows) if swap else (query_rows, gallery_rows)
     scores = joint_scores(run, pair, x, y, rows, config.rerank_weights)
     scores = scores.view(len(shortlist), depth)
-    return reranked(queries.vectors, gallery.vectors, queries.ids, gallery.ids, shortlist, scores)
+    return reranked(asking, asked, queries.ids, gallery.ids, shortlist, scores)

@@ -11,6 +11,7 @@ from encoders import EncoderOutput
 from mm.artifacts.run import Run, load_run
 from mm.batch import Batch
 from mm.config import encoders_of
+from mm.device import choose_device
 from mm.infer.processor import AudioInput, ImageInput, Processor
 from mm.model.multimodal import MatchInput
 
@@ -31,7 +32,7 @@ class Embedder:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Embedder":
-        """Load a finished run.
+        """Load a finished run, onto a GPU where there is one.
 
         Args:
             folder: of the run.
@@ -39,7 +40,8 @@ class Embedder:
         Raises:
             ValueError: the folder holds no run that this code can load.
         """
-        return cls(load_run(folder))
+        device = choose_device()
+        return cls(load_run(folder).to(device))
 
     def encode_image(self, images: Sequence[ImageInput]) -> Tensor:
         """Embed images.

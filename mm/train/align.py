@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from lightning import Callback, seed_everything
 
 from encoders.state import weights_digest
@@ -11,6 +12,7 @@ from mm.artifacts.run import build_run, save_run
 from mm.config import AlignConfig, encoders_of, plan_of
 from mm.data.dataset import CaptionDataset, presence
 from mm.data.module import AlignData
+from mm.device import choose_device
 from mm.evaluation.result import evaluate_run, show
 from mm.evaluation.retrieval import first_stage_metrics
 from mm.train.callbacks import PeriodicEvaluation, WeightAverage
@@ -31,20 +33,21 @@ def train_align(config: AlignConfig) -> None:
         ValueError: the settings do not fit the data, another process holds the run, or it was begun otherwise.
         FloatingPointError: a loss or gradient is not finite.
     """
+    device = choose_device(config.train.accelerator)
     keep_freed_memory()
     folder = Path(config.runs) / config.name
     with held(folder):
-        _train_align(config, folder)
+        _train_align(config, device, folder)
 
 
-def _train_align(config: AlignConfig, folder: Path) -> None:
+def _train_align(config: AlignConfig, device: torch.device, folder: Path) -> None:
     started = time.perf_counter()
     seed_everything(config.seed, verbose=False)
-    data = AlignData(config.data, encoders_of(config), plan_of(config))
+    data = AlignData(config.data, encoders_of(config), plan_of(config), config.train.precision)
     data.setup()
     require_two_modalities(data, data.train)
     run = build_run(config, data.vocabulary)
-    task = AlignTask(run)
+    task = AlignTask(run).to(device)
     require_fitting(task, config.optim.rates, "optim.rates")
     freeze(task, config.train.freeze)
     evaluated = {split: data.open(split) for split in data.evaluation_splits}
@@ -53,7 +56,7 @@ def _train_align(config: AlignConfig, folder: Path) -> None:
     data.cache_features(run.model.encoders, {config.data.train: data.train, **evaluated})
     digests = {"initial weights": weights_digest(task), "training samples": samples_digest(data.train)}
     begin(folder, Identity.of(config, digests), config, config.resume)
-    trainer = build_trainer(config.train, folder, callbacks(config, task, data), config.resume)
+    trainer = build_trainer(config.train, device, folder, callbacks(config, task, data), config.resume)
     fit(trainer, task, data, folder, config.resume)
     if trainer.is_global_zero:
         save_run(run, folder)

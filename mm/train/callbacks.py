@@ -42,7 +42,7 @@ def restore(task: LightningModule, state: dict[str, Tensor]) -> None:
 
 
 class TrainingMode(Callback):
-    """Decide the mode of every module once, where a fit starts, and log it.
+    """Decide the mode of every module once, where a fit starts, and log it with device and precision.
 
     Lightning (2.2 and later) trains each module in the mode that it finds: a run that was loaded, or evaluated before
     it trains, would go on in evaluation mode, without dropout. What stands still says so in its own `train`.
@@ -54,7 +54,13 @@ class TrainingMode(Callback):
         if trainer.is_global_zero:
             still = ", ".join(standing(pl_module)) or "none"
             training = sum(module.training for module in pl_module.modules())
-            logger.info("%s modules in training mode; in evaluation mode stay: %s", training, still)
+            logger.info(
+                "training on %s in %s, %d modules in training mode; in evaluation mode stay: %s",
+                pl_module.device,
+                trainer.precision,
+                training,
+                still,
+            )
 
 
 def standing(task: LightningModule) -> list[str]:
@@ -101,7 +107,8 @@ class KeepHistory(Callback):
 class WeightAverage(Callback):
     """Exponential moving average of the parameters that train; buffers keep their newest values.
 
-    After fitting, the average is left in the task. Its own state is in the checkpoints.
+    After fitting, the average is left in the task. Its own state is in the checkpoints, which are read on the CPU: it
+    follows the parameters to their device.
 
     Args:
         decay: weight of the average against the newest parameters, in [0, 1).
@@ -120,7 +127,10 @@ class WeightAverage(Callback):
             return
         now = moving(pl_module)
         if self.averaged:
-            averaged = [self.averaged[name] for name in now]
+            averaged = []
+            for name, parameter in now.items():
+                self.averaged[name] = self.averaged[name].to(parameter.device)
+                averaged.append(self.averaged[name])
             newest = list(now.values())
             self.update(averaged, newest, self.updates)  # type: ignore[arg-type]
         else:
@@ -234,7 +244,7 @@ class PeakMemory(Callback):
     bytes = 0
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.bytes = max(self.bytes, memory_in_use())
+        self.bytes = max(self.bytes, memory_in_use(pl_module.device))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        self.bytes = max(self.bytes, memory_in_use())
+        self.bytes = max(self.bytes, memory_in_use(pl_module.device))

@@ -39,10 +39,16 @@ def keep_freed_memory() -> bool:
     return done
 
 
-def memory_in_use() -> int:
-    """Bytes: the accelerator's at their height so far, else what this process holds in memory now."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def forget_peak(device: torch.device) -> None:
+    """Begin anew with the height of a GPU's memory."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: a GPU's at their height so far; of the CPU, what this process holds in memory now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     pages = Path("/proc/self/statm")
     if not pages.is_file():
         raise ValueError("this system does not say how much memory a process holds (no /proc/self/statm)")

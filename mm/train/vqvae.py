@@ -5,6 +5,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from lightning import seed_everything
 
 from encoders.state import save_encoder, weights_digest
@@ -12,6 +13,7 @@ from mm.artifacts.environment import commit, hardware
 from mm.data.config import BatchPlan
 from mm.data.dataset import CaptionDataset
 from mm.data.module import AlignData
+from mm.device import choose_device
 from mm.evaluation.codes import evaluate_codes
 from mm.evaluation.reconstructions import draw_reconstructions
 from mm.files import write_json
@@ -39,20 +41,21 @@ def train_vqvae(config: VQVAEConfig) -> None:
         ValueError: the settings do not fit the data.
         FloatingPointError: a loss or gradient is not finite.
     """
+    device = choose_device(config.train.accelerator)
     name = config.name or f"vqvae_{config.modality}"
     folder = Path(config.runs) / name
     with held(folder):
-        _train_vqvae(config, folder)
+        _train_vqvae(config, device, folder)
 
 
-def _train_vqvae(config: VQVAEConfig, folder: Path) -> None:
+def _train_vqvae(config: VQVAEConfig, device: torch.device, folder: Path) -> None:
     started = time.perf_counter()
     seed_everything(config.seed, verbose=False)
     plan = BatchPlan(config.train.batch_size, config.train.steps, config.seed)
-    data = AlignData(config.data, {config.modality: encoder_of(config)}, plan)
+    data = AlignData(config.data, {config.modality: encoder_of(config)}, plan, config.train.precision)
     data.setup()
     encoder = build_vqvae(config, data.vocabulary)
-    task = VQVAETask(config, encoder)
+    task = VQVAETask(config, encoder).to(device)
     validation = data.open(config.data.val)
     for dataset in (data.train, validation):
         if config.modality not in dataset.modalities:
@@ -61,7 +64,7 @@ def _train_vqvae(config: VQVAEConfig, folder: Path) -> None:
     data.cache_features({config.modality: encoder}, splits)
     digests = {"initial weights": weights_digest(task), "training samples": samples_digest(data.train)}
     begin(folder, Identity.of(config, digests), config, config.resume)
-    trainer = build_trainer(config.train, folder, [], config.resume)
+    trainer = build_trainer(config.train, device, folder, [], config.resume)
     fit(trainer, task, data, folder, config.resume)
     if trainer.is_global_zero:
         save_encoder(encoder, folder / "model.safetensors")
@@ -80,7 +83,9 @@ def evaluate(task: VQVAETask, data: AlignData, validation: CaptionDataset, folde
         started: `time.perf_counter()` when the run started, in seconds.
     """
     config = task.config
+    device = next(task.parameters()).device
     split = config.data.val
+    logger.info("evaluating %s on %s in float32", validation.name, device)
     view = data.eval_view(validation)
     batches = data.caption_batches if config.modality == "text" else data.sample_batches
     metrics = evaluate_codes(task.encoder, config.modality, batches(view, split, EVAL_BATCH))
@@ -101,7 +106,7 @@ def evaluate(task: VQVAETask, data: AlignData, validation: CaptionDataset, folde
         "config": asdict(config),
         "commit": commit(),
         "seed": config.seed,
-        "hardware": hardware(),
+        "hardware": hardware(device),
         "seconds": round(time.perf_counter() - started, 1),
         "parameters_total": parameters,
         "parameters_active": parameters,

@@ -32,7 +32,7 @@ def on_scenes(tiny: AlignConfig, scenes: Path, tmp_path: Path) -> Callable[..., 
 @pytest.fixture
 def open_data() -> Callable[[AlignConfig], AlignData]:
     def build(config: AlignConfig) -> AlignData:
-        data = AlignData(config.data, encoders_of(config), plan_of(config))
+        data = AlignData(config.data, encoders_of(config), plan_of(config), config.train.precision)
         data.setup()
         return data
 

@@ -122,7 +122,7 @@ def test_a_fourth_modality_trains_two_steps_and_is_evaluated(
     torch.manual_seed(0)
     run = build_run(with_light, data.vocabulary)
     before = run.model.encoders["light"].trunk.linear.weight.clone()
-    trainer = build_trainer(with_light.train, tmp_path / "run", [], resume=False)
+    trainer = build_trainer(with_light.train, torch.device("cpu"), tmp_path / "run", [], resume=False)
     fit(trainer, AlignTask(run), data, tmp_path / "run", resume=False)
     assert trainer.global_step == 2
     assert not torch.equal(run.model.encoders["light"].trunk.linear.weight, before)

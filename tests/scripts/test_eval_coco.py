@@ -49,7 +49,7 @@ def write_run(folder: Path, tiny: AlignConfig, frozen: bool = False) -> Path:
     data = replace(tiny.data, root=str(root), cache=str(folder / "cache"))
     text = replace(tiny.text, max_tokens=24, frozen=frozen)
     config = replace(tiny, data=data, text=text, image=replace(tiny.image, frozen=frozen))
-    read = AlignData(config.data, encoders_of(config), plan_of(config))
+    read = AlignData(config.data, encoders_of(config), plan_of(config), config.train.precision)
     read.setup()
     torch.manual_seed(0)
     save_run(build_run(config, read.vocabulary), folder / "run")

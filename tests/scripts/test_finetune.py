@@ -231,7 +231,7 @@ def test_what_goes_on_keeps_its_settings(adapt: Callable[..., Path], capsys: pyt
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--train.accelerator", "tpu"), "finetune: train.accelerator, train.devices or train.strategy: "),
+        (("--train.accelerator", "tpu"), "finetune: train.accelerator='tpu': choose auto, cpu or gpu"),
         (("--train.freeze", "[decoder.*]"), "freeze: no parameter is called 'decoder.*'; there are backbone.blocks*"),
         (("--optim.rates", '{"nothing": 0.1}'), "optim.rates: no parameter is called 'nothing'"),
         (("--rates", '{"backbone.*": 0.1}'), "--rates is now --optim.rates"),

@@ -25,16 +25,16 @@ def test_outside_a_checkout_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatc
 
 
 def test_hardware_names_cores_processor_and_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("os.cpu_count", lambda: 3)
     for found, said in ((True, "3 cores, chip with bf16, torch "), (False, "3 cores, chip, torch ")):
         monkeypatch.setattr(environment, "processor", lambda: "chip")
         monkeypatch.setattr(environment, "has_bf16", lambda device, found=found: found)
-        assert environment.hardware() == said + torch.__version__
+        assert environment.hardware(torch.device("cpu")) == said + torch.__version__
 
 
-def test_an_accelerator_stands_for_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_is_named_where_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
-    assert environment.hardware() == f"2 x H200, torch {torch.__version__}"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H200")
+    assert "H200" not in environment.hardware(torch.device("cpu"))
+    assert environment.hardware(torch.device("cuda")) == f"2 x H200, torch {torch.__version__}"

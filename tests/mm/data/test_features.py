@@ -14,10 +14,12 @@ from encoders.base import Features
 from encoders.image import ImageConfig, ImageEncoder
 from encoders.text import TextConfig, TextEncoder
 from encoders.trunks import NO_WEIGHTS
-from kernels.dispatch import bf16_autocast, has_bf16
+from kernels.dispatch import has_bf16
 from mm.data.features import UNFINISHED, Extractor, FeatureStore, build_store, stack_rows, store_key
+from mm.device import autocast
 
 ROWS, CHUNK = 40, 2
+CPU = torch.device("cpu")
 BUILDER = """
 import sys, time
 from pathlib import Path
@@ -192,8 +194,8 @@ def test_extraction_gives_what_the_encoder_gives() -> None:
             module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
             module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    extract = Extractor(encoder, at_once=2)
-    with torch.inference_mode(), bf16_autocast("cpu"):
+    extract = Extractor(encoder, at_once=2, precision="auto")
+    with torch.inference_mode(), autocast("auto", CPU):
         expected = encoder.features(images)
     found = extract(images, None)
     tolerance = 5e-2 if has_bf16("cpu") else 1e-3
@@ -207,8 +209,8 @@ def test_extraction_passes_each_row_its_mask() -> None:
     torch.manual_seed(0)
     encoder = TextEncoder(TextConfig(width=16), BottleneckConfig(), 16, torch.arange(50)).eval()
     ids, mask = torch.randint(0, 50, (5, 7)), torch.arange(7) < torch.tensor([3, 7, 1, 5, 2])[:, None]
-    found = Extractor(encoder, at_once=2)(ids, mask)
+    found = Extractor(encoder, at_once=2, precision="auto")(ids, mask)
     assert torch.equal(found.mask, mask)
-    with torch.inference_mode(), bf16_autocast("cpu"):
+    with torch.inference_mode(), autocast("auto", CPU):
         expected = encoder.features(ids, mask).tokens
     torch.testing.assert_close(found.tokens[mask], expected[mask], rtol=2e-2, atol=2e-2)

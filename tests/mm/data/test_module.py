@@ -13,7 +13,6 @@ import torch
 from encoders import audio
 from encoders.trunks import NO_WEIGHTS
 from kernels import dispatch
-from kernels.dispatch import bf16_autocast
 from mm.artifacts.run import build_run
 from mm.batch import Batch, Sample
 from mm.config import AlignConfig
@@ -22,6 +21,7 @@ from mm.data.features import FeatureStore
 from mm.data.module import AlignData
 from mm.data.scenes.folder import sample_at
 from mm.data.shard_writer import write_shards
+from mm.device import autocast
 from mm.model.multimodal import MultimodalModel
 
 OnScenes = Callable[..., AlignConfig]
@@ -57,10 +57,13 @@ def samples(first: int, count: int = 3) -> list[Sample]:
 
 @pytest.fixture
 def extracted(on_scenes: OnScenes, open_data: Open) -> Callable[..., FeatureStore]:
-    """extracted(root, modality, data={…}, settings={…}) -> the features of its training split by a frozen trunk."""
+    """extracted(root, modality, data={…}, settings={…}, train={…}) -> a store of its training split."""
 
-    def run(root: Path, modality: str, data: dict | None = None, settings: dict | None = None) -> FeatureStore:
+    def run(
+        root: Path, modality: str, data: dict | None = None, settings: dict | None = None, train: dict | None = None
+    ) -> FeatureStore:
         parts = {modality: {"frozen": True, **(settings or {})}, "data": {"root": str(root), **(data or {})}}
+        parts["train"] = train or {}
         opened = open_data(config := on_scenes(**parts))
         opened.cache_features(model_of(config, opened).encoders, {"train": opened.train})
         return opened.features.stores["train", modality, 0]
@@ -179,13 +182,19 @@ def test_pooled_features_are_other_features(extracted: Callable[..., FeatureStor
 def test_other_arithmetic_is_other_features(
     extracted: Callable[..., FeatureStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A run of fp32 reads features of fp32, beside those that a run of bf16 has made of the same images."""
     write_coco(samples(0), tmp_path / "set", "train")
-    stores = []
-    for native in (False, True):
-        monkeypatch.setattr(dispatch, "has_bf16", lambda device, native=native: native)
-        stores.append(extracted(tmp_path / "set", "image"))
-    assert differ(*stores)
-    torch.testing.assert_close(stores[0][0], stores[1][0], rtol=5e-2, atol=5e-2)
+    stores = {}
+    for precision in ("auto", "fp32"):
+        for native in (False, True):
+            monkeypatch.setattr(dispatch, "has_bf16", lambda device, native=native: native)
+            stores[precision, native] = extracted(tmp_path / "set", "image", train={"precision": precision})
+    wide = stores["auto", False]
+    for same in (stores["fp32", False], stores["fp32", True]):
+        assert same.folder == wide.folder
+    narrow = stores["auto", True]
+    assert differ(wide, narrow)
+    torch.testing.assert_close(wide[0], narrow[0], rtol=5e-2, atol=5e-2)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["raw", "cached"])
@@ -278,7 +287,10 @@ def test_cached_and_computed_features_embed_alike(on_scenes: OnScenes, open_data
     dataset = cached.open("val")
     cached.cache_features(model.encoders, {"val": dataset})
     kinds = (AlignData.sample_batches, AlignData.caption_batches)
-    with torch.inference_mode(), bf16_autocast("cpu"):  # the precision in which features are cached
+    with (
+        torch.inference_mode(),
+        autocast(config.train.precision, torch.device("cpu")),
+    ):  # the precision in which features are cached
         for read in kinds:
             found = [model(next(iter(read(d, d.eval_view(dataset), "val", 5)))).embeddings for d in (cached, raw)]
             for m, vectors in found[0].items():
