@@ -81,16 +81,19 @@ class Quantizer(nn.Module):
                 f"z has shape {tuple(z.shape)}: a quantizer of width {self.config.width} "
                 f"takes (B, T, {self.config.width})"
             )
-        real = z.flatten(0, 1) if mask is None else z[mask]
+        every = z.flatten(0, 1)
+        # Positions are counted once: every boolean index would wait for the device, in the backward too.
+        rows = None if mask is None else mask.flatten().nonzero().squeeze(1)
+        real = every if rows is None else every[rows]
         with torch.autocast(z.device.type, enabled=False):
             flat = self.quantize(real.float())
-        if mask is None:
-            vectors = flat.vectors.view_as(z)
-            codes = flat.codes.view(*z.shape[:2], -1)
-        else:
-            vectors = flat.vectors.new_zeros(z.shape).index_put((mask,), flat.vectors)
-            codes = flat.codes.new_full((*z.shape[:2], self.depth), -1).index_put((mask,), flat.codes)
-        return replace(flat, vectors=vectors.to(z.dtype), codes=codes)
+        vectors = flat.vectors
+        codes = flat.codes
+        if rows is not None:
+            vectors = vectors.new_zeros(every.shape).index_copy(0, rows, vectors)
+            codes = codes.new_full((len(every), self.depth), -1).index_copy(0, rows, codes)
+        vectors = vectors.view_as(z).to(z.dtype)
+        return replace(flat, vectors=vectors, codes=codes.view(*z.shape[:2], -1))
 
     def lookup(self, codes: Tensor) -> Tensor:
         """codes (B, T, Q) int64 -> vectors (B, T, C) float32; 0 where a code is -1."""

@@ -38,11 +38,17 @@ class Stream:
         x: tokens (B, T, D).
         mask: (B, T) bool, True where a token is real.
         term_mask: (B, T) bool, the tokens that belong to a term, or None.
+        real: (N,) int64, the positions of real tokens among all B·T, see `located`.
     """
 
     x: Tensor
     mask: Tensor
     term_mask: Tensor | None = None
+    real: Tensor | None = None
+
+    def located(self) -> "Stream":
+        """The stream with `real`. Counting them waits for the device: once a forward, not once a layer."""
+        return replace(self, real=self.mask.flatten().nonzero().squeeze(1))
 
 
 Reading = dict[str, Stream]
@@ -138,7 +144,7 @@ class Block(nn.Module):
         Padding never reaches the experts: it neither costs nor counts in the load.
 
         Args:
-            readings: of streams (B, T, D).
+            readings: of located streams (B, T, D).
 
         Returns:
             BackboneOutput: the readings with the experts' output added at real tokens; load (M, E).
@@ -148,11 +154,11 @@ class Block(nn.Module):
         modality = []
         for reading in readings:
             for m, stream in reading.items():
-                real = stream.mask.flatten().nonzero().squeeze(1)
+                assert stream.real is not None  # Backbone.forward
                 number = self.modalities.index(m)
                 flat.append(stream.x.flatten(0, 1))
-                rows.append(real)
-                modality.append(torch.full_like(real, number))
+                rows.append(stream.real)
+                modality.append(torch.full_like(stream.real, number))
         tokens = torch.cat([x[real] for x, real in zip(flat, rows, strict=True)])
         out = self.moe(self.moe_norm(tokens), torch.cat(modality))
         lengths = [len(real) for real in rows]
@@ -243,8 +249,8 @@ class Backbone(nn.Module):
         return BackboneOutput(readings, losses, torch.stack(loads))
 
     def tagged(self, reading: Reading) -> Reading:
-        """Every token (B, T, D) with the embedding (D,) of its modality added."""
-        return {m: replace(stream, x=stream.x + self.modality[m]) for m, stream in reading.items()}
+        """Every token (B, T, D), located, with the embedding (D,) of its modality added."""
+        return {m: replace(stream.located(), x=stream.x + self.modality[m]) for m, stream in reading.items()}
 
     def normed(self, reading: Reading) -> Reading:
         """Every token (B, T, D) through the last norm."""
