@@ -22,13 +22,13 @@ def peer_step(run: Run, batches: list[Batch], precision: torch.autocast) -> Step
 
     Args:
         run: what it is timed beside, whose learning rate, clipping and caption length it has.
-        batches: it reads their images, and the first caption of each.
+        batches: where the run is; it reads their images, and the first caption of each.
         precision: of the forward and of the loss.
     """
     config = run.config
     length = config.text.max_tokens
     size = batches[0].inputs["image"].shape[-1]
-    model = build_peer(run, size)
+    model = build_peer(run, size).to(run.device)
     loss = ClipLoss()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim.learning_rate, fused=True)
     pairs = [first_pairs(batch) for batch in batches]
