@@ -12,11 +12,11 @@ from torch import Tensor
 
 from encoders.state import weights_digest
 from mm.adapt.config import ContinueConfig, MixConfig, adapted_config, folder_of
-from mm.adapt.sets import data_of, domain_set, own_set, scores, scores_after, show_scores
+from mm.adapt.sets import base_run, data_of, domain_set, own_set, scores, scores_after, show_scores
 from mm.adapt.task import AdaptTask
 from mm.adapt.terms import add_term_bias, read_terms, term_biases, without_term_rates
 from mm.adapt.training import train_keeping_best
-from mm.artifacts.run import Run, load_run, save_run
+from mm.artifacts.run import Run, save_run
 from mm.batch import Batch
 from mm.data.module import AlignData
 from mm.device import choose_device
@@ -90,7 +90,7 @@ def continue_pretrain(config: ContinueConfig) -> None:
 
 def _continue_pretrain(config: ContinueConfig, device: torch.device, folder: Path) -> None:
     started = time.perf_counter()
-    run = load_run(config.run).to(device)
+    run = base_run(config, device)
     seed_everything(config.seed, verbose=False)
     adapted = adapted_config(run.config, config)
     data = data_of(adapted)

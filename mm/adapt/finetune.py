@@ -10,11 +10,11 @@ from lightning import seed_everything
 from encoders.state import weights_digest
 from mm.adapt.config import FinetuneConfig, Strategy, adapted_config, folder_of
 from mm.adapt.planner import Estimate, choose, estimate
-from mm.adapt.sets import data_of, domain_set, own_set, scores, scores_after, show_scores
+from mm.adapt.sets import base_run, data_of, domain_set, own_set, scores, scores_after, show_scores
 from mm.adapt.task import AdaptTask
 from mm.adapt.training import train_keeping_best
 from mm.artifacts.adapter import AdapterDescription, save_adapter
-from mm.artifacts.run import Run, load_run, save_run
+from mm.artifacts.run import Run, save_run
 from mm.compress.ledger import ledger
 from mm.compress.lora import attach, coverage, merge_and_unload
 from mm.compress.nf4 import dequantize, quantize
@@ -36,7 +36,7 @@ def finetune(config: FinetuneConfig) -> None:
     """
     device = choose_device(config.train.accelerator)
     keep_freed_memory()
-    run = load_run(config.run).to(device)
+    run = base_run(config, device)
     seed_everything(config.seed, verbose=False)
     adapted = adapted_config(run.config, config)
     data = data_of(adapted)

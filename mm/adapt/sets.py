@@ -1,9 +1,12 @@
 """The sets between which a run is adapted, and its scores on them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from mm.artifacts.run import Run
+import torch
+
+from mm.adapt.config import AdaptConfig
+from mm.artifacts.run import Run, load_run
 from mm.config import AlignConfig, EvalConfig, encoders_of, plan_of
 from mm.data.dataset import CaptionDataset
 from mm.data.module import AlignData
@@ -31,6 +34,21 @@ class EvaluationSet:
             measured = ", ".join(metrics)
             raise ValueError(f"metric={self.metric!r} is not measured on {self.dataset.name}: choose from {measured}")
         return metrics[self.metric]
+
+
+def base_run(config: AdaptConfig, device: torch.device) -> Run:
+    """The run that is adapted, in the precision of its adaptation: it is compared with what becomes of it.
+
+    Args:
+        config: names the run.
+        device: where it goes.
+
+    Raises:
+        ValueError: the folder holds no run that this code can load.
+    """
+    run = load_run(config.run).to(device)
+    train = replace(run.config.train, precision=config.train.precision)
+    return replace(run, config=replace(run.config, train=train))
 
 
 def data_of(config: AlignConfig) -> AlignData:
