@@ -23,7 +23,7 @@ from mm.config import encoders_of, plan_of
 from mm.data.cached import CachedView
 from mm.data.module import AlignData
 from mm.data.sampling import StepSampler
-from mm.device import autocast, choose_device
+from mm.device import autocast, choose_device, precision_name
 from mm.files import write_json
 from mm.train.freeze import freeze
 from mm.train.memory import keep_freed_memory
@@ -126,7 +126,8 @@ def timed(steps: dict[str, Step], config: StepConfig, device: torch.device) -> l
     """
     images = config.train.batch_size
     case = f"{config.name}, batch {images}"
-    contest = Contest("training_step", case, "float32", "forward_backward", steps, device=device)
+    dtype = precision_name(config.train.precision, device)
+    contest = Contest("training_step", case, dtype, "forward_backward", steps, device=device)
     rows = contest.rows(config.repeats)
     for row in rows:
         row["images_per_second"] = round(1e3 * images / row["milliseconds"], 1)
