@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from encoders.base import Features
+from encoders.clip_towers import OpenClipImageTrunk
 from encoders.joined_trunk import JoinedTrunk, build_joined_trunk
-from encoders.trunks import ConvTrunk, OpenClipImageTrunk, TimmTrunk
+from encoders.trunks import ConvTrunk, TimmTrunk, square_timm_trunk
 from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder, FeatureDecoder, feature_reconstruction
 
 
@@ -169,9 +170,12 @@ def build_image_trunk(config: ImageConfig) -> ImageTrunk:
     if "+" in config.trunk:
         return build_joined_trunk(config.trunk, config.size, config.weights, config.pool)
     if library == "timm":
-        return TimmTrunk(name, (config.size, config.size), config.weights, config.pool)
+        return square_timm_trunk(name, config.size, config.weights, config.pool)
     if library == "open_clip":
-        return OpenClipImageTrunk(name, config.weights)
+        tower = OpenClipImageTrunk(name, config.weights)
+        if tower.size != (config.size, config.size):
+            raise ValueError(f"image.size={config.size}, but {config.trunk} reads {tower.size[0]} pixels per side")
+        return tower
     if config.trunk == "scratch":
         return ConvTrunk(config.size, config.width, config.depth, config.stride)
     raise ValueError(f"image.trunk={config.trunk!r}: use scratch, timm/<name>, open_clip/<name> or timm/<a>+timm/<b>")

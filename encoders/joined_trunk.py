@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, layer_norm
 
 from encoders.base import Features, Trunk
-from encoders.trunks import NO_WEIGHTS, TimmTrunk, pool_grid
+from encoders.trunks import NO_WEIGHTS, TimmTrunk, pool_grid, square_timm_trunk
 
 
 class JoinedTrunk(Trunk):
@@ -87,6 +87,5 @@ def build_joined_trunk(trunk: str, size: int, weights: str | None, pool: int) ->
         name, _, pixels = name.partition("@")
         if library != "timm" or (pixels and not pixels.isdigit()):
             raise ValueError(f"image.trunk={trunk!r}: each part must be timm/<name> or timm/<name>@<pixels>")
-        side = int(pixels or size)
-        parts.append(TimmTrunk(name, (side, side), file))
+        parts.append(square_timm_trunk(name, int(pixels or size), file))
     return JoinedTrunk(parts, pool)

@@ -1,9 +1,9 @@
 """Text VQ-VAE: token ids -> trunk -> codes -> token logits.
 
-The tokenizer is the trunk's own: open_clip's BPE, or transformers'.
+The tokenizer is the trunk's own: open_clip's for its model, or transformers'.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from encoders.base import Features, Trunk
-from encoders.trunks import HuggingFaceTextTrunk, OpenClipTextTrunk, fetching, hugging_face_folder, require_transformers
+from encoders.clip_towers import OpenClipTextTrunk, open_clip_tokenizer
+from encoders.trunks import HuggingFaceTextTrunk, fetching, hugging_face_folder, require_transformers
 from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder
 from kernels.attention import attention
 
@@ -63,17 +64,39 @@ class Tokenizer:
         library, _, name = trunk.partition("/")
         self.hugging_face: Any = None
         self.bpe: Any = None
+        self.cleaned: Callable[[str], str] = str
+        """What a caption goes through first."""
+        self.strips_separator = False
+        """Whether padding stands in the separator's place."""
         if library == "hf":
             with fetching(trunk):
-                transformers = require_transformers(name)
+                transformers = require_transformers(trunk)
                 folder = hugging_face_folder(name)
                 self.hugging_face = transformers.AutoTokenizer.from_pretrained(folder)
-        elif library in ("scratch", "open_clip"):
+        elif library == "open_clip":
+            self._take_open_clip(open_clip_tokenizer(name))
+        elif library == "scratch":
             import open_clip
 
             self.bpe = open_clip.SimpleTokenizer(context_length=max_tokens)
         else:
             raise ValueError(f"text.trunk={trunk!r}: use scratch, open_clip/<name> or hf/<name or folder>")
+        if self.hugging_face is not None:
+            if self.hugging_face.pad_token_id is None:
+                raise ValueError(f"the tokenizer of {trunk} has no padding token: it cannot read several captions")
+            # Trunks read by length, so the real tokens come first; what pads on the left is a decoder's habit.
+            self.hugging_face.padding_side = "right"
+
+    def _take_open_clip(self, tokenizer: Any) -> None:
+        """A model's own BPE, or the tokenizer of transformers that it trained with, and what it does around that."""
+        if not hasattr(tokenizer, "tokenizer"):
+            self.bpe = tokenizer
+            return
+        if tokenizer.tokenizer_mode:
+            raise ValueError(f"open_clip's tokenizer mode {tokenizer.tokenizer_mode!r} is not supported here")
+        self.hugging_face = tokenizer.tokenizer
+        self.cleaned = tokenizer.clean_fn
+        self.strips_separator = tokenizer.strip_sep_token
 
     def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Tokenize captions.
@@ -85,16 +108,24 @@ class Tokenizer:
             ids (B, L) int64 and mask (B, L) bool, True where a token is real.
         """
         if self.hugging_face is not None:
-            encoded = self.hugging_face(
-                captions, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-            )
-            return encoded["input_ids"], encoded["attention_mask"].bool()
-        ids = self.bpe(captions)
+            return self._transformers_ids(captions)
+        ids = self.bpe(captions, context_length=self.max_tokens)
         # open_clip pads with 0, which is also the token "!": the end token, the highest id, marks the end of a caption.
         end = ids.argmax(1)
         mask = torch.arange(ids.shape[1]) <= end[:, None]
         longest = int(end.max()) + 1
         return ids[:, :longest], mask[:, :longest]
+
+    def _transformers_ids(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """ids (B, L) and mask (B, L) by a tokenizer of transformers."""
+        cleaned = [self.cleaned(caption) for caption in captions]
+        encoded = self.hugging_face(
+            cleaned, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        ids = encoded["input_ids"]
+        if self.strips_separator:
+            ids = ids.where(ids != self.hugging_face.sep_token_id, 0)
+        return ids, encoded["attention_mask"].bool()
 
     def word_ids(self, text: str, after: str = "") -> list[int]:
         """Token ids of a text without start and end token.
@@ -116,7 +147,7 @@ class Tokenizer:
         """Token ids of a text without start and end token."""
         if self.hugging_face is None:
             return self.bpe.encode(text)
-        encoded = self.hugging_face(text, add_special_tokens=False)
+        encoded = self.hugging_face(self.cleaned(text), add_special_tokens=False)
         return encoded["input_ids"]
 
     @property

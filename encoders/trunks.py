@@ -1,17 +1,22 @@
-"""Trunks: from scratch, `timm/<name>`, `open_clip/<name>[:tag]`, `hf/<name or folder>`; weights from a local file
-where given.
+"""Trunks: from scratch, `timm/<name>`, `hf/<name or folder>`; weights from a local file where given. open_clip's are in
+`clip_towers`.
 
 A trunk maps raw inputs to Features (B, T, F). The libraries of pretrained trunks are imported where a trunk of theirs
 is built: importing this module costs no more than torch.
 """
 
 import importlib.resources
+import inspect
+import math
+import pickle
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from encoders.base import Features, Trunk
@@ -69,9 +74,11 @@ class ConvNeXtBlock(nn.Module):
 
 
 class TimmTrunk(Trunk):
-    """A timm model's `forward_features` as tokens: images (B, 3, H, W) -> (B, P + T, F), P prefix tokens (CLS) first.
+    """A timm model's `forward_features` as tokens: images (B, C, H, W) -> (B, P + T, F), P prefix tokens (CLS) first,
+    then the grid row by row.
 
-    `pool` averages the patch grid in pool × pool windows: fewer tokens for the backbone, the prefix untouched.
+    `pool` averages the patch grid in pool × pool windows: fewer tokens for the backbone, the prefix untouched. `size`
+    is what the model reads: what was asked for, rounded up to whole patches.
     """
 
     model: Any
@@ -87,24 +94,60 @@ class TimmTrunk(Trunk):
             self.model = timm.create_model(name, pretrained=weights is None, num_classes=0, in_chans=channels)
         if weights not in (None, NO_WEIGHTS):
             load_weights(self.model, weights)
+        self.size = whole_patches(self.model, size)
         if hasattr(self.model, "set_input_size"):
-            self.model.set_input_size(img_size=size)
-        self.size = size
+            self.model.set_input_size(img_size=self.size)
         self.pool = pool
         self.width = self.model.num_features
         self.mean = self.model.pretrained_cfg["mean"]
         self.std = self.model.pretrained_cfg["std"]
         self.prefix = getattr(self.model, "num_prefix_tokens", 0)
         with torch.no_grad():
-            self.tokens = self.eval()(torch.zeros(1, channels, *size)).tokens.shape[1]
+            features = self.eval().model.forward_features(torch.zeros(1, channels, *self.size))
+        self.grid = grid_shape(features, self.width, self.prefix, self.size)
+        """Rows and columns of tokens, before `pool`."""
+        self.tokens = self.prefix + (self.grid[0] // pool) * (self.grid[1] // pool)
 
     def forward(self, image: Tensor) -> Features:
-        x = self.model.forward_features(image)
-        if x.ndim == 4:  # convolutional: (B, F, h, w), or (B, h, w, F) in the Swin family
-            x = x.flatten(2).transpose(1, 2) if x.shape[1] == self.width else x.flatten(1, 2)
+        x = as_tokens(self.model.forward_features(image), self.width)
         patches = pool_grid(x[:, self.prefix :], self.pool)
         x = torch.cat([x[:, : self.prefix], patches], 1)
         return Features(x, x.new_ones(x.shape[:2], dtype=torch.bool))
+
+
+def square_timm_trunk(name: str, pixels: int, weights: str | None, pool: int = 1) -> TimmTrunk:
+    """A timm model for images of `pixels` per side. Raises ValueError where these are not whole patches."""
+    trunk = TimmTrunk(name, (pixels, pixels), weights, pool)
+    if trunk.size != (pixels, pixels):
+        raise ValueError(f"timm/{name} reads whole patches: image.size={trunk.size[0]} would be, {pixels} is not")
+    return trunk
+
+
+def whole_patches(model: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """A size (height, width), rounded up to multiples of the patches that a timm model cuts, if it cuts any."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if patch is None:
+        return size
+    height, width = (math.ceil(side / step) * step for side, step in zip(size, patch, strict=True))
+    return height, width
+
+
+def as_tokens(features: Tensor, width: int) -> Tensor:
+    """What a timm model's `forward_features` gives -> (B, T, F). Of (B, T, F), (B, F, h, w) of convolutions, and
+    (B, h, w, F) of the Swin family."""
+    if features.ndim == 3:
+        return features
+    return features.flatten(2).transpose(1, 2) if features.shape[1] == width else features.flatten(1, 2)
+
+
+def grid_shape(features: Tensor, width: int, prefix: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the tokens behind the prefix; of (1, T, F), in the ratio of the image's sides."""
+    if features.ndim == 4:
+        rows, columns = features.shape[2:] if features.shape[1] == width else features.shape[1:3]
+        return rows, columns
+    count = features.shape[1] - prefix
+    columns = round((count * size[1] / size[0]) ** 0.5)
+    return count // columns, columns
 
 
 def pool_grid(patches: Tensor, pool: int) -> Tensor:
@@ -117,76 +160,29 @@ def pool_grid(patches: Tensor, pool: int) -> Tensor:
     return nn.functional.avg_pool2d(x, pool).flatten(2).transpose(1, 2)
 
 
-class OpenClipImageTrunk(Trunk):
-    """The image tower of an open_clip model: images (B, 3, H, W) -> patch tokens (B, T, F) and its pooled vector as
-    token 0."""
-
-    model: Any
-
-    def __init__(self, name: str, weights: str | None) -> None:
-        super().__init__()
-        self.model = open_clip_model(name, weights).visual
-        self.model.output_tokens = True
-        self.mean = self.model.image_mean
-        self.std = self.model.image_std
-        size = self.model.image_size
-        if not isinstance(size, tuple):
-            size = (size, size)
-        with torch.no_grad():
-            pooled, tokens = self.eval().model(torch.zeros(1, 3, *size))
-        self.width = tokens.shape[-1]
-        self.prefix = int(pooled.shape[-1] == self.width)
-        self.tokens = self.prefix + tokens.shape[1]
-
-    def forward(self, image: Tensor) -> Features:
-        pooled, tokens = self.model(image)
-        if self.prefix:
-            tokens = torch.cat([pooled[:, None], tokens], 1)
-        return Features(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool))
-
-
-class OpenClipTextTrunk(Trunk):
-    """The text tower of an open_clip model: token ids (B, L), mask (B, L) -> (B, L, F)."""
-
-    model: Any
-
-    def __init__(self, name: str, weights: str | None) -> None:
-        super().__init__()
-        self.model = open_clip_model(name, weights, text=True).text
-        self.model.output_tokens = True
-        self.width = self.model.token_embedding.embedding_dim
-        self.tokens = self.model.context_length
-        self.vocabulary_size = self.model.token_embedding.num_embeddings
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Features:
-        length = ids.shape[1]
-        _, tokens = self.model(nn.functional.pad(ids, (0, self.tokens - length)))
-        return Features(tokens[:, :length], mask)
-
-    def embedding(self) -> Tensor:
-        return self.model.token_embedding.weight
-
-
 class HuggingFaceTextTrunk(Trunk):
-    """A transformers encoder, from a hub or a local folder: token ids (B, L), mask (B, L) -> last hidden states
-    (B, L, F)."""
+    """A transformers encoder, or the encoder of an encoder-decoder (T5), from a hub or a local folder, in float32:
+    token ids (B, L), mask (B, L) -> last hidden states (B, L, F)."""
 
     model: Any
 
     def __init__(self, name: str, weights: str | None) -> None:
         super().__init__()
-        transformers = require_transformers(name)
+        transformers = require_transformers(f"hf/{name}")
         folder = hugging_face_folder(name)
         with fetching(f"hf/{name}"):
+            config = transformers.AutoConfig.from_pretrained(folder)
+            build = encoder_class(transformers, config, name)
+            options = {}
+            if "add_pooling_layer" in inspect.signature(build).parameters:
+                options["add_pooling_layer"] = False
             if weights == NO_WEIGHTS:
-                config = transformers.AutoConfig.from_pretrained(folder)
-                self.model = transformers.AutoModel.from_config(config, add_pooling_layer=False)
+                self.model = build(config, **options)
             else:
-                self.model = transformers.AutoModel.from_pretrained(
-                    folder, use_safetensors=True, add_pooling_layer=False
-                )
+                # transformers would take the file's type: half precision does not train.
+                self.model = build.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **options)
         self.width = self.model.config.hidden_size
-        self.tokens = self.model.config.max_position_embeddings
+        self.tokens = positions(self.model)
         self.vocabulary_size = self.model.config.vocab_size
 
     def forward(self, ids: Tensor, mask: Tensor) -> Features:
@@ -197,6 +193,29 @@ class HuggingFaceTextTrunk(Trunk):
 
     def embedding(self) -> Tensor:
         return self.model.get_input_embeddings().weight
+
+
+def encoder_class(transformers: Any, config: Any, name: str) -> Any:
+    """The class of transformers that reads text in both directions. Raises ValueError where it knows none."""
+    known = transformers.MODEL_MAPPING
+    if config.is_encoder_decoder:
+        known = transformers.MODEL_FOR_TEXT_ENCODING_MAPPING
+    if type(config) not in known:
+        raise ValueError(f"transformers has no text encoder for the trunk hf/{name}, a {config.model_type}")
+    return known[type(config)]
+
+
+def positions(model: Any) -> int:
+    """How many tokens a transformers encoder reads at most; of relative positions, as in T5, there is no end.
+
+    The RoBERTa family counts its positions from behind the padding's.
+    """
+    count = getattr(model.config, "max_position_embeddings", None)
+    if count is None:
+        return sys.maxsize
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return count if padding is None else count - padding - 1
 
 
 def by_length(read: Callable[[Tensor, Tensor], Tensor], ids: Tensor, mask: Tensor, rows: int = 64) -> Tensor:
@@ -211,37 +230,22 @@ def by_length(read: Callable[[Tensor, Tensor], Tensor], ids: Tensor, mask: Tenso
     order = lengths.argsort()
     groups = []
     for group in order.split(rows):
-        length = int(lengths[group[-1]])
+        length = max(int(lengths[group[-1]]), 1)
         x = read(ids[group, :length], mask[group, :length])
         groups.append(nn.functional.pad(x, (0, 0, 0, ids.shape[1] - length)))
     return torch.cat(groups)[order.argsort()]
 
 
-def open_clip_model(name: str, weights: str | None, text: bool = False) -> Any:
-    """`ViT-B-32` or `ViT-B-32:laion2b_s34b_b79k`.
-
-    A local `weights` file replaces the tag; with neither, weights are random and logged so.
-    """
-    import open_clip
-
-    model, _, tag = name.partition(":")
-    if model not in open_clip.list_models():
-        raise ValueError(f"open_clip has no model named {model!r}: see open_clip.list_models()")
-    source = None if weights == NO_WEIGHTS else weights or tag or None
-    with fetching(f"open_clip/{name}"):
-        # open_clip moves the model to a device of its own choice unless told: on the meta device that would fail.
-        return open_clip.create_model(
-            model, source, device=torch.get_default_device(), force_custom_text=text, weights_only=True
-        )
-
-
 @contextmanager
 def fetching(trunk: str) -> Iterator[None]:
-    """A library's failure to find or fetch weights, as one line that names the trunk."""
+    """A library's failure to find, fetch or fit weights, as one line that names the trunk.
+
+    timm and open_clip raise RuntimeError of an unknown tag and a failed download, torch of another model's tensors.
+    """
     try:
         yield
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"trunk {trunk} could not be loaded ({reason}): name a local file or folder, or connect to its hub"
         ) from error
@@ -261,10 +265,10 @@ def hugging_face_folder(name: str) -> str:
     return str(folder.joinpath(inner))
 
 
-def require_transformers(name: str):  # type: ignore[no-untyped-def]  # a module
+def require_transformers(trunk: str):  # type: ignore[no-untyped-def]  # a module
     try:
         import transformers
     except ModuleNotFoundError as error:
-        raise ValueError(f"the trunk hf/{name} needs transformers: pip install 'mm-align[full]'") from error
+        raise ValueError(f"the trunk {trunk} needs transformers: pip install 'mm-align[full]'") from error
     transformers.utils.logging.disable_progress_bar()
     return transformers

