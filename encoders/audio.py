@@ -1,5 +1,6 @@
 """Audio VQ-VAE: waveform -> log-mel -> trunk -> codes -> log-mel."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,10 @@ WINDOW_SECONDS = 0.025
 """Length of an analysis window."""
 HOP_SECONDS = 0.01
 """Time between the starts of two windows."""
+SMALLEST_POWER = 1e-5
+"""Added to a band's power before its logarithm."""
+SILENCE = (math.log(SMALLEST_POWER) + 4) / 4
+"""A band of the log-mel image in which there is nothing."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class LogMel(nn.Module):
             power = spectrum.real.square()
             power.addcmul_(spectrum.imag, spectrum.imag)
             mel = self.mel_scale(power)
-            log_mel = (mel + 1e-5).log()
+            log_mel = (mel + SMALLEST_POWER).log()
             return (log_mel[..., :-1] + 4) / 4
 
 
@@ -166,8 +171,10 @@ class AudioEncoder(Encoder):
         else:
             name = config.trunk.removeprefix("timm/")
             self.trunk = TimmTrunk(name, (MELS, frames), config.weights, channels=1)
+            frames = self.trunk.size[1]
             tokens = self.trunk.tokens
         self.frames = frames
+        self.samples = max(frames * config.hop, round(config.seconds * config.sample_rate))
         self.bottleneck = Bottleneck(bottleneck, self.trunk.width, width, tokens, self.trunk.prefix)
         self.decoder: nn.Module | None = None
         if bottleneck.mode != "continuous":
@@ -188,30 +195,60 @@ class AudioEncoder(Encoder):
         Returns:
             Features (B, T, F).
         """
-        mel = self.log_mel(inputs)[..., : self.frames]
+        waveform, real = self.whole_clip(inputs, mask)
+        mel = self.log_mel(waveform)[..., : self.frames]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_trunk):
             if isinstance(self.trunk, TimmTrunk):
-                return self.trunk(mel[:, None])
+                bands = self.trunk.size[0] - MELS
+                image = nn.functional.pad(mel, (0, 0, 0, bands), value=SILENCE)
+                tokens = self.trunk(image[:, None]).tokens
+                return Features(tokens, self.image_mask(self.trunk, real))
             tokens = self.trunk(mel)
-        return Features(tokens, self.token_mask(tokens, mask))
+        return Features(tokens, self.token_mask(tokens.shape[1], real))
 
-    def token_mask(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """Which tokens hold a real sample.
+    def whole_clip(self, inputs: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Waveforms at the encoder's full length, silent where a sample is not real: what stands in the padding, and
+        how much of it there is, then changes nothing.
 
         Args:
-            tokens: (B, T, F).
-            mask: (B, S) bool of samples; None where all are real.
+            inputs: (B, S).
+            mask: (B, S) bool, True where a sample is real; None where all are.
+
+        Returns:
+            waveforms (B, S') and how many of the samples of each are real (B,).
+        """
+        if mask is None:
+            mask = torch.ones_like(inputs, dtype=torch.bool)
+        missing = max(self.samples - inputs.shape[1], 0)
+        return nn.functional.pad(inputs.where(mask, 0), (0, missing)), mask.sum(1)
+
+    def image_mask(self, trunk: TimmTrunk, samples: Tensor) -> Tensor:
+        """Which tokens of an image model hold a real sample: prefix tokens if there is any, of the grid by its columns.
+
+        Args:
+            trunk: the image model, whose columns are times.
+            samples: (B,), real ones.
+
+        Returns:
+            (B, P + T) bool.
+        """
+        rows, columns = trunk.grid
+        real = self.token_mask(columns, samples)
+        prefix = (samples > 0)[:, None].expand(-1, trunk.prefix)
+        return torch.cat([prefix, real.repeat(1, rows)], 1)
+
+    def token_mask(self, tokens: int, samples: Tensor) -> Tensor:
+        """Which of equal parts of the clip hold a real sample.
+
+        Args:
+            tokens: T, how many parts.
+            samples: (B,), real ones.
 
         Returns:
             (B, T) bool.
         """
-        if mask is None:
-            return tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
-        samples_per_token = self.log_mel.hop * MelTrunk.stride
-        samples = mask.sum(1)
-        real = (samples + samples_per_token - 1).div(samples_per_token, rounding_mode="floor")
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        return positions < real[:, None]
+        starts = torch.arange(tokens, device=samples.device) * (self.frames * self.log_mel.hop / tokens)
+        return starts < samples[:, None]
 
     def reconstruction(
         self, vectors: Tensor, features: Features, target: Tensor | None, mask: Tensor | None
@@ -224,7 +261,7 @@ class AudioEncoder(Encoder):
             vectors: code vectors (B, T, C).
             features: of the trunk, (B, T, F).
             target: waveforms (B, S).
-            mask: unused, the features' mask counts.
+            mask: (B, S) bool, True where a sample is real; None where all are.
 
         Returns:
             (), or None without a decoder or a target.
@@ -234,7 +271,8 @@ class AudioEncoder(Encoder):
         if self.decoder is None or target is None:
             return None
         rows = slice(self.decoded_rows if self.training else None)
-        mel = self.log_mel(target[rows])[..., : self.frames]
+        waveform, _ = self.whole_clip(target[rows], None if mask is None else mask[rows])
+        mel = self.log_mel(waveform)[..., : self.frames]
         decoded = self.decoder(vectors[rows]).float()
         error = (decoded - mel).square().mean(1)
         real = features.mask[rows].repeat_interleave(MelTrunk.stride, 1)
