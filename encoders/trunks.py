@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from encoders.base import Features, Trunk
 from encoders.state import load_weights
+from kernels import check_namesake
 
 NO_WEIGHTS = "none"
 """As `weights`: build the architecture and leave it random, because its tensors come from elsewhere."""
@@ -266,6 +267,7 @@ def hugging_face_folder(name: str) -> str:
 
 
 def require_transformers(trunk: str):  # type: ignore[no-untyped-def]  # a module
+    check_namesake()
     try:
         import transformers
     except ModuleNotFoundError as error:

@@ -3,11 +3,15 @@
 import importlib
 from types import ModuleType
 
+from kernels import check_namesake
+
 
 def require(module: str) -> ModuleType:
-    """Import a module of the extra. Raises ValueError naming the remedy where it is not installed."""
+    """Import a module of the extra. Raises ValueError naming the remedy where it is not installed, or where another
+    package than ours is `kernels` to it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        check_namesake()
         package = module.partition(".")[0]
         raise ValueError(f"{package} is not installed: pip install 'mm-align[adapt]'") from error

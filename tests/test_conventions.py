@@ -29,6 +29,7 @@ TOP_LEVEL = {
     "docs",
     "README.md",
     "pyproject.toml",
+    "setup.py",
     "constraints.txt",
     "Makefile",
     "LICENSE",
