@@ -130,6 +130,8 @@ def results_table(rows: Sequence[Row]) -> Table:
     for measure in measures:
         cells = [_cell(row, measure) for row in rows]
         table.add_row(measure, *cells)
+    seen = [f"{row.name}, the trunks have seen: {row.protocol.pretraining}" for row in rows]
+    table.caption = "\n".join(seen)
     return table
 
 

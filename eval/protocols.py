@@ -37,7 +37,8 @@ class Stated:
 
 @dataclass(frozen=True)
 class Protocol:
-    """The protocol every figure carries. Two figures compare only when their protocols are equal."""
+    """The protocol every figure carries. Two figures compare only when their protocols are equal, but for what the
+    trunks had seen, which is a property of the model."""
 
     dataset: str
     """Which collection, for example `coco` or `flickr8k`."""
@@ -70,6 +71,8 @@ class Protocol:
     """Of the samples those whose image, audio or captions were evaluated, by modality; empty where not counted."""
     gallery: Mapping[str, int] = field(default_factory=dict)
     """Items among which each direction retrieves, such as `audio_to_text`; empty where the sizes above say it."""
+    pretraining: str = "not stated"
+    """What the model's trunks had seen before it was trained."""
 
     @property
     def name(self) -> str:
@@ -107,9 +110,14 @@ class Protocol:
         return " x ".join(counts)
 
     def differences(self, other: "Protocol") -> list[str]:
-        """`field: mine != theirs` for every field that differs; what only one protocol has counted does not."""
+        """`field: mine != theirs` for every field but `pretraining` in which two protocols differ.
+
+        What only one protocol has counted does not differ.
+        """
         found = []
         for each in fields(self):
+            if each.name == "pretraining":
+                continue
             mine = getattr(self, each.name)
             theirs = getattr(other, each.name)
             if each.name in COUNTED:

@@ -17,7 +17,7 @@ from jinja2 import Environment
 from numpy.typing import ArrayLike
 
 from eval.diagnostics import Diagnostics
-from eval.figures import split_figures
+from eval.figures import first_protocol, split_figures
 from eval.plots import (
     Curve,
     code_utilization_curves,
@@ -136,6 +136,7 @@ def _facts(result: Mapping[str, Any]) -> list[str]:
     lines = []
     for figures in split_figures(result).values():
         lines.append(f"Protocol: {figures.protocol}")
+    lines.append(f"The trunks have seen: {first_protocol(result).pretraining}")
     shown = []
     for field, label in FACTS.items():
         if field in result:

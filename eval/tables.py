@@ -125,7 +125,17 @@ def retrieval_table(runs: Sequence[Result]) -> str:
     for hardware, found in sorted(commits.items()):
         facts.append(f"{hardware} (commits {', '.join(sorted(found))})")
     table = markdown(RETRIEVAL_COLUMNS, [_retrieval_row(run) for run in runs])
-    return f"{table}\n\n{LEGEND.format(where='; '.join(facts))}"
+    return f"{table}\n\n{_pretraining(runs)}\n\n{LEGEND.format(where='; '.join(facts))}"
+
+
+def _pretraining(runs: Sequence[Result]) -> str:
+    """What the trunks had seen before, runs of the same trunks in one sentence."""
+    names: dict[str, dict[str, None]] = {}
+    for run in runs:
+        seen = names.setdefault(first_protocol(run).pretraining, {})
+        seen[run["config"]["name"]] = None
+    said = [f"{', '.join(of_these)}: {words}." for words, of_these in names.items()]
+    return f"What the trunks have seen: {' '.join(said)}"
 
 
 def _retrieval_row(run: Result) -> Cells:

@@ -114,6 +114,11 @@ def encoders_of(config: AlignConfig) -> dict[str, Any]:
     return {modality: getattr(config, modality) for modality in config.model.modalities}
 
 
+def trunks_of(config: AlignConfig) -> dict[str, str]:
+    """The trunk of each modality that the model has, by its name."""
+    return {modality: encoder.trunk for modality, encoder in encoders_of(config).items()}
+
+
 def plan_of(config: AlignConfig) -> BatchPlan:
     """Which samples each training step holds."""
     return BatchPlan(config.train.batch_size, config.train.steps, config.seed)

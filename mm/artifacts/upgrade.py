@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from encoders.pretraining import NOT_STATED, pretraining
 from eval.protocols import Protocol
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,16 @@ def upgrade_result(result: Mapping[str, Any]) -> dict[str, Any]:
     for name, figures in further.items():
         if name not in found["protocol"]:
             _add_figures(found, name, figures)
+    for protocol in found["protocol"].values():
+        if protocol["pretraining"] == NOT_STATED:
+            protocol["pretraining"] = _pretraining(found.get("config", {}))
     return found
+
+
+def _pretraining(config: Mapping[str, Any]) -> str:
+    """What the trunks of a result's settings had seen; not stated where it has none."""
+    modalities = config.get("model", {}).get("modalities", ())
+    return pretraining({modality: config[modality]["trunk"] for modality in modalities})
 
 
 def renamed_flag(flag: str) -> str | None:

@@ -31,6 +31,13 @@ class Evaluated:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     """Of the split's embeddings.npz."""
 
+    def stating(self, pretraining: str) -> "Evaluated":
+        """The same, each protocol with what the model's trunks had seen."""
+        figures = {}
+        for name, each in self.figures.items():
+            figures[name] = replace(each, protocol=replace(each.protocol, pretraining=pretraining))
+        return replace(self, figures=figures)
+
     def joined(self) -> dict[str, Any]:
         """The content of a result.json: a run's own evaluation first, then the other protocols."""
         own = split_figures(self.described) if self.described else {}

@@ -13,9 +13,10 @@ from rich.progress import track
 from torch import Tensor
 
 from encoders.clip_towers import open_clip_model
+from encoders.pretraining import pretraining
 from eval.embeddings import Scorer
 from mm.artifacts.run import load_run
-from mm.config import encoders_of, plan_of
+from mm.config import encoders_of, plan_of, trunks_of
 from mm.data import open_split
 from mm.data.collection import same_collection
 from mm.data.dataset import CaptionDataset, require_readable
@@ -60,6 +61,8 @@ class EvaluatedModel(Protocol):
 
     trained_on: str
     """The training data, in the protocol's words."""
+    pretraining: str
+    """What the trunks had seen before, in the protocol's words."""
     modalities: tuple[str, ...]
     """Those that the model reads."""
     device: torch.device
@@ -106,6 +109,7 @@ class FinishedRun:
         self.data = AlignData(self.read, encoders_of(config), plan_of(config), config.train.precision)
         self.training_set = f"{self.trained.folder.resolve().name}/{self.trained.train}"
         self.trained_on = f"trained on {self.training_set}"
+        self.pretraining = pretraining(trunks_of(config))
         self.modalities = self.run.model.modalities
 
     def open(self, split: str) -> CaptionDataset:
@@ -184,6 +188,7 @@ class OpenClipPeer:
     ) -> None:
         self.name = name
         self.trained_on = trained_on
+        self.pretraining = pretraining({"image and text": f"open_clip/{name}"})
         self.batch_size = batch_size
         self.root = root
         self.karpathy = karpathy

@@ -98,6 +98,11 @@ def _evaluate(request: EvalCoco, model: EvaluatedModel | None, bootstrap: Bootst
     if model is None:
         assert request.embeddings is not None  # check_options
         return evaluate_file(request.embeddings, request.data, request.trained_on or "unstated", bootstrap)
+    return _evaluate_model(model, request, bootstrap).stating(model.pretraining)
+
+
+def _evaluate_model(model: EvaluatedModel, request: EvalCoco, bootstrap: Bootstrap) -> Evaluated:
+    """By SugarCrepe, by classes, or by retrieval and matching."""
     if request.sugar_crepe is not None:
         images = Path(request.data.root or "")
         return Evaluated(evaluate_sugar_crepe(model, request.sugar_crepe, images, bootstrap))

@@ -13,8 +13,9 @@ from PIL.Image import Image
 from rich.console import Console
 from rich.table import Table
 
+from encoders.pretraining import pretraining
 from eval.diagnostics import Diagnostics, Utilization, code_utilization, expert_utilization
-from eval.figures import Figures, join_figures, split_figures
+from eval.figures import Figures, first_protocol, join_figures, split_figures
 from eval.intervals import Bootstrap, Interval, mean_intervals
 from eval.protocols import Protocol, Stated
 from eval.report import read_history, write_report
@@ -22,6 +23,7 @@ from eval.report_cards import Examples
 from eval.retrieval import RetrievalResult
 from mm.artifacts.environment import commit, hardware
 from mm.artifacts.run import Run
+from mm.config import trunks_of
 from mm.data.dataset import CaptionDataset
 from mm.data.media import pil_image
 from mm.data.module import AlignData
@@ -147,6 +149,7 @@ def describe(
         depth = run.config.eval.rerank if evaluation.reranked else 0
         stated = stated_of(splits[split], split, words, evaluation.embeddings.arrays())
         protocol = split_protocol(evaluation, stated, depth)
+        protocol = replace(protocol, pretraining=pretraining(trunks_of(run.config)))
         figures[split] = evaluation_figures(evaluation, protocol, bootstrap)
     first = next(iter(evaluations))
     figures[first].metrics.update(chance(evaluations[first]))
@@ -286,6 +289,7 @@ def show(result: Mapping[str, Any]) -> None:
             chances[name.split("/")[1]] = value
     for figures in split_figures(result).values():
         console.print(_retrieval_table(figures, chances))
+    console.print(f"The trunks have seen: {first_protocol(result).pretraining}")
     total = result["parameters_total"] / 1e6
     active = result["parameters_active"] / 1e6
     console.print(

@@ -41,6 +41,8 @@ def test_two_protocols_in_one_column_are_refused_by_the_field_in_which_they_diff
 def test_one_protocol_is_one_table_with_its_words_and_intervals():
     shown = text_of(results_table([Row("a", COCO, {"R@1": 50.0}, {"R@1": (48, 52)}), Row("b", COCO, {"R@5": 70.0})]))
     assert "25,010 captions" in " ".join(shown.split()) and "50.00 [48.00, 52.00]" in shown and "—" in shown
+    seen = [Row("a", replace(COCO, pretraining="image: pairs"), {}), Row("b", COCO, {})]
+    assert "a, the trunks have seen: image: pairs b, the trunks" in " ".join(text_of(results_table(seen)).split())
     with pytest.raises(ValueError, match="at least one row"):
         results_table([])
 

@@ -21,6 +21,11 @@ def test_a_protocol_survives_json_and_has_exactly_its_own_fields():
         Protocol.of_dict(stored)
 
 
+def test_what_the_trunks_had_seen_is_the_models_and_not_the_measurements():
+    assert not COCO.differences(replace(COCO, pretraining="image: pairs"))
+    assert COCO.differences(replace(COCO, pretraining="image: pairs", folds=5)) == ["folds: 1 != 5"]
+
+
 def test_sizes_are_counted_and_the_rest_is_stated():
     stated = Stated("x", "y", "zero-shot, trained on z", {"truncated": 1})
     protocol = Protocol.of_ids(np.arange(3), np.array([0, 0, 1, 2, 2]), stated, rerank_depth=4)

@@ -44,7 +44,9 @@ def made_report(folder, **changes):
             "intervals": {"image_to_text/R@1": [55.0, 67.0]},
             "seconds": 12.5,
             "parameters_total": 1234567,
-            "protocol": {"val": asdict(Protocol("scenes", "val", 30, 150, "5", rerank_depth=2))},
+            "protocol": {
+                "val": asdict(Protocol("scenes", "val", 30, 150, "5", rerank_depth=2, pretraining="image: pairs"))
+            },
         },
         "history": numeric_rows(
             {"step": s, "stage": 1 + s // 100, "train/contrastive": 5 * np.exp(-s / 90), "train/vq": 1.0, "val": ""}
@@ -72,6 +74,7 @@ def test_report_holds_every_part_and_nothing_from_outside(tmp_path):
     for name in ("recall", "similarity", "codes", "experts", "losses"):
         assert f'<figure id="{name}"><img class="plot"' in page
     assert "55.0–67.0" in page and "Image to text: best and worst" in page
+    assert "The trunks have seen: image: pairs" in page
     assert "scenes val 30 images x 150 captions" in page and "parameters 1,234,567 · seconds 12.5" in page
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "<script>" not in page and "&lt;script&gt;" in page

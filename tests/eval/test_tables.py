@@ -1,5 +1,6 @@
 """README's tables say what the results say, and nothing else."""
 
+import json
 from dataclasses import asdict
 
 import pytest
@@ -55,6 +56,14 @@ def test_a_run_is_a_row_with_its_protocol_and_where_it_was_measured(run):
     assert "| 6,100 |" in table
 
 
+def test_what_the_trunks_had_seen_stands_below_the_rows_once_for_runs_of_the_same(run):
+    other = json.loads(json.dumps(run)) | {"config": run["config"] | {"name": "other"}}
+    other["protocol"]["val"]["pretraining"] = "image: pairs"
+    again = run | {"config": run["config"] | {"name": "again"}}
+    table = retrieval_table([run, other, again])
+    assert "\n\nWhat the trunks have seen: mine, again: not stated. other: image: pairs.\n\n" in table
+
+
 def test_utilization_is_by_modality_and_a_bottleneck_without_codes_has_none(run):
     assert utilization_table([run]).splitlines()[2:] == ["| mine on coco_mini/val | image | – | – | 87.5 | 60.0 |"]
 
@@ -77,7 +86,7 @@ def test_adapted_rows_say_their_group():
 
 def test_tables_without_rows_are_skipped(run):
     few = readme_tables(Evidence([run]))
-    assert "| study |" not in few and "| adapted by |" not in few and few.count("\n\n") == 3
+    assert "| study |" not in few and "| adapted by |" not in few and few.count("\n\n") == 4
     rows = [{"strategy": "full", "score": "RSUM", "base": "base", "seeds": [{"trainable": 1}]}]
     gathered = gather([run], {"made": Study("made", {"a": {"RSUM": {0: 1.0}}})}, {"adapt": {"rows": rows}})
     assert gathered.adapted == [AdaptedRow("full", "RSUM", "base")] and "| study |" in readme_tables(

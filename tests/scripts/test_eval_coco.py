@@ -163,6 +163,9 @@ def test_the_ground_truth_folder_adds_cxc_and_eccv_and_the_thousand_protocol(
     assert "coco_test_ids" in refused("eval_coco.py", "--embeddings", file, "--data.ground_truth", tmp_path)
 
 
+SCRATCH = "image: from scratch; audio: from scratch; text: from scratch"
+
+
 def test_a_run_is_evaluated_by_its_vectors_and_by_its_match_head(evaluate: Callable[..., dict], run: Path) -> None:
     found = evaluate("--run", run, "--data.split", "test", "--data.validation", "val", "--rerank", 3)
     figures = split_figures(found)
@@ -180,6 +183,7 @@ def test_a_run_is_evaluated_by_its_vectors_and_by_its_match_head(evaluate: Calla
     for name, each in figures.items():
         assert each.protocol.trained_on == "trained on scenes/train", name
         assert each.protocol.name == "scenes/test", name
+        assert each.protocol.pretraining == SCRATCH, name
     vectors = figures["all"].metrics
     assert vectors["image_to_text/R@5"] == pytest.approx(found["metrics"]["image_to_text/R@5"], abs=1e-2)
     head = figures["matching/random/match head"]
@@ -229,7 +233,7 @@ def test_sugar_crepe_of_a_run_counts_what_is_missing(
         assert figures.metrics.keys() == {*SUGAR_CREPE, "mean"} == figures.intervals.keys()
         assert figures.metrics["mean"] == pytest.approx(np.mean([figures.metrics[s] for s in SUGAR_CREPE]))
         assert (figures.protocol.images, figures.protocol.skipped) == (4, {"image is missing": 7})
-        assert figures.protocol.trained_on == "trained on scenes/train"
+        assert figures.protocol.trained_on == "trained on scenes/train" and figures.protocol.pretraining == SCRATCH
     assert "1 of 5 images are missing" in caplog.text and "7 items are skipped" in caplog.text
     assert (run / "eval-sugar_crepe-val2017.json").is_file()
 
@@ -295,7 +299,8 @@ def test_an_open_clip_model_is_evaluated_alike(
     assert list(split["protocol"]) == ["all", "matching/random/cosine"] and split["protocol"]["all"]["images"] == 7
     edits = evaluate(*model, "--sugar_crepe", crepe[0], "--data.root", crepe[1])
     assert {name: each.trained_on for name, each in protocols(edits).items()} == {"cosine": "trained on nothing"}
-    assert protocols(evaluate(*model, "--classes", classes_of(tmp_path / "shapes")))["classes"].images == 6
+    classes = protocols(evaluate(*model, "--classes", classes_of(tmp_path / "shapes")))["classes"]
+    assert classes.images == 6 and classes.pretraining == "image and text: open_clip/toy, not stated"
 
 
 def test_options_that_do_not_fit_are_one_line(

@@ -190,6 +190,8 @@ def test_stored_results_keep_their_numbers_and_are_upgraded_once(path: Path) -> 
     before = json.dumps(old)
     found = upgrade_result(old)
     assert json.dumps(old) == before and upgrade_result(found) == found
+    seen = {protocol["pretraining"] for protocol in found["protocol"].values()}
+    assert len(seen) == 1 and "not stated" not in seen.pop()
     for part in ("metrics", "intervals"):
         assert old[part].items() <= found[part].items()
         for name, further in old.get("protocols", {}).items():
