@@ -8,7 +8,7 @@ Of a pair p: L_global is the term `contrastive`; L_fine are `code_match` and `fi
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from alignment.contrastive import Contrastive
 from alignment.fine_grained import CodeAgreement, LateInteraction
 from alignment.matching import hard_negatives, matching_loss
 from alignment.schedule import LossWeights, Pair
+from kernels.ranges import check_ranges
 
 PairRows = dict[Pair, tuple[Tensor, Tensor]]
 """Of a pair of modalities the rows (P,) of each that belong together."""
@@ -31,20 +32,23 @@ class LossConfig:
 
     contrastive: Literal["softmax", "sigmoid"] = "softmax"
     """InfoNCE, or the pairwise sigmoid loss."""
-    temperature: float = 0.1
+    temperature: Annotated[float, "[0.01, inf)"] = 0.1
     """Initial temperature of the contrastive terms; learned from there."""
-    vq: float = 0.25
+    vq: Annotated[float, "[0, inf)"] = 0.25
     """Weight of each modality's commitment, codebook and reconstruction losses."""
-    filip: float = 0.5
+    filip: Annotated[float, "[0, inf)"] = 0.5
     """Weight of token-level late interaction."""
-    code_match: float = 0.1
+    code_match: Annotated[float, "[0, inf)"] = 0.1
     """Weight of code agreement over the shared codebook."""
-    itm: float = 0.5
+    itm: Annotated[float, "[0, inf)"] = 0.5
     """Weight of binary matching through cross-modal attention."""
-    filip_rows: int = 32
+    filip_rows: Annotated[int, "[2, inf)"] = 32
     """Samples per step and process on which late interaction is computed: it costs rows² token similarities."""
-    itm_rows: int = 8
+    itm_rows: Annotated[int, "[1, inf)"] = 8
     """Samples per step on which matching is computed: it costs three joint forwards each."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "loss")
 
 
 @dataclass

@@ -6,7 +6,9 @@ and image-audio. There is no counter to lose: a resumed run reads the same weigh
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from kernels.ranges import check_ranges
 
 Pair = tuple[str, str]
 """Two modalities that are aligned."""
@@ -21,17 +23,18 @@ class ScheduleConfig:
     kind: Literal["progressive", "joint", "contrastive_only"] = "progressive"
     """progressive: three stages; joint: every term from the first step;
     contrastive_only: contrastive terms alone, from the first step."""
-    stage2: float = 0.15
+    stage2: Annotated[float, "[0, 1]"] = 0.15
     """Progress at which the fine-grained terms and audio begin."""
-    stage3: float = 0.85
+    stage3: Annotated[float, "[0, 1]"] = 0.85
     """Progress at which matching and image-audio begin."""
-    learning_rate_factor: float = 0.8
+    learning_rate_factor: Annotated[float, "(0, inf)"] = 0.8
     """The learning rate is multiplied by this at each new stage."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.stage2 <= self.stage3 <= 1:
+        check_ranges(self, "schedule")
+        if self.stage2 > self.stage3:
             raise ValueError(
-                f"schedule.stage2={self.stage2} and schedule.stage3={self.stage3}: need 0 <= stage2 <= stage3 <= 1"
+                f"schedule.stage2={self.stage2} comes after schedule.stage3={self.stage3}: need stage2 <= stage3"
             )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from encoders.base import Features, Trunk
 from encoders.trunks import TimmTrunk
 from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder, FeatureDecoder, feature_reconstruction
+from kernels.ranges import check_ranges
 
 MELS = 64
 """Bands of the log-mel image."""
@@ -32,16 +34,17 @@ class AudioConfig:
     """Local file for the trunk (safetensors)."""
     frozen: bool = False
     """A frozen trunk is not trained and its features are cached on disk."""
-    sample_rate: int = 16000
+    sample_rate: Annotated[int, "[1, inf)"] = 16000
     """Hertz. Audio clips recorded at another rate are resampled."""
-    seconds: float = 1.76
+    seconds: Annotated[float, "(0, inf)"] = 1.76
     """Clips are cut or padded to this length."""
-    width: int = 128
+    width: Annotated[int, "[1, inf)"] = 128
     """Width of the scratch trunk."""
-    depth: int = 1
+    depth: Annotated[int, "[0, inf)"] = 1
     """Blocks of the scratch trunk."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "audio")
         if self.hop < 1 or self.seconds * self.sample_rate < self.window:
             raise ValueError(
                 f"audio.seconds={self.seconds} at audio.sample_rate={self.sample_rate} must hold at least one window of"

@@ -1,7 +1,7 @@
 """Image VQ-VAE: pixels -> trunk -> codes -> pixels, or trunk features when the trunk is pretrained."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from encoders.clip_towers import OpenClipImageTrunk
 from encoders.joined_trunk import JoinedTrunk, build_joined_trunk
 from encoders.trunks import ConvTrunk, TimmTrunk, square_timm_trunk
 from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder, FeatureDecoder, feature_reconstruction
+from kernels.ranges import check_ranges
 
 
 @dataclass(frozen=True)
@@ -24,22 +25,21 @@ class ImageConfig:
     fetched by its library."""
     frozen: bool = False
     """A frozen trunk is not trained and its features are cached on disk."""
-    size: int = 64
+    size: Annotated[int, "[1, inf)"] = 64
     """Pixels per side."""
     fit: Literal["crop", "squash"] = "squash"
     """How an image becomes a square: cut the centre out, or change the aspect and keep everything."""
-    pool: int = 1
+    pool: Annotated[int, "[1, inf)"] = 1
     """Average pooling of a timm trunk's patch grid, or of joined trunks' common one, per side."""
-    width: int = 96
+    width: Annotated[int, "[2, inf)"] = 96
     """Width of the scratch trunk."""
-    stride: int = 8
+    stride: Annotated[int, "[8, 32]"] = 8
     """Pixels per token and side of the scratch trunk: 8, 16 or 32."""
-    depth: int = 1
+    depth: Annotated[int, "[0, inf)"] = 1
     """Blocks of the scratch trunk's late stage."""
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.pool < 1:
-            raise ValueError(f"image.size={self.size} and image.pool={self.pool}: both must be at least 1")
+        check_ranges(self, "image")
 
 
 ImageTrunk = ConvTrunk | TimmTrunk | OpenClipImageTrunk | JoinedTrunk

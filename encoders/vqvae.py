@@ -5,13 +5,14 @@ The VQ-VAE is van den Oord et al. 2017. The bypass is ours: it makes the cost of
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from encoders.base import EncoderOutput, Features, Trunk
 from encoders.quantizer import Quantizer, QuantizerConfig, build_quantizer
+from kernels.ranges import check_ranges
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,12 @@ class BottleneckConfig:
     mode: Literal["both", "vq", "continuous"] = "both"
     """both: codes plus a gated bypass; vq: codes alone; continuous: no codes at all."""
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
-    reconstruct: int = 32
+    reconstruct: Annotated[int, "[1, inf)"] = 32
     """Samples per step whose raw input is decoded in training: a sample of the batch estimates the same loss. Of
     captions eight times as many tokens."""
 
     def __post_init__(self) -> None:
-        if self.reconstruct < 1:
-            raise ValueError(f"bottleneck.reconstruct={self.reconstruct}: it must be at least 1")
+        check_ranges(self, "bottleneck")
 
 
 GATE = 2.0

@@ -1,10 +1,11 @@
 """One run's settings. The defaults are the embedded run; a YAML in configs/ lists only what differs."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from alignment import LossConfig, ScheduleConfig
 from encoders import AudioConfig, BottleneckConfig, ImageConfig, TextConfig
+from kernels.ranges import check_ranges
 from mm.data.config import BatchPlan, DataConfig
 from mm.model.multimodal import ModelConfig
 
@@ -13,73 +14,66 @@ from mm.model.multimodal import ModelConfig
 class OptimConfig:
     """AdamW, and the course of its learning rate."""
 
-    learning_rate: float = 7e-4
+    learning_rate: Annotated[float, "(0, inf)"] = 7e-4
     """At its height, after the warm-up."""
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, "[0, inf)"] = 0.05
     """AdamW's, of matrices only."""
-    warmup: float = 0.05
+    warmup: Annotated[float, "[0, 1]"] = 0.05
     """Share of the run over which the learning rate rises from zero."""
-    final: float = 0.02
+    final: Annotated[float, "[0, 1]"] = 0.02
     """The learning rate ends at this share of its height."""
-    clip: float = 1.0
+    clip: Annotated[float, "[0, inf)"] = 1.0
     """Largest gradient norm; 0 switches clipping off."""
-    rates: dict[str, float] = field(default_factory=dict)
+    rates: Annotated[dict[str, float], "[0, inf)"] = field(default_factory=dict)
     """Factors on the learning rate by name pattern, such as {"encoders.text.trunk.*": 0.1}; of several that fit a
     parameter, the last counts."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.weight_decay < 0 or self.clip < 0:
-            raise ValueError(
-                f"optim.learning_rate={self.learning_rate} must be positive, optim.weight_decay={self.weight_decay} and"
-                f" optim.clip={self.clip} not negative"
-            )
+        check_ranges(self, "optim")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How long, how wide and on what a run trains."""
 
-    steps: int = 140
+    steps: Annotated[int, "[1, inf)"] = 140
     """Optimizer steps of the whole run; the schedules are fractions of it."""
-    batch_size: int = 32
+    batch_size: Annotated[int, "[1, inf)"] = 32
     """Images per step, over all processes."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto is bf16 autocast where the device multiplies it natively; features and evaluation follow."""
-    checkpoint_every: int = 200
+    checkpoint_every: Annotated[int, "[1, inf)"] = 200
     """Steps between checkpoints to resume from."""
-    evaluate_every: int = 0
+    evaluate_every: Annotated[int, "[0, inf)"] = 0
     """Steps between evaluations on the validation split; 0 evaluates at the end only."""
-    ema: float = 0.0
+    ema: Annotated[float, "[0, 1)"] = 0.0
     """Decay of an exponential moving average of the weights, which is what is evaluated and saved; 0 for none."""
     freeze: tuple[str, ...] = ()
     """Name patterns of parameters that do not train, such as encoders.text.trunk.*embeddings*."""
     accelerator: str = "auto"
     """cpu, gpu, or auto for a GPU where there is one: everything that the run does is done there."""
-    devices: int | Literal["auto"] = "auto"
+    devices: Annotated[int | Literal["auto"], "[1, inf)"] = "auto"
     """How many of them."""
     strategy: str = "auto"
     """Any Lightning strategy: auto, ddp, fsdp, deepspeed_stage_3, …"""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name}={getattr(self, name)}: it must be at least 1")
+        check_ranges(self, "train")
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """How a split is evaluated."""
 
-    batch_size: int = 256
+    batch_size: Annotated[int, "[1, inf)"] = 256
     """Samples, or captions, embedded at a time."""
-    rerank: int = 2
+    rerank: Annotated[int, "[0, inf)"] = 2
     """How many candidates of each image and caption are scored again through cross-modal attention; 0 for none."""
-    rerank_weights: tuple[float, float] = (1.0, 1.0)
+    rerank_weights: Annotated[tuple[float, float], "[0, inf)"] = (1.0, 1.0)
     """Weights of the contrastive and of the filip logit, which are added to the match logit when re-ranking."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"eval.batch_size={self.batch_size}: it must be at least 1")
+        check_ranges(self, "eval")
 
 
 @dataclass(frozen=True)
@@ -90,7 +84,7 @@ class AlignConfig:
     """The run is written to <runs>/<name>."""
     runs: str = "runs"
     """Folder of all runs."""
-    seed: int = 0
+    seed: Annotated[int, "[0, 4294967295]"] = 0
     """Of the initial weights, the order of the samples, and everything that a step draws."""
     resume: bool = False
     """Go on from the newest checkpoint of the run of this name."""
@@ -107,6 +101,9 @@ class AlignConfig:
     audio: AudioConfig = field(default_factory=AudioConfig)
     text: TextConfig = field(default_factory=TextConfig)
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def encoders_of(config: AlignConfig) -> dict[str, Any]:

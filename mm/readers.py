@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from encoders import AudioConfig, ImageConfig
+from kernels.ranges import check_ranges
 from mm.batch import Sample
 
 Row = Any
@@ -34,16 +35,15 @@ FILTER_BYTES = 64 << 20
 class Augment:
     """What training does to an image. Mirroring is off: captions name left and right."""
 
-    crop_scale: float = 0.6
+    crop_scale: Annotated[float, "(0, 1]"] = 0.6
     """Smallest share of the image's area that a random crop keeps; 1 means no crop."""
-    crop_ratio: float = 4 / 3
+    crop_ratio: Annotated[float, "[1, inf)"] = 4 / 3
     """Largest stretch of a crop's aspect, and 1 over it the smallest."""
     flip: bool = False
     """Mirror half of the images."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop_scale <= 1 or self.crop_ratio < 1:
-            raise ValueError(f"augment: crop_scale must lie in (0, 1] and crop_ratio be at least 1, got {self}")
+        check_ranges(self, "data.augment")
 
 
 class Box(NamedTuple):

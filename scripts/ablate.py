@@ -10,7 +10,7 @@ is written anew after every run.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mm.cli import run_command
 
@@ -19,7 +19,7 @@ TRAIN = Path(__file__).parent / "train_align.py"
 
 def ablate(
     study: Path,
-    seeds: list[int] | None = None,
+    seeds: list[Annotated[int, "[0, 4294967295]"]] | None = None,
     settings: dict[str, Any] | None = None,
     runs: Path = Path("runs/ablations"),
     table: Path | None = None,

@@ -5,6 +5,7 @@ python scripts/audit.py --json eval/results/audit.json      # the figures listed
 """
 
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
 
@@ -14,7 +15,10 @@ from mm.files import write_json
 
 
 def main(
-    value: str | None = None, direction: Direction = "t2i", queries: list[int] | None = None, json: Path | None = None
+    value: str | None = None,
+    direction: Direction = "t2i",
+    queries: list[Annotated[int, "[1, inf)"]] | None = None,
+    json: Path | None = None,
 ) -> None:
     """Audit one figure, or the published ones.
 

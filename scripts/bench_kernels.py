@@ -6,7 +6,7 @@ not installed is named and skipped.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 
@@ -15,7 +15,12 @@ from mm.cli import run_command
 from mm.files import write_json
 
 
-def main(json: Path | None = None, only: Op | None = None, repeats: int = 9, largest: int = 32768) -> None:
+def main(
+    json: Path | None = None,
+    only: Op | None = None,
+    repeats: Annotated[int, "[1, inf)"] = 9,
+    largest: Annotated[int, "[0, inf)"] = 32768,
+) -> None:
     """Benchmarks the kernels on this machine.
 
     Args:

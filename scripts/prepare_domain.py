@@ -6,6 +6,7 @@ PYTHONPATH=. python scripts/prepare_domain.py --adapter my_module.MyAdapter --ou
 """
 
 from pathlib import Path
+from typing import Annotated
 
 from mm.cli import run_command
 from mm.data import DomainAdapter
@@ -22,9 +23,9 @@ def prepare_domain(
     adapter: DomainAdapter,
     out: Path,
     layout: Layout = "coco",
-    held_out: float = 0.2,
-    seed: int = 0,
-    limit: int | None = None,
+    held_out: Annotated[float, "(0, 1)"] = 0.2,
+    seed: Annotated[int, "[0, inf)"] = 0,
+    limit: Annotated[int | None, "[1, inf)"] = None,
 ) -> None:
     """Write `train` and `val` of a domain set.
 

@@ -5,6 +5,7 @@ python scripts/prepare_scenes.py --root data/scenes_coco --layout coco --val 500
 """
 
 from pathlib import Path
+from typing import Annotated
 
 from mm.cli import run_command
 from mm.data.scenes import Layout, write_scenes
@@ -13,12 +14,12 @@ from mm.data.scenes import Layout, write_scenes
 def prepare_scenes(
     root: Path,
     layout: Layout = "shards",
-    seed: int = 0,
-    train: int = 4000,
-    val: int = 1000,
-    seen: int = 1000,
-    test: int = 0,
-    image_size: int = 64,
+    seed: Annotated[int, "[0, inf)"] = 0,
+    train: Annotated[int, "[0, inf)"] = 4000,
+    val: Annotated[int, "[0, inf)"] = 1000,
+    seen: Annotated[int, "[0, inf)"] = 1000,
+    test: Annotated[int, "[0, inf)"] = 0,
+    image_size: Annotated[int, "[16, inf)"] = 64,
 ) -> None:
     """Write scenes to a folder; a split of size 0 is skipped.
 

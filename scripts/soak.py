@@ -11,6 +11,7 @@ trains two steps, is evaluated and writes a report.
 """
 
 from pathlib import Path
+from typing import Annotated
 
 from mm.cli import run_command
 
@@ -20,10 +21,10 @@ ROOT = Path(__file__).parents[1]
 def soak(
     config: Path = ROOT / "configs/soak.yaml",
     runs: Path = Path("runs/soak"),
-    kills: int = 10,
-    steps: int = 400,
-    memory_steps: int = 5000,
-    seed: int = 0,
+    kills: Annotated[int, "[0, inf)"] = 10,
+    steps: Annotated[int, "[1, inf)"] = 400,
+    memory_steps: Annotated[int, "[0, inf)"] = 5000,
+    seed: Annotated[int, "[0, inf)"] = 0,
     presence: bool = True,
     json: Path | None = None,
 ) -> None:

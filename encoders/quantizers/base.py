@@ -1,11 +1,13 @@
 """What every quantizer shares: configuration, result, and the border where padding and precision are dealt with."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
+
+from kernels.ranges import check_ranges
 
 COMMITMENT = 0.25
 """Weight of the commitment loss, van den Oord et al. 2017; `loss.vq` scales it with the other losses of a VQ-VAE."""
@@ -17,27 +19,23 @@ class QuantizerConfig:
 
     kind: Literal["ema", "cosine", "residual", "fsq", "simvq"] = "ema"
     """Which quantizer: see encoders/quantizer.py."""
-    num_codes: int = 512
+    num_codes: Annotated[int, "[1, inf)"] = 512
     """Codes per quantizer (fsq: the product of `levels` instead)."""
-    width: int = 32
+    width: Annotated[int, "[1, inf)"] = 32
     """Channels of the vectors that are quantized."""
-    quantizers: int = 1
+    quantizers: Annotated[int, "[1, inf)"] = 1
     """Depth of the residual quantizer; 1 for every other kind."""
-    decay: float = 0.9
+    decay: Annotated[float, "[0, 1)"] = 0.9
     """Per-step decay of the moving averages (ema, cosine, residual); 0.99 is usual for runs of many thousand steps."""
-    levels: tuple[int, ...] = (8, 8, 8)
+    levels: Annotated[tuple[int, ...], "[2, inf)"] = (8, 8, 8)
     """fsq: values per channel."""
 
     def __post_init__(self) -> None:
-        for name in ("num_codes", "width", "quantizers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: a quantizer needs at least 1")
+        check_ranges(self, "bottleneck.quantizer")
         if self.quantizers > 1 and self.kind != "residual":
             raise ValueError(f"quantizers={self.quantizers} needs kind='residual', not {self.kind!r}")
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay={self.decay}: must lie in [0, 1)")
-        if self.kind == "fsq" and (not self.levels or min(self.levels) < 2):
-            raise ValueError(f"levels={self.levels}: fsq needs one or more channels of at least 2 values each")
+        if self.kind == "fsq" and not self.levels:
+            raise ValueError("bottleneck.quantizer.levels is empty: fsq needs one or more channels")
 
 
 @dataclass

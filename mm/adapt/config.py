@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from alignment import ScheduleConfig
+from kernels.ranges import check_ranges
 from mm.compress.lora import LoraConfig
 from mm.config import AlignConfig, OptimConfig, TrainConfig
 
@@ -23,30 +24,28 @@ class DomainData:
     """Split that selects the checkpoint and is reported."""
     audio_root: str | None = None
     """Where `audio/` lies, if not in `root`."""
-    views: int | None = None
+    views: Annotated[int | None, "[1, inf)"] = None
     """Of a frozen image trunk: the plain image and views-1 augmented ones; by default as many as the run had."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "data")
 
 
 @dataclass(frozen=True)
 class MixConfig:
     """The weights of two losses, and the stages of the learning rate."""
 
-    domain: float = 0.7
+    domain: Annotated[float, "(0, inf)"] = 0.7
     """Weight of the domain's loss, λ_domain."""
-    general: float = 0.3
+    general: Annotated[float, "[0, inf)"] = 0.3
     """Weight of the loss on the run's own training set, λ_general."""
-    stages: int = 4
+    stages: Annotated[int, "[1, inf)"] = 4
     """Equal parts of the run, at each of which the learning rate falls."""
-    stage_factor: float = 0.8
+    stage_factor: Annotated[float, "(0, 1]"] = 0.8
     """What it is then multiplied by; it begins at optim.learning_rate, without a warm-up."""
 
     def __post_init__(self) -> None:
-        if self.domain <= 0 or self.general < 0:
-            raise ValueError(f"mix.domain={self.domain} must be positive and mix.general={self.general} not negative")
-        if self.stages < 1 or not 0 < self.stage_factor <= 1:
-            raise ValueError(
-                f"mix.stages={self.stages} must be at least 1 and mix.stage_factor={self.stage_factor} in (0, 1]"
-            )
+        check_ranges(self, "mix")
 
 
 @dataclass(frozen=True)
@@ -60,18 +59,21 @@ class AdaptConfig:
     """The adapted run is written to <runs>/<name>; by default <run>_<data>_<what was done>."""
     runs: str = "runs"
     """Folder of all runs."""
-    seed: int = 0
+    seed: Annotated[int, "[0, 4294967295]"] = 0
     """Of new weights, the order of the samples, and everything that a step draws."""
     resume: bool = False
     """Go on from the newest checkpoint of the run of this name."""
     metric: str = "RSUM"
     """The checkpoint with the largest is kept: RSUM, image_to_text/R@1 …, of data.val without re-ranking."""
-    patience: int = 0
+    patience: Annotated[int, "[0, inf)"] = 0
     """Evaluations without a better checkpoint after which training stops; 0 never stops early."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Its rates come on top of those that the run had for its encoders."""
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="joint"))
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=200))
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Settings of the bench scripts that time parts of a run: a run's own, and how it is timed."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from mm.config import AlignConfig
 
@@ -9,11 +10,11 @@ from mm.config import AlignConfig
 class StepConfig(AlignConfig):
     """One training step of a run, taken apart beside open_clip's."""
 
-    progress: float = 0.9
+    progress: Annotated[float, "[0, 1]"] = 0.9
     """Share of the run at which the step is taken: late, every loss is on."""
-    repeats: int = 7
+    repeats: Annotated[int, "[1, inf)"] = 7
     """Steps of each implementation that are timed."""
-    largest: int = 12
+    largest: Annotated[int, "[0, inf)"] = 12
     """How many operations outside arithmetic are listed."""
     json: str | None = None
     """Where to write what was measured."""
@@ -23,9 +24,9 @@ class StepConfig(AlignConfig):
 class FeaturesConfig(AlignConfig):
     """How fast the features of a run's image trunk are made."""
 
-    images: int = 64
+    images: Annotated[int, "[1, inf)"] = 64
     """Images of one pass: as many as are read at a time when they are cached."""
-    repeats: int = 5
+    repeats: Annotated[int, "[1, inf)"] = 5
     """Passes of each implementation that are timed."""
     json: str | None = None
     """Where to write what was measured."""

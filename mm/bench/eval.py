@@ -17,7 +17,7 @@ from datetime import date
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from eval.ground_truth import GroundTruth
 from eval.intervals import DEFAULT_BOOTSTRAP, Bootstrap
 from eval.protocols import Stated
 from eval.retrieval import RECALL_AT, retrieval_both
+from kernels.ranges import check_ranges
 from mm.artifacts.environment import hardware
 
 Scores = dict[str, float]
@@ -58,20 +59,23 @@ class EvalBenchmark:
 
     ground_truth: Path = Path("../shared/data/coco_benchmarks")
     """Folder of ECCV Caption's data files."""
-    width: int = 1024
+    width: Annotated[int, "[1, inf)"] = 1024
     """Dimensions of the embeddings."""
-    noise: float = 4.0
+    noise: Annotated[float, "[0, inf)"] = 4.0
     """Length of the noise for a centre of length one, in each modality."""
-    repeats: int = 2
+    repeats: Annotated[int, "[1, inf)"] = 2
     """Runs of each implementation, interleaved; the fastest counts."""
-    threads: int = 2
+    threads: Annotated[int, "[1, inf)"] = 2
     """CPU threads."""
-    seed: int = 0
+    seed: Annotated[int, "[0, inf)"] = 0
     """Seed of the embeddings."""
     real: list[Path] = field(default_factory=list)
     """embeddings.npz files of runs, on which our recalls are compared with clip-benchmark's (not timed)."""
     json: Path | None = None
     """Where to write rows and hardware."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def bench_eval(config: EvalBenchmark) -> dict[str, Any]:

@@ -6,13 +6,14 @@ without a word; here each expert E gets its own pair of factors, and what is not
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from encoders import Encoder
+from kernels.ranges import check_ranges
 from mm.compress.parametrization import remove_parametrization
 from mm.model.moe import EXPERT_WEIGHTS
 from mm.optional import require
@@ -25,22 +26,18 @@ Shapes = dict[str, tuple[int, ...]]
 class LoraConfig:
     """Low-rank adapters."""
 
-    rank: int = 16
+    rank: Annotated[int, "[1, inf)"] = 16
     """r, the inner width of an update."""
-    alpha: float = 32.0
+    alpha: Annotated[float, "(0, inf)"] = 32.0
     """An update is scaled by alpha / rank."""
-    dropout: float = 0.1
+    dropout: Annotated[float, "[0, 1)"] = 0.1
     """On what an update reads; of an expert, the same inputs for all tokens of a step."""
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     """Last names of what is adapted: linear layers (q_proj and v_proj are the backbone's attention, linear the heads
     that project onto the embedding, query and value a BERT's attention), and w_in and w_out, the experts."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"lora: rank={self.rank} must be at least 1, alpha={self.alpha} positive and"
-                f" dropout={self.dropout} in [0, 1)"
-            )
+        check_ranges(self, "lora")
         if not self.targets:
             raise ValueError("lora.targets is empty: name what is adapted, such as q_proj")
 

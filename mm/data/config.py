@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from kernels.ranges import check_ranges
 from mm.readers import Augment
 
 
@@ -27,26 +29,19 @@ class DataConfig:
     """Folder for generated scenes and for the features of frozen trunks."""
     augment: Augment | None = None
     """Random crops and mirroring of training images; none for scenes, whose captions say left and right."""
-    views: int = 1
+    views: Annotated[int, "[1, inf)"] = 1
     """Cached features of a frozen image trunk: the plain image and views-1 augmented ones, one per epoch in turn."""
-    captions: int = 1
+    captions: Annotated[int, "[1, inf)"] = 1
     """Captions of each image in a training step, all of them its positives: text is cheaper than images."""
-    limit_images: int = 0
+    limit_images: Annotated[int, "[0, inf)"] = 0
     """Train on so many of the images, the same ones whatever the seed; 0 for all."""
-    limit_captions: int = 0
+    limit_captions: Annotated[int, "[0, inf)"] = 0
     """Train on the first so many captions of each image; 0 for all."""
-    workers: int = 0
+    workers: Annotated[int, "[0, inf)"] = 0
     """Processes that decode samples while the model trains; without any, decoded samples stay in memory."""
 
     def __post_init__(self) -> None:
-        for name in ("views", "captions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name}={getattr(self, name)}: it must be at least 1")
-        if self.limit_images < 0 or self.limit_captions < 0:
-            raise ValueError(
-                f"data.limit_images={self.limit_images} and data.limit_captions={self.limit_captions}:"
-                " neither can be negative, and 0 stands for all"
-            )
+        check_ranges(self, "data")
 
     @property
     def folder(self) -> Path:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from kernels.ranges import check_ranges
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,19 @@ class EvalCoco:
     templates: list[str] | None = None
     """Prompts of the classes, such as '["a photo of a {}."]'; by default three for images and three for audio clips."""
     data: EvaluationData = field(default_factory=EvaluationData)
-    rerank: int | None = None
+    rerank: Annotated[int | None, "[0, inf)"] = None
     """Candidates of each query that a run scores again jointly; without it, as many as the run says."""
     trained_on: str | None = None
     """`zero-shot` or `trained on <dataset>`, for the protocol; a run says it itself."""
-    samples: int = 1000
+    samples: Annotated[int, "[1, inf)"] = 1000
     """Bootstrap samples of the intervals."""
-    seed: int = 0
+    seed: Annotated[int, "[0, inf)"] = 0
     """Seed of the bootstrap and of the negatives."""
     json: Path | None = None
     """Where to write the result."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,10 @@ class RerankDepths:
     """Folder in COCO caption layout or of shards; without it, the run's own data."""
     split: str = "val"
     """Split to evaluate."""
-    depths: tuple[int, ...] = (0, 2, 5, 10, 20)
+    depths: Annotated[tuple[int, ...], "[0, inf)"] = (0, 2, 5, 10, 20)
     """Candidates of each query that are scored again."""
     table: Path | None = None
     """CSV file; by default <run>/rerank.csv."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)

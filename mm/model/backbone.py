@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
 from torch.utils.checkpoint import checkpoint
 
+from kernels.ranges import check_ranges
 from mm.model.attention import Attention
 from mm.model.moe import MoE, MoEConfig
 
@@ -17,17 +18,20 @@ from mm.model.moe import MoE, MoEConfig
 class BackboneConfig:
     """What all modalities share."""
 
-    width: int = 128
+    width: Annotated[int, "[1, inf)"] = 128
     """D, the width of a token."""
-    layers: int = 2
+    layers: Annotated[int, "[1, inf)"] = 2
     """Blocks of self-attention, cross-modal attention and experts."""
-    heads: int = 4
+    heads: Annotated[int, "[1, inf)"] = 4
     """Heads of either attention."""
-    dropout: float = 0.0
+    dropout: Annotated[float, "[0, 1)"] = 0.0
     """On every residual branch."""
     moe: MoEConfig = field(default_factory=MoEConfig)
     checkpoint: bool = False
     """Gradient checkpointing: keep block inputs only and recompute the rest in backward."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "model.backbone")
 
 
 @dataclass

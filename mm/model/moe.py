@@ -7,12 +7,14 @@ router z (ST-MoE, Zoph et al. 2022), modality entropy (LIMoE, Mustafa et al. 202
 """
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
 
 from kernels.grouped_mlp import grouped_mlp
+from kernels.ranges import check_ranges
 
 EXPERT_WEIGHTS = ("w_in", "w_out")
 """Last names of the parameters that hold all experts of a MoE: (E, 2H, D) and (E, D, H)."""
@@ -22,24 +24,25 @@ EXPERT_WEIGHTS = ("w_in", "w_out")
 class MoEConfig:
     """Experts and their router."""
 
-    num_experts: int = 128
+    num_experts: Annotated[int, "[1, inf)"] = 128
     """Routed experts, E."""
-    top_k: int = 8
+    top_k: Annotated[int, "[1, inf)"] = 8
     """Experts each token is sent to, K."""
-    hidden: int = 32
+    hidden: Annotated[int, "[1, inf)"] = 32
     """Hidden width of one expert, H."""
-    shared: int = 128
+    shared: Annotated[int, "[0, inf)"] = 128
     """Hidden width of the expert that every token passes; 0 for none."""
-    bias_rate: float = 0.01
+    bias_rate: Annotated[float, "[0, inf)"] = 0.01
     """How far the balancing bias moves per step, against the sign of the overload."""
-    balance: float = 0.0
+    balance: Annotated[float, "[0, inf)"] = 0.0
     """Weight of the Switch load-balance loss."""
-    z: float = 1e-3
+    z: Annotated[float, "[0, inf)"] = 1e-3
     """Weight of the router z loss."""
-    entropy: float = 0.0
+    entropy: Annotated[float, "[0, inf)"] = 0.0
     """Weight of the modality entropy losses: sharp routing per token, spread routing per modality."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "model.backbone.moe")
         if not 1 <= self.top_k <= self.num_experts:
             raise ValueError(
                 f"moe.top_k={self.top_k} of moe.num_experts={self.num_experts}: need 1 <= top_k <= num_experts"

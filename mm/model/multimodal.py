@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils._pytree import register_dataclass
 
 from encoders import Encoder, EncoderOutput, Features
+from kernels.ranges import check_ranges
 from mm.batch import Batch
 from mm.modalities import MODALITIES
 from mm.model.backbone import Backbone, BackboneConfig, Reading, Stream
@@ -22,19 +23,20 @@ class ModelConfig:
 
     modalities: tuple[str, ...] = tuple(MODALITIES)
     """Which encoders are built."""
-    embedding: int = 128
+    embedding: Annotated[int, "[1, inf)"] = 128
     """Width of the retrieval embedding."""
-    head: int = 0
+    head: Annotated[int, "[0, inf)"] = 0
     """Hidden width of what is added to the linear projection onto the embedding; 0 for the linear projection alone."""
-    head_dropout: float = 0.0
+    head_dropout: Annotated[float, "[0, 1)"] = 0.0
     """Before and inside of it."""
     direct: bool = False
     """Project each trunk's summary straight onto the embedding; what the backbone read is added to it, from zero."""
-    token_embedding: int = 64
+    token_embedding: Annotated[int, "[1, inf)"] = 64
     """Width of the token embeddings of late interaction."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
 
     def __post_init__(self) -> None:
+        check_ranges(self, "model")
         unknown = set(self.modalities) - MODALITIES.keys()
         if unknown or not self.modalities:
             raise ValueError(f"model.modalities={list(self.modalities)}: choose from {', '.join(MODALITIES)}")

@@ -1,9 +1,10 @@
 """The settings of one modality's VQ-VAE."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from encoders import AudioConfig, BottleneckConfig, ImageConfig, TextConfig
+from kernels.ranges import check_ranges
 from mm.config import OptimConfig, TrainConfig
 from mm.data.config import DataConfig
 from mm.modalities import MODALITIES
@@ -19,7 +20,7 @@ class VQVAEConfig:
     """The run is written to <runs>/<name>; vqvae_<modality> by default."""
     runs: str = "runs"
     """Folder of all runs."""
-    seed: int = 0
+    seed: Annotated[int, "[0, 4294967295]"] = 0
     """Of the initial weights and the order of the samples."""
     resume: bool = False
     """Go on from the newest checkpoint of the run of this name."""
@@ -34,6 +35,7 @@ class VQVAEConfig:
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.modality not in MODALITIES:
             raise ValueError(f"modality={self.modality!r}: choose from {', '.join(MODALITIES)}")
         if self.bottleneck.mode == "continuous":

@@ -72,5 +72,5 @@ def test_a_ramp_without_length_is_a_step() -> None:
 
 
 def test_stages_in_the_wrong_order_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"stage2=0\.7 and schedule\.stage3=0\.3"):
+    with pytest.raises(ValueError, match=r"stage2=0\.7 comes after schedule\.stage3=0\.3"):
         ScheduleConfig(stage2=0.7, stage3=0.3)

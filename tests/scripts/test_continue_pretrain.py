@@ -82,8 +82,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--mix.domain", 0), "mix.domain=0.0 must be positive"),
-        (("--mix.stages", 0), "mix.stages=0 must be at least 1"),
+        (("--mix.domain", 0), "mix.domain=0.0: it must be in (0, inf)"),
+        (("--mix.stages", 0), "mix.stages=0: it must be a whole number in [1, inf)"),
         (("--terms", "/nowhere/terms.txt"), "/nowhere/terms.txt"),
         (("--data.root", "/nowhere"), "/nowhere does not exist"),
         (("--metric", "BLEU"), "metric='BLEU' is not measured on domain/val"),

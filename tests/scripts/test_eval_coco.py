@@ -314,7 +314,7 @@ def test_options_that_do_not_fit_are_one_line(
     assert "none of SugarCrepe's 5 images" in refused(*its, "--sugar_crepe", crepe[0], "--data.root", run)
     assert "says itself" in refused(*its, "--trained_on", "zero-shot") and "for a run" in refused(*mine, "--rerank", 3)
     assert "--data.spilt" in refused(*mine, "--data.spilt", "x") and "samples" in refused(*mine, "--samples", "many")
-    assert "at least one bootstrap sample" in refused(*mine, "--samples", 0)
+    assert "samples=0: it must be a whole number in [1, inf)" in refused(*mine, "--samples", 0)
     assert "another split" in refused(*mine, "--data.validation", file)
     assert "another split" in refused(*its, "--data.split", "test", "--data.validation", "test")
     assert "data.validation" in refused(*mine, "--data.retriever", file)

@@ -43,7 +43,7 @@ def test_a_folder_becomes_shards(script, capsys, root, tmp_path):
     [
         (["--root", "nowhere"], "data folder nowhere does not exist"),
         (["--splits", "[test]"], "the splits there are train, val"),
-        (["--size", "0"], "must be positive"),
+        (["--size", "0"], "size=0: it must be a whole number in [1, inf)"),
         (["--sizes", "5"], "--sizes"),
         (["--side", "both"], "side"),
     ],

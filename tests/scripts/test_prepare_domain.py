@@ -46,7 +46,7 @@ def test_molecules_are_written_with_what_was_skipped_listed(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--held_out", 2), "held_out=2.0 must lie between 0 and 1"),
+        (("--held_out", 2), "held_out=2.0: it must be in (0, 1)"),
         (("--adapter.text", "[title]"), "has no column 'title'; its columns are image, text"),
     ],
 )

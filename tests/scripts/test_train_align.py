@@ -357,7 +357,7 @@ def test_data_that_is_not_there_is_named(refusal: Callable[..., str], tmp_path: 
     ],
 )
 def test_numbers_that_no_run_can_have_are_named(refusal: Callable[..., str], option: str, value: str) -> None:
-    assert refusal(option, value) == f"train_align: {option[2:]}={value}: it must be at least 1"
+    assert refusal(option, value) == f"train_align: {option[2:]}={value}: it must be a whole number in [1, inf)"
 
 
 @pytest.mark.parametrize(

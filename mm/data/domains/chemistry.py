@@ -9,10 +9,11 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from PIL.Image import Image
 
+from kernels.ranges import check_values, ranges_of
 from mm.data.domains.base import DomainAdapter
 from mm.optional import require
 
@@ -50,7 +51,14 @@ class ChemistryLoader(DomainAdapter):
         ValueError: the file is no text, or holds no molecule.
     """
 
-    def __init__(self, smiles_path: str | Path, randomised: int = 2, size: int = 192) -> None:
+    def __init__(
+        self,
+        smiles_path: str | Path,
+        randomised: Annotated[int, "[0, inf)"] = 2,
+        size: Annotated[int, "[16, inf)"] = 192,
+    ) -> None:
+        ranges = ranges_of(ChemistryLoader.__init__)
+        check_values({"randomised": randomised, "size": size}, ranges, "adapter")
         self.chemistry = require("rdkit.Chem")
         self.path = Path(smiles_path)
         self.randomised = randomised

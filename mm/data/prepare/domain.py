@@ -27,12 +27,10 @@ def write_domain(
         seed: another seed, another split.
         limit: at most this many rows of each split.
 
-    Raises ValueError for an adapter without rows, a share that is not between 0 and 1, and a row that is wrong.
+    Raises ValueError for an adapter without rows, and for a row that is wrong.
     """
     if not len(adapter):
         raise ValueError(f"{adapter.name} is empty: a domain set needs at least one row")
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out={held_out} must lie between 0 and 1")
     print_list(f"{len(adapter.skipped)} rows skipped:", adapter.skipped)
     write = write_coco if layout == "coco" else write_shards
     for split, rows in adapter.splits(held_out, seed).items():

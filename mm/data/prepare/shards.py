@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
+from kernels.ranges import check_ranges
 from mm.data.coco import CocoFolder
 from mm.data.media import AUDIO_EXTENSIONS, WRITTEN_IMAGES, EncodedSample, decode_audio, decode_image, encode_image
 from mm.data.shard_index import index_path, read_index
@@ -24,18 +25,17 @@ from mm.data.shards import ShardFolder
 class Preparation:
     """How images go into shards."""
 
-    size: int = 224
+    size: Annotated[int, "[1, inf)"] = 224
     """Pixels that `side` is reduced to; smaller images are kept as they are."""
     side: Literal["short", "long"] = "short"
     """Which side `size` measures; the aspect is always kept."""
-    quality: int = 90
+    quality: Annotated[int, "[1, 95]"] = 90
     """JPEG quality of resized images."""
-    samples_per_shard: int = 1000
+    samples_per_shard: Annotated[int, "[1, inf)"] = 1000
     """Images in one tar."""
 
     def __post_init__(self) -> None:
-        if self.size < 1 or not 1 <= self.quality <= 95 or self.samples_per_shard < 1:
-            raise ValueError(f"size and samples_per_shard must be positive and quality in 1..95, got {self}")
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -52,20 +52,23 @@ class CocoPreparation:
     """the official dataset_coco.json."""
     audio_root: Path | None = None
     """where `audio/` lies, if not in root."""
-    size: int = Preparation.size
+    size: Annotated[int, "[1, inf)"] = Preparation.size
     """pixels that the image's side is reduced to; smaller images are kept as they are."""
     side: Literal["short", "long"] = Preparation.side
     """which side `size` measures; the aspect is kept."""
-    quality: int = Preparation.quality
+    quality: Annotated[int, "[1, 95]"] = Preparation.quality
     """JPEG quality of resized images."""
-    samples_per_shard: int = Preparation.samples_per_shard
+    samples_per_shard: Annotated[int, "[1, inf)"] = Preparation.samples_per_shard
     """images in one tar."""
-    workers: int = os.cpu_count() or 1
+    workers: Annotated[int, "[1, inf)"] = os.cpu_count() or 1
     """images decoded at a time."""
     download: Literal["2014", "2017"] | None = None
     """fetch this year's official archives into root first."""
     mirror: str | None = None
     """address to fetch from instead of images.cocodataset.org."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)

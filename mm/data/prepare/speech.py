@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
+from kernels.ranges import check_ranges
 from mm.data.coco import CocoFolder
 from mm.data.media import encode_audio
 from mm.data.prepare.synthesizers import Synthesizer
@@ -33,12 +35,15 @@ class SpeechPreparation:
     """espeak-ng."""
     command: str | None = None
     """any other program, such as "flite -o {output} -t {text}"; {voice} too, and without {text} it is piped."""
-    caption: int = 0
+    caption: Annotated[int, "[0, inf)"] = 0
     """which of an image's captions is spoken, counted from 0."""
-    sample_rate: int = 16000
+    sample_rate: Annotated[int, "[1, inf)"] = 16000
     """hertz."""
-    workers: int | None = None
+    workers: Annotated[int | None, "[1, inf)"] = None
     """synthesizer processes at a time; one per processor if not given."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)

@@ -134,5 +134,5 @@ def test_a_finished_split_is_left_alone_until_something_changes(source, tmp_path
 
 @pytest.mark.parametrize("bad", [{"size": 0}, {"quality": 0}, {"quality": 100}, {"samples_per_shard": 0}])
 def test_impossible_settings_are_refused(bad):
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="it must be a whole number in"):
         Preparation(**bad)
