@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from encoders.base import Features, Trunk
-from encoders.trunks import NO_WEIGHTS, as_tokens, by_length, fetching, require_transformers
+from encoders.trunks import NO_WEIGHTS, Weights, as_tokens, by_length, fetching, require_transformers
 
 
 class OpenClipImageTrunk(Trunk):
@@ -23,7 +23,7 @@ class OpenClipImageTrunk(Trunk):
 
     model: Any
 
-    def __init__(self, name: str, weights: str | None) -> None:
+    def __init__(self, name: str, weights: Weights) -> None:
         super().__init__()
         self.model = open_clip_model(name, weights).visual
         self.mean, self.std = normalisation(name)
@@ -69,7 +69,7 @@ class OpenClipTextTrunk(Trunk):
 
     model: Any
 
-    def __init__(self, name: str, weights: str | None) -> None:
+    def __init__(self, name: str, weights: Weights) -> None:
         super().__init__()
         self.model = open_clip_model(name, weights).text
         self.masked = hasattr(self.model, "transformer") and hasattr(self.model, "pooler")
@@ -103,7 +103,7 @@ class OpenClipTextTrunk(Trunk):
         return self.model.token_embedding.weight
 
 
-def open_clip_model(name: str, weights: str | None) -> Any:
+def open_clip_model(name: str, weights: Weights) -> Any:
     """`ViT-B-32` or `ViT-B-32:laion2b_s34b_b79k`, its towers under `visual` and `text`.
 
     A local `weights` file replaces the tag's download, and the tag says what the file holds; with neither, weights are
@@ -116,9 +116,9 @@ def open_clip_model(name: str, weights: str | None) -> Any:
     if tag:
         check_activation(model, tag)
     source = tag or None
-    if weights == NO_WEIGHTS:
+    if weights is NO_WEIGHTS:
         source = None
-    elif weights is not None:
+    elif isinstance(weights, str):
         check_weights_file(model, tag, weights)
         source = weights
     with fetching(f"open_clip/{name}"):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, layer_norm
 
 from encoders.base import Features, Trunk
-from encoders.trunks import NO_WEIGHTS, TimmTrunk, pool_grid, square_timm_trunk
+from encoders.trunks import TimmTrunk, Weights, pool_grid, square_timm_trunk
 
 
 class JoinedTrunk(Trunk):
@@ -70,13 +70,15 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     return image if image.shape[-2:] == size else interpolate(image, size, mode="bicubic", antialias=True)
 
 
-def build_joined_trunk(trunk: str, size: int, weights: str | None, pool: int) -> JoinedTrunk:
+def build_joined_trunk(trunk: str, size: int, weights: Weights, pool: int) -> JoinedTrunk:
     """`timm/<a>[@pixels]+timm/<b>[@pixels]`; `size` is for parts that name none; weights: their files, joined by +.
 
     Raises ValueError on a part that is not timm's, a size that is no number, or another number of files than of parts.
     """
     specs = trunk.split("+")
-    files = [weights] * len(specs) if weights in (None, NO_WEIGHTS) else weights.split("+")
+    files: list[Weights] = [weights] * len(specs)
+    if isinstance(weights, str):
+        files = list(weights.split("+"))
     if len(files) != len(specs):
         raise ValueError(
             f"image.trunk={trunk!r} has {len(specs)} parts: image.weights needs as many files, joined by +"

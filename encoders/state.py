@@ -5,6 +5,7 @@ side of its encoder that faces a backbone it never saw.
 """
 
 import hashlib
+import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(
-            f"weights file {path} does not exist: name a .safetensors file, or none to let the library fetch its own"
+            f"weights file {path} does not exist: name a .safetensors file, or leave it out to have the library's own"
         )
     try:
         if path.suffix == ".safetensors":
@@ -35,6 +36,17 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"weights file {path} cannot be read ({reason}): it must hold tensors by name, and be whole"
         ) from error
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def write_weights(state: Mapping[str, Tensor], path: Path) -> None:
+    """A state dict as safetensors, atomically, readable by whom the umask allows."""
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.touch()
+    mode = temporary.stat().st_mode
+    save_file(kept, temporary)  # makes a file of mode 0600, whatever the umask
+    temporary.chmod(mode)
+    temporary.replace(path)
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:
@@ -85,7 +97,7 @@ def vqvae_state(encoder: nn.Module) -> dict[str, Tensor]:
 
 def save_encoder(encoder: nn.Module, path: str | Path) -> None:
     """Write `vqvae_state` as safetensors."""
-    save_file(vqvae_state(encoder), str(path))
+    write_weights(vqvae_state(encoder), Path(path))
 
 
 def load_encoder(encoder: nn.Module, path: str | Path) -> None:

@@ -6,7 +6,7 @@ The tokenizer is the trunk's own: open_clip's for its model, or transformers'.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from encoders.clip_towers import OpenClipTextTrunk, open_clip_tokenizer
 from encoders.trunks import HuggingFaceTextTrunk, fetching, hugging_face_folder, require_transformers
 from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder
 from kernels.attention import attention
+from kernels.ranges import check_ranges
 
 DECODED_TOKENS = 8
 """Token logits decoded per step for each of `bottleneck.reconstruct`: a vocabulary is wide, a sample of it estimates
@@ -34,18 +35,17 @@ class TextConfig:
     """Local file for an open_clip trunk."""
     frozen: bool = False
     """A frozen trunk is not trained and its features are cached on disk."""
-    max_tokens: int = 40
+    max_tokens: Annotated[int, "[3, inf)"] = 40
     """Captions are cut here, start and end tokens included."""
-    width: int = 128
+    width: Annotated[int, "[1, inf)"] = 128
     """Width of the scratch trunk."""
-    depth: int = 1
+    depth: Annotated[int, "[0, inf)"] = 1
     """Layers of the scratch trunk."""
-    heads: int = 4
+    heads: Annotated[int, "[1, inf)"] = 4
     """Attention heads of the scratch trunk."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"text.max_tokens={self.max_tokens}: it must be at least 1")
+        check_ranges(self, "text")
 
 
 class Tokenizer:
@@ -72,7 +72,7 @@ class Tokenizer:
             with fetching(trunk):
                 transformers = require_transformers(trunk)
                 folder = hugging_face_folder(name)
-                self.hugging_face = transformers.AutoTokenizer.from_pretrained(folder)
+                self.hugging_face = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         elif library == "open_clip":
             self._take_open_clip(open_clip_tokenizer(name))
         elif library == "scratch":

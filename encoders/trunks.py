@@ -5,14 +5,17 @@ A trunk maps raw inputs to Features (B, T, F). The libraries of pretrained trunk
 is built: importing this module costs no more than torch.
 """
 
-import importlib.resources
+import importlib.metadata
 import inspect
+import logging
 import math
 import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +25,21 @@ from torch import Tensor, nn
 from encoders.base import Features, Trunk
 from encoders.state import load_weights
 from kernels import check_namesake
+from kernels.errors import UserError
 
-NO_WEIGHTS = "none"
-"""As `weights`: build the architecture and leave it random, because its tensors come from elsewhere."""
+
+class NoWeights(Enum):
+    """As `weights`: build the architecture and leave it random, because its tensors come from elsewhere.
+
+    It is no text, so that no option and no file can ask for a random trunk.
+    """
+
+    NO_WEIGHTS = 0
+
+
+NO_WEIGHTS = NoWeights.NO_WEIGHTS
+Weights = str | NoWeights | None
+"""A local file, or nothing to fetch, or None for the library's own."""
 
 
 class ConvTrunk(Trunk):
@@ -84,7 +99,7 @@ class TimmTrunk(Trunk):
 
     model: Any
 
-    def __init__(self, name: str, size: tuple[int, int], weights: str | None, pool: int = 1, channels: int = 3) -> None:
+    def __init__(self, name: str, size: tuple[int, int], weights: Weights, pool: int = 1, channels: int = 3) -> None:
         super().__init__()
         import timm
 
@@ -93,7 +108,7 @@ class TimmTrunk(Trunk):
             raise ValueError(f"timm has no model named {name!r}: see timm.list_models({known[:6]!r} + '*')")
         with fetching(f"timm/{name}"):
             self.model = timm.create_model(name, pretrained=weights is None, num_classes=0, in_chans=channels)
-        if weights not in (None, NO_WEIGHTS):
+        if isinstance(weights, str):
             load_weights(self.model, weights)
         self.size = whole_patches(self.model, size)
         if hasattr(self.model, "set_input_size"):
@@ -167,21 +182,26 @@ class HuggingFaceTextTrunk(Trunk):
 
     model: Any
 
-    def __init__(self, name: str, weights: str | None) -> None:
+    def __init__(self, name: str, weights: Weights) -> None:
         super().__init__()
+        if isinstance(weights, str):
+            raise UserError(f"text.weights={weights}: hf/{name} has its weights in its folder; leave text.weights out")
         transformers = require_transformers(f"hf/{name}")
         folder = hugging_face_folder(name)
         with fetching(f"hf/{name}"):
-            config = transformers.AutoConfig.from_pretrained(folder)
+            # A folder may name code of its own: transformers would ask whether to execute it.
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
             build = encoder_class(transformers, config, name)
             options = {}
             if "add_pooling_layer" in inspect.signature(build).parameters:
                 options["add_pooling_layer"] = False
-            if weights == NO_WEIGHTS:
+            if weights is NO_WEIGHTS:
                 self.model = build(config, **options)
             else:
                 # transformers would take the file's type: half precision does not train.
-                self.model = build.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **options)
+                self.model = build.from_pretrained(
+                    folder, config=config, use_safetensors=True, dtype=torch.float32, **options
+                )
         self.width = self.model.config.hidden_size
         self.tokens = positions(self.model)
         self.vocabulary_size = self.model.config.vocab_size
@@ -239,17 +259,21 @@ def by_length(read: Callable[[Tensor, Tensor], Tensor], ids: Tensor, mask: Tenso
 
 @contextmanager
 def fetching(trunk: str) -> Iterator[None]:
-    """A library's failure to find, fetch or fit weights, as one line that names the trunk.
+    """A library's failure to find, fetch or fit weights, as one line that names the trunk; it logs each attempt.
 
     timm and open_clip raise RuntimeError of an unknown tag and a failed download, torch of another model's tensors.
     """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
         yield
     except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
             f"trunk {trunk} could not be loaded ({reason}): name a local file or folder, or connect to its hub"
         ) from error
+    finally:
+        logging.disable(disabled)
 
 
 def hugging_face_folder(name: str) -> str:
@@ -257,13 +281,17 @@ def hugging_face_folder(name: str) -> str:
     if not name.startswith("package:"):
         return name
     package, _, inner = name.removeprefix("package:").partition("/")
-    try:
-        folder = importlib.resources.files(package)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"text.trunk names the package {package!r}, which is not installed: pip install {package.replace('_', '-')}"
-        ) from error
-    return str(folder.joinpath(inner))
+    # Looked up among the installed distributions: to import the package would execute what a stranger's run names.
+    owners = importlib.metadata.packages_distributions().get(package, [])
+    for owner in owners:
+        folder = Path(str(importlib.metadata.distribution(owner).locate_file(package))) / inner
+        if ".." not in Path(inner).parts and folder.is_dir():
+            return str(folder)
+    if owners:
+        raise UserError(f"text.trunk=hf/{name}: the installed package {package} has no folder {inner!r}")
+    raise UserError(
+        f"text.trunk names the package {package!r}, which is not installed: pip install {package.replace('_', '-')}"
+    )
 
 
 def require_transformers(trunk: str):  # type: ignore[no-untyped-def]  # a module

@@ -1,6 +1,5 @@
 """How a script starts: its options from the types of its arguments; what a user got wrong is one line, exit code 2."""
 
-import inspect
 import logging
 import re
 import shlex
@@ -9,13 +8,18 @@ import sys
 import warnings
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import DefaultHelpFormatter, auto_cli, set_parsing_settings
 
+from kernels.errors import UserError
+from kernels.ranges import check_values, ranges_of
 from mm.artifacts.interrupted import Interrupted, sigterm_raises
+from mm.artifacts.settings import CLASS, by_group, group_in, parts_of, read_yaml
 from mm.artifacts.upgrade import renamed_flag, upgrade_config
 
 
@@ -44,11 +48,13 @@ def run_command(
     given = list(sys.argv[1:] if arguments is None else arguments)
     words = given
     try:
-        if "config" not in inspect.signature(component).parameters:
-            words = with_upgraded_config(words)
+        try:
+            words = with_checked_files(words, component)
+        except UserError as error:
+            raise ArgumentError(None, str(error)) from error
         with sigterm_raises():
             found = auto_cli(
-                component,
+                within_ranges(component),
                 args=words,
                 as_positional=positional,
                 allow_abbrev=False,
@@ -79,28 +85,79 @@ def log_training() -> None:
     warnings.filterwarnings("ignore", module="lightning")
 
 
-def with_upgraded_config(words: list[str]) -> list[str]:
-    """A command line whose --config files of an older version are read by their new names."""
-    upgraded = list(words)
-    for position, word in enumerate(words[:-1]):
-        if word == "--config":
-            path = Path(words[position + 1])
-            content = _read_yaml(path)
-            renamed = upgrade_config(content, str(path))
-            if renamed != content:
-                upgraded[position + 1] = yaml.safe_dump(renamed)
-    return upgraded
+def within_ranges(component: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose numbers are checked when it is called; settings check their own."""
+    if isinstance(component, type):
+        return component
+
+    @wraps(component)
+    def called(**arguments: Any) -> Any:
+        check_values(arguments, ranges_of(component))
+        return component(**arguments)
+
+    return called
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a file; none where it holds none, which the parser says in its own words."""
-    if not path.is_file():
-        return {}
+def with_checked_files(words: list[str], component: Callable[..., Any]) -> list[str]:
+    """A command line in which the content of a file of settings stands in the file's place, its names checked.
+
+    Raises UserError where a file names a class, or holds what is no setting of `component`.
+    """
+    parts = parts_of(component)
+    checked: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        option, equals, value = word.partition("=")
+        settings = _group_of(option, component)
+        if settings is None or (option == "--config" and "config" in parts):
+            checked.append(word)
+            continue
+        if not equals:
+            value = next(remaining, "")
+            if not value:
+                checked.append(word)
+                continue
+        checked.append(f"{option}={_checked_settings(option, value, settings)}")
+    return checked
+
+
+def _group_of(option: str, component: Callable[..., Any]) -> Callable[..., Any] | None:
+    """What takes the settings in the file that an option names: all of them, or one group; None of any other option."""
+    if option == "--config":
+        return component
+    settings: Callable[..., Any] | None = component
+    for name in option.removeprefix("--").split("."):
+        if settings is None or not option.startswith("--"):
+            return None
+        if name == CLASS and settings is not component:
+            raise UserError(f"{option} is no option: a group of settings has no classes to choose from")
+        hint = parts_of(settings).get(name)
+        settings = group_in(hint)
+    return settings
+
+
+def _checked_settings(option: str, value: str, settings: Callable[..., Any]) -> str:
+    """A file's path or a YAML text -> the same settings as a YAML text; a path that leads nowhere stays itself."""
+    source = option
+    text = value
+    if _is_file(value):
+        source = value
+        text = Path(value).read_text()
+    content = read_yaml(text, source)
+    if not isinstance(content, dict):
+        if content is None or option == "--config":
+            return value
+        raise UserError(f"{option}={value}: there is no such file of settings")
+    if is_dataclass(settings) and option == "--config":
+        content = upgrade_config(content, source)
+    return yaml.safe_dump(by_group(content, settings, source), sort_keys=False)
+
+
+def _is_file(value: str) -> bool:
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError:
-        return {}
-    return content if isinstance(content, dict) else {}
+        return Path(value).is_file()
+    except OSError:  # a text that is too long for a name
+        return False
 
 
 def _renamed(words: Sequence[str]) -> str | None:

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.progress import track
 
 from eval.studies import ROOT, Study
+from mm.artifacts.settings import by_group, read_yaml
+from mm.config import AlignConfig
 from mm.modalities import MODALITIES
 from mm.train.resume import is_whole
 
@@ -126,7 +127,9 @@ def read_study(path: Path, seeds: Sequence[int] | None, settings: Mapping[str, A
             merged = dict(shared)
             merged.update(changes or {})
             merged.update(settings or {})
-            run = PlannedRun(variant, seed, for_each_modality(merged), config)
+            settings_of_run = for_each_modality(merged)
+            by_group(settings_of_run, AlignConfig, f"{path}, {variant}")  # a wrong name is known before anything trains
+            run = PlannedRun(variant, seed, settings_of_run, config)
             planned.append(run)
     return planned
 
@@ -233,10 +236,7 @@ def last_logged(run: Path) -> dict[str, str]:
 
 def _content(path: Path) -> dict[str, Any]:
     """The YAML of a study, every part of which is known and of the right kind."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+    content = read_yaml(path.read_text(), str(path))
     if not isinstance(content, dict) or "variants" not in content:
         raise ValueError(f"{path} is no study: it needs `variants`, a name and its settings each")
     for name, value in content.items():

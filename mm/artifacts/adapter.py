@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-import yaml
-from safetensors.torch import save_file
 from torch import nn
 
-from encoders.state import first_difference, read_weights
+from encoders.state import first_difference, read_weights, write_weights
 from eval.fingerprint import Fingerprint
+from mm.artifacts.settings import read_yaml, settings_from_dict
 from mm.compress.lora import LoraConfig, adapter_tensors, attach, peft_config, peft_layers
 from mm.compress.nf4 import quantize
 from mm.files import write_json
@@ -56,8 +55,7 @@ def save_adapter(model: nn.Module, described: AdapterDescription, folder: Path) 
     linear, experts = adapter_tensors(model)
     for tensors, name in ((linear, LINEAR), (experts, EXPERTS)):
         if tensors:
-            stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-            save_file(stored, folder / name)
+            write_weights(tensors, folder / name)
     if linear:
         peft_config(described.config, list(peft_layers(model))).save_pretrained(str(folder))
     content = {
@@ -73,8 +71,7 @@ def read_description(folder: Path) -> AdapterDescription:
     """Raises ValueError where the folder holds no adapter."""
     try:
         content = json.loads((folder / DESCRIPTION).read_text())
-        settings = content["config"]
-        config = LoraConfig(**settings | {"targets": tuple(settings["targets"])})
+        config = settings_from_dict(LoraConfig, content["config"], str(folder / DESCRIPTION))
         base = Fingerprint.of_json(content["base"])
         packed_but = content["packed_but"]
     except (FileNotFoundError, KeyError, TypeError, json.JSONDecodeError) as error:
@@ -112,7 +109,7 @@ def read_adapted(folder: Path) -> Adapted:
     places = (folder / "config.yaml", folder.parent / "config.yaml")
     for path in places:
         if path.is_file():
-            content = yaml.safe_load(path.read_text())
+            content = read_yaml(path.read_text(), str(path))
             try:
                 data = {name: content["data"][name] for name in ADAPTED_DATA}
                 return Adapted(Path(content["run"]), data)

@@ -1,7 +1,6 @@
 """A run: settings, model and loss. On disk: weights that load without pickle, and the settings beside them."""
 
 import json
-from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,16 +8,16 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
-from safetensors.torch import save_file
 from torch import Tensor
 
 from alignment import ProgressiveAlignment
-from encoders.state import first_difference, load_encoder, read_weights
+from encoders.state import first_difference, load_encoder, read_weights, write_weights
 from encoders.trunks import NO_WEIGHTS
 from eval.fingerprint import Fingerprint, check, fingerprint
+from kernels.errors import UserError
 from mm.artifacts.adapter import is_adapter, load_adapter, read_adapted
 from mm.artifacts.probe import probe
+from mm.artifacts.settings import settings_from_dict
 from mm.artifacts.upgrade import upgrade_config, upgrade_state
 from mm.compress.lora import merge_and_unload
 from mm.compress.nf4 import dequantize
@@ -102,11 +101,8 @@ def build_run(config: AlignConfig, vocabulary: Tensor | None = None) -> Run:
 
 def save_run(run: Run, folder: Path) -> None:
     """model.safetensors and model.json, atomically."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in run.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "model.safetensors.tmp"
-    save_file(state, temporary)
-    temporary.replace(folder / "model.safetensors")
+    write_weights(run.state_dict(), folder / "model.safetensors")
     described = {"kind": "align", "config": asdict(run.config), "fingerprint": run.fingerprint().as_json()}
     write_json(folder / "model.json", described)
 
@@ -130,7 +126,8 @@ def load_run(folder: str | Path, adapters: tuple[Path, ...] = ()) -> Run:
     described = _described(folder)
     state = read_weights(folder / "model.safetensors")
     try:
-        config = config_from_dict(upgrade_config(described["config"], str(folder / "model.json")))
+        source = str(folder / "model.json")
+        config = config_from_dict(upgrade_config(described["config"], source), source)
         state = upgrade_state(state)
         run = build_run(without_pretrained_weights(config), state.get(VOCABULARY))
         if TERMS in state:
@@ -180,18 +177,15 @@ def without_pretrained_weights(config: AlignConfig) -> AlignConfig:
     return replace(config, encoder_weights={}, **parts)
 
 
-def config_from_dict(values: Mapping[str, Any]) -> AlignConfig:
-    """asdict(config) -> config, with every name and type checked as on the command line.
+def config_from_dict(values: Any, source: str = "settings") -> AlignConfig:
+    """asdict(config) -> config, with every name and type checked as on the command line; `source` names the file.
 
-    Raises ValueError naming a setting that this code does not know, or whose value it does not take.
+    Raises UserError naming a setting that this code does not know, or whose value it does not take.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(AlignConfig, "config")
     try:
-        return parser.instantiate(parser.parse_object({"config": values})).config
-    except ArgumentError as error:
-        line = " ".join(str(error).split())
-        raise ValueError(f"settings that this code does not take: {line}; {REMEDY}") from error
+        return settings_from_dict(AlignConfig, values, source)
+    except UserError as error:
+        raise UserError(f"{error}; {REMEDY}") from error
 
 
 def write_config(config: Any, folder: Path) -> None:

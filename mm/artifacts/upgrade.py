@@ -14,6 +14,7 @@ from torch import Tensor
 
 from encoders.pretraining import NOT_STATED, pretraining
 from eval.protocols import Protocol
+from kernels.errors import UserError
 
 logger = logging.getLogger(__name__)
 MOVED_SETTINGS = {
@@ -72,6 +73,8 @@ def upgrade_config(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     What a run was made with and this code builds in one way only is said in a line; weights of another shape are then
     refused where they are loaded. Raises ValueError where the bottlenecks of its modalities differ.
     """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{source}: settings must be a mapping, not {values!r}")
     flat = dict(_flat(values))
     upgraded = _upgrade_bottleneck(flat)
     for old, new in MOVED_SETTINGS.items():
@@ -250,5 +253,7 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
         part = nested
         for parent in parents:
             part = part.setdefault(parent, {})
+            if not isinstance(part, dict):
+                raise UserError(f"{name} and {parent} are both given: one is a part of the other")
         part[last] = value
     return nested

@@ -8,6 +8,7 @@ import torch
 from encoders import AudioConfig, AudioEncoder
 from encoders.audio import SILENCE, LogMel
 from encoders.quantizer import QuantizerConfig
+from encoders.trunks import NO_WEIGHTS
 from encoders.vqvae import BottleneckConfig
 
 SMALL = AudioConfig(
@@ -75,7 +76,7 @@ PICTURE_MODELS = {"test_vit": (1, 4, 2), "test_resnet": (0, 2, 1)}
 @pytest.fixture(params=PICTURE_MODELS)
 def picture_model(request: pytest.FixtureRequest) -> tuple[AudioEncoder, tuple[int, int, int]]:
     torch.manual_seed(0)
-    config = replace(SMALL, trunk=f"timm/{request.param}", weights="none")
+    config = replace(SMALL, trunk=f"timm/{request.param}", weights=NO_WEIGHTS)
     return AudioEncoder(config, BOTTLENECK, 32).eval(), PICTURE_MODELS[request.param]
 
 
@@ -94,7 +95,7 @@ def test_a_picture_model_reads_the_log_mel_as_its_library_does(
 
 @pytest.mark.parametrize("real, columns", [(0, 0), (1, 1), (16 * 160, 1), (16 * 160 + 1, 2)])
 def test_a_picture_models_tokens_are_masked_by_their_time(real: int, columns: int) -> None:
-    encoder = AudioEncoder(replace(SMALL, trunk="timm/test_vit", weights="none"), BOTTLENECK, 32)
+    encoder = AudioEncoder(replace(SMALL, trunk="timm/test_vit", weights=NO_WEIGHTS), BOTTLENECK, 32)
     mask = encoder.features(tone(440), torch.arange(SAMPLES)[None] < real).mask
     assert mask[0, 0] == (real > 0)
     expected = torch.arange(2) < columns
@@ -104,7 +105,7 @@ def test_a_picture_models_tokens_are_masked_by_their_time(real: int, columns: in
 def short(trunk: str) -> tuple[AudioEncoder, torch.Tensor, torch.Tensor]:
     """An encoder of 64 frames, a clip, and which samples are real: not a quarter."""
     torch.manual_seed(0)
-    encoder = AudioEncoder(replace(SMALL, seconds=0.64, trunk=trunk, weights="none"), BOTTLENECK, 32).eval()
+    encoder = AudioEncoder(replace(SMALL, seconds=0.64, trunk=trunk, weights=NO_WEIGHTS), BOTTLENECK, 32).eval()
     return encoder, tone(440, 2 * SAMPLES), torch.arange(2 * SAMPLES)[None] < 2400
 
 
@@ -124,9 +125,9 @@ def test_padding_changes_nothing(trunk: str) -> None:
 
 def test_a_length_or_bands_that_are_not_whole_patches_are_filled_with_silence() -> None:
     """0.3 seconds are 30 frames: a patch of 16 ends in two silent ones, and no audio is lost."""
-    encoder = AudioEncoder(replace(SMALL, seconds=0.3, trunk="timm/test_vit", weights="none"), BOTTLENECK, 32)
+    encoder = AudioEncoder(replace(SMALL, seconds=0.3, trunk="timm/test_vit", weights=NO_WEIGHTS), BOTTLENECK, 32)
     features = encoder.features(tone(440, 4800))
     assert encoder.frames == 32 and features.tokens.shape[1] == 1 + 4 * 2 and features.mask.all()
     torch.testing.assert_close(LogMel(SMALL)(torch.zeros(1, SAMPLES)), torch.full((1, 64, 32), SILENCE))
-    encoder = AudioEncoder(replace(SMALL, trunk="timm/vit_small_patch14_dinov2", weights="none"), BOTTLENECK, 32)
+    encoder = AudioEncoder(replace(SMALL, trunk="timm/vit_small_patch14_dinov2", weights=NO_WEIGHTS), BOTTLENECK, 32)
     assert encoder.features(tone(440)).tokens.shape[1] == encoder.trunk.tokens == 1 + 5 * 3  # 70 bands × 42 frames

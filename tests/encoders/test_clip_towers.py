@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from encoders import BottleneckConfig, ImageConfig, ImageEncoder, TextConfig, TextEncoder
 from encoders.clip_towers import OpenClipImageTrunk, OpenClipTextTrunk, normalisation, open_clip_model
 from encoders.text import Tokenizer
+from encoders.trunks import NO_WEIGHTS
 
 CAPTIONS = ["a cat", "a dog on a red mat"]
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -105,11 +106,11 @@ def test_the_tokens_are_open_clips_own(weights: Callable[[str], tuple[Any, str]]
 
 
 def test_an_image_encoder_stands_on_a_tower_and_reads_its_size(models: Path) -> None:
-    config = ImageConfig(trunk="open_clip/tiny-rn", weights="none", size=64)
+    config = ImageConfig(trunk="open_clip/tiny-rn", weights=NO_WEIGHTS, size=64)
     out = ImageEncoder(config, BottleneckConfig(), 32)(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
     assert out.tokens.shape == (2, 5, 32) and out.summary.shape == (2, 2 * 256)
     with pytest.raises(ValueError, match=r"image.size=64, but open_clip/tiny-vit reads 32 pixels per side"):
-        ImageEncoder(ImageConfig(trunk="open_clip/tiny-vit", weights="none"), BottleneckConfig(), 32)
+        ImageEncoder(ImageConfig(trunk="open_clip/tiny-vit", weights=NO_WEIGHTS), BottleneckConfig(), 32)
 
 
 @pytest.mark.parametrize("name", ["tiny-vit", "tiny-siglip", "tiny-clipa"])
@@ -148,13 +149,15 @@ def test_a_foreign_tokenizer_cleans_and_decodes_as_it_was_trained(models: Path) 
 
 
 def test_a_text_encoder_stands_on_a_tower(models: Path) -> None:
-    config = TextConfig(trunk="open_clip/tiny-siglip", weights="none", max_tokens=12)
+    config = TextConfig(trunk="open_clip/tiny-siglip", weights=NO_WEIGHTS, max_tokens=12)
     encoder = TextEncoder(config, BottleneckConfig(), 32)
     ids, mask = Tokenizer(config.trunk, 12)(CAPTIONS)
     out = encoder(ids, mask)
     assert out.losses["reconstruction"].isfinite() and encoder.reconstruct(out.codes).shape == (*ids.shape, 9)
     with pytest.raises(ValueError, match="reads at most 16"):
-        TextEncoder(TextConfig(trunk="open_clip/tiny-siglip", weights="none", max_tokens=17), BottleneckConfig(), 32)
+        TextEncoder(
+            TextConfig(trunk="open_clip/tiny-siglip", weights=NO_WEIGHTS, max_tokens=17), BottleneckConfig(), 32
+        )
 
 
 def test_a_tower_of_transformers_reads_by_its_mask(
@@ -173,7 +176,7 @@ def test_a_tower_of_transformers_reads_by_its_mask(
     }
     (models / "tiny-roberta.json").write_text(json.dumps(VISION["tiny-vit"][0] | {"text_cfg": text}))
     open_clip.add_model_config(models)
-    trunk = OpenClipTextTrunk("tiny-roberta", "none").eval()
+    trunk = OpenClipTextTrunk("tiny-roberta", NO_WEIGHTS).eval()
     tokenizer = Tokenizer("open_clip/tiny-roberta", 12)
     ids, mask = tokenizer(CAPTIONS)
     with torch.no_grad():
@@ -195,7 +198,7 @@ def test_a_tower_of_transformers_reads_by_its_mask(
     ],
 )
 def test_a_tag_that_does_not_fit_the_tower_is_one_line(name: str, message: str) -> None:
-    for weights in (None, "none"):
+    for weights in (None, NO_WEIGHTS):
         with pytest.raises(ValueError, match=message) as refused:
             open_clip_model(name, weights)
         assert "\n" not in str(refused.value)

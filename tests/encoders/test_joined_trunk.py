@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from encoders import BottleneckConfig, ImageConfig, ImageEncoder
 from encoders.joined_trunk import JoinedTrunk, build_joined_trunk
-from encoders.trunks import TimmTrunk
+from encoders.trunks import NO_WEIGHTS, TimmTrunk
 
 PARTS = "timm/test_vit@64+timm/test_resnet"
 
@@ -68,8 +68,8 @@ def test_an_encoder_reads_bytes_and_pools(files: str) -> None:
 @pytest.mark.parametrize(
     "trunk, weights, message",
     [
-        ("timm/test_vit+open_clip/ViT-B-32", "none", "each part must be timm/<name>"),
-        ("timm/test_vit@big+timm/test_resnet", "none", "each part must be timm/<name>"),
+        ("timm/test_vit+open_clip/ViT-B-32", NO_WEIGHTS, "each part must be timm/<name>"),
+        ("timm/test_vit@big+timm/test_resnet", NO_WEIGHTS, "each part must be timm/<name>"),
         (PARTS, "one.safetensors", "2 parts: image.weights needs as many files"),
         (PARTS, "a+b+c", "2 parts: image.weights needs as many files"),
     ],

@@ -15,6 +15,7 @@ from encoders import BottleneckConfig, ImageConfig, ImageEncoder, TextConfig, Te
 from encoders.state import read_weights, weights_digest
 from encoders.text import Tokenizer
 from encoders.trunks import (
+    NO_WEIGHTS,
     HuggingFaceTextTrunk,
     TimmTrunk,
     by_length,
@@ -63,7 +64,7 @@ def test_pooling_drops_the_remainder_of_the_grid() -> None:
 
 
 def test_a_convolutional_timm_model_gives_its_grid_as_tokens() -> None:
-    trunk = TimmTrunk("test_resnet", (64, 64), "none")
+    trunk = TimmTrunk("test_resnet", (64, 64), NO_WEIGHTS)
     assert trunk(pictures(64)).tokens.shape == (2, trunk.tokens, trunk.width) and trunk.prefix == 0
 
 
@@ -105,7 +106,7 @@ def test_a_transformers_folder_is_a_trunk(bert: Path) -> None:
     torch.testing.assert_close(both.tokens[:1, :4], alone.tokens, rtol=1e-4, atol=1e-5)
     assert encoder.reconstruct(both.codes).shape == (2, 7, 10)
     trunk = HuggingFaceTextTrunk(str(bert), None)
-    random = HuggingFaceTextTrunk(str(bert), "none")
+    random = HuggingFaceTextTrunk(str(bert), NO_WEIGHTS)
     assert trunk.model.state_dict().keys() == random.model.state_dict().keys()
     assert weights_digest(trunk) != weights_digest(random)
 
@@ -143,12 +144,12 @@ def test_a_damaged_a_missing_and_another_models_file_are_one_line(vit: Path, tmp
 )
 def test_a_model_nobody_knows_is_named(trunk: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ImageEncoder(replace(ImageConfig(), trunk=trunk, weights="none"), BottleneckConfig(), 32)
+        ImageEncoder(replace(ImageConfig(), trunk=trunk, weights=NO_WEIGHTS), BottleneckConfig(), 32)
 
 
 def test_a_tag_that_timm_does_not_know_is_one_line() -> None:
     with pytest.raises(ValueError, match=r"trunk timm/test_vit.nope could not be loaded \(Invalid pretrained tag"):
-        TimmTrunk("test_vit.nope", (64, 64), "none")
+        TimmTrunk("test_vit.nope", (64, 64), NO_WEIGHTS)
 
 
 def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +220,7 @@ def test_a_transformers_encoder_reads_as_its_library_does(hub: Callable[..., tup
         for row, real in enumerate([3, 7]):
             expected = model(input_ids=ids[row : row + 1, :real]).last_hidden_state[0]
             torch.testing.assert_close(found[row, :real], expected, rtol=1e-5, atol=1e-5)
-    config = TextConfig(trunk=f"hf/{folder}", weights="none", max_tokens=12)
+    config = TextConfig(trunk=f"hf/{folder}", weights=NO_WEIGHTS, max_tokens=12)
     encoder = TextEncoder(config, BottleneckConfig(), 32)
     assert {n: t.shape for n, t in encoder.trunk.state_dict().items()} == {
         n: t.shape for n, t in trunk.state_dict().items()
@@ -254,7 +255,7 @@ def test_a_model_that_reads_no_text_and_a_tokenizer_that_cannot_pad_are_named(
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     transformers.BartConfig(vocab_size=9).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"has no text encoder for the trunk hf/.*, a bart"):
-        HuggingFaceTextTrunk(str(tmp_path), "none")
+        HuggingFaceTextTrunk(str(tmp_path), NO_WEIGHTS)
     write_tokenizer(tmp_path, pad_token=None)
     with pytest.raises(ValueError, match="has no padding token"):
         Tokenizer(f"hf/{tmp_path}", 12)
@@ -271,4 +272,4 @@ def test_a_batch_of_captions_that_are_not_there_is_read_without_them(bert: Path)
 def test_a_size_that_is_not_whole_patches_is_refused(vit: Path) -> None:
     for trunk in ("timm/test_vit", "timm/test_vit@72+timm/test_resnet@64"):
         with pytest.raises(ValueError, match=r"image\.size=80 would be, 72 is not"):
-            ImageEncoder(ImageConfig(trunk=trunk, weights="none", size=72), BottleneckConfig(), 32)
+            ImageEncoder(ImageConfig(trunk=trunk, weights=NO_WEIGHTS, size=72), BottleneckConfig(), 32)

@@ -16,11 +16,14 @@ def test_a_starred_setting_is_one_of_every_modality() -> None:
 
 def test_later_settings_win_and_seeds_come_one_after_the_other(tmp_path: Path) -> None:
     study = tmp_path / "toy.yaml"
-    study.write_text("config: base.yaml\nsettings: {a: 1, b: 1, c: 1}\nseeds: [3, 4]\nvariants: {x: , y: {b: 2, c: 2}}")
-    planned = read_study(study, None, {"c": 3})
+    study.write_text(
+        "config: base.yaml\nsettings: {loss.vq: 1, loss.filip: 1, seed: 1}\nseeds: [3, 4]\n"
+        "variants: {x: , y: {loss.filip: 2, seed: 2}}"
+    )
+    planned = read_study(study, None, {"seed": 3})
     assert [run.name for run in planned] == ["x-3", "y-3", "x-4", "y-4"]
-    assert planned[0] == PlannedRun("x", 3, {"a": 1, "b": 1, "c": 3}, "base.yaml")
-    assert planned[1].settings == {"a": 1, "b": 2, "c": 3}
+    assert planned[0] == PlannedRun("x", 3, {"loss.vq": 1, "loss.filip": 1, "seed": 3}, "base.yaml")
+    assert planned[1].settings == {"loss.vq": 1, "loss.filip": 2, "seed": 3}
     assert [run.seed for run in read_study(study, [7], None)] == [7, 7]
 
 

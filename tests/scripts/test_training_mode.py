@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from lightning import LightningModule
+from safetensors.torch import save_file
 
 from encoders import Encoder
 from mm.artifacts import run as artifacts
@@ -94,9 +96,17 @@ def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     return request.param
 
 
-def align_words(frozen: bool) -> list[object]:
+@pytest.fixture(scope="module")
+def trunk_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file for a small trunk of timm, so that nothing is fetched."""
+    path = tmp_path_factory.mktemp("trunk") / "test_vit.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path)
+    return path
+
+
+def align_words(weights: Path, frozen: bool) -> list[object]:
     """A small model with a trunk of timm, which its constructor leaves in evaluation mode."""
-    trunk = ["--image.trunk", "timm/test_vit", "--image.weights", "none", "--image.frozen", frozen]
+    trunk = ["--image.trunk", "timm/test_vit", "--image.weights", weights, "--image.frozen", frozen]
     text = ["--text.width", 16, "--text.depth", 1, "--text.heads", 2]
     backbone = ["--model.backbone.width", 32, "--model.backbone.layers", 1, "--model.backbone.heads", 2]
     return ["--model.modalities", "[image,text]", "--image.size", 32, *trunk, *text, *backbone, "--eval.rerank", 0]
@@ -104,10 +114,15 @@ def align_words(frozen: bool) -> list[object]:
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_an_aligned_run_trains_its_trunk_unless_it_is_frozen(
-    on_the_set: Callable[..., None], watched: Watched, tmp_path: Path, frozen: bool, native: bool
+    on_the_set: Callable[..., None],
+    watched: Watched,
+    trunk_weights: Path,
+    tmp_path: Path,
+    frozen: bool,
+    native: bool,
 ) -> None:
     cache = ["--data.cache", tmp_path / "cache"]
-    on_the_set("train_align.py", *align_words(frozen), *cache, "--train.evaluate_every", 2)
+    on_the_set("train_align.py", *align_words(trunk_weights, frozen), *cache, "--train.evaluate_every", 2)
     assert watched.devices == {CPU} and watched.reduced == {True: {native}, False: {native}}
     assert [step for step, _ in watched.steps] == [0, 1, 2, 3]
     for _, still in watched.steps:
@@ -116,9 +131,14 @@ def test_an_aligned_run_trains_its_trunk_unless_it_is_frozen(
 
 
 def test_a_resumed_run_trains_in_training_mode(
-    on_the_set: Callable[..., None], watched: Watched, tmp_path: Path, stopped: Callable[..., None], native: bool
+    on_the_set: Callable[..., None],
+    watched: Watched,
+    trunk_weights: Path,
+    tmp_path: Path,
+    stopped: Callable[..., None],
+    native: bool,
 ) -> None:
-    words = [*align_words(False), "--data.cache", tmp_path / "cache", "--train.ema", 0.5]
+    words = [*align_words(trunk_weights, False), "--data.cache", tmp_path / "cache", "--train.ema", 0.5]
     stopped(lambda: on_the_set("train_align.py", *words))
     on_the_set("train_align.py", *words, "--resume", "true")
     assert watched.steps == [(2, set()), (3, set())]
@@ -126,10 +146,11 @@ def test_a_resumed_run_trains_in_training_mode(
 
 
 def test_a_vqvae_trains_in_training_mode_and_is_evaluated_in_the_other(
-    on_the_set: Callable[..., None], watched: Watched, tmp_path: Path, native: bool
+    on_the_set: Callable[..., None], watched: Watched, trunk_weights: Path, tmp_path: Path, native: bool
 ) -> None:
     """In fp32 too: a peak signal-to-noise ratio is no matter of bfloat16."""
-    words = ["--modality", "image", "--image.trunk", "timm/test_vit", "--image.weights", "none", "--image.size", 32]
+    trunk = ["--image.trunk", "timm/test_vit", "--image.weights", trunk_weights]
+    words = ["--modality", "image", *trunk, "--image.size", 32]
     on_the_set("train_vqvae.py", *words)
     for checkpoint in (tmp_path / "watched" / "checkpoints").glob("*.ckpt"):
         if not checkpoint.is_symlink() and torch.load(checkpoint, weights_only=True)["global_step"] != 3:

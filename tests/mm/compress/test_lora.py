@@ -11,6 +11,7 @@ from torch import nn
 
 peft = pytest.importorskip("peft")
 
+from encoders.trunks import NO_WEIGHTS  # noqa: E402
 from mm.artifacts.adapter import AdapterDescription, load_adapter, save_adapter  # noqa: E402 - after the skip
 from mm.artifacts.run import Run  # noqa: E402
 from mm.batch import Batch  # noqa: E402
@@ -159,7 +160,7 @@ def test_impossible_settings_are_refused(settings: dict) -> None:
 
 def test_a_target_in_a_frozen_trunk_alone_is_refused(tiny: AlignConfig, tiny_run) -> None:
     def model(frozen: bool) -> nn.Module:
-        image = replace(tiny.image, trunk="timm/test_vit", weights="none", frozen=frozen)
+        image = replace(tiny.image, trunk="timm/test_vit", weights=NO_WEIGHTS, frozen=frozen)
         return tiny_run(image=image, model=replace(tiny.model, modalities=("image", "audio"))).model
 
     config = LoraConfig(4, targets=("q_proj", "qkv"))
@@ -169,7 +170,7 @@ def test_a_target_in_a_frozen_trunk_alone_is_refused(tiny: AlignConfig, tiny_run
 
 
 def test_of_a_target_elsewhere_too_the_frozen_trunk_is_left_out(tiny: AlignConfig, tiny_run) -> None:
-    image = replace(tiny.image, trunk="timm/test_vit", weights="none", frozen=True)
+    image = replace(tiny.image, trunk="timm/test_vit", weights=NO_WEIGHTS, frozen=True)
     found = coverage(tiny_run(image=image).model, LoraConfig(4, targets=("qkv",)))
     assert found.targeted and all(name.startswith("encoders.text.") for name in found.targeted)
     assert "encoders.image.trunk.model.blocks.0.attn.qkv.weight" in found.untargeted
