@@ -15,13 +15,15 @@ ITEMS = {"image": "images", "audio": "audio clips", "text": "captions"}
 """What the items of a modality are called."""
 COUNTED = ("samples", "present", "gallery")
 """Fields that not every protocol has: older ones have none, and a model without audio counts no audio."""
+RANDOM_WEIGHTS = "RANDOM WEIGHTS"
+"""What a model was trained on that was not trained: nobody may take its figures for a model's."""
 
 
 @dataclass(frozen=True)
 class Stated:
     """What no evaluation can count and its caller states, for the protocol."""
 
-    dataset: str = "coco"
+    dataset: str = "unstated"
     """As the protocol's."""
     split: str = "unstated"
     """As the protocol's."""
@@ -56,7 +58,8 @@ class Protocol:
     rerank_depth: int = 0
     """How many candidates a joint head re-scored; 0 is the dual encoder alone."""
     trained_on: str = "unstated"
-    """`zero-shot`, `trained on <dataset>`, `zero-shot, trained on <dataset>`, or `unstated`."""
+    """`zero-shot`, `trained on <dataset>`, `zero-shot, trained on <dataset>`, `RANDOM WEIGHTS`, or `unstated`;
+    of a run also how many of the images it has seen captions of."""
     folds: int = 1
     """Disjoint folds whose mean is the figure."""
     ground_truth: str = "original"

@@ -19,8 +19,9 @@ from jsonargparse import DefaultHelpFormatter, auto_cli, set_parsing_settings
 from kernels.errors import UserError
 from kernels.ranges import check_values, ranges_of
 from mm.artifacts.interrupted import Interrupted, sigterm_raises
-from mm.artifacts.settings import CLASS, by_group, group_in, parts_of, read_yaml
+from mm.artifacts.settings import CLASS, by_group, group_in, nested_names, parts_of, read_yaml
 from mm.artifacts.upgrade import renamed_flag, upgrade_config
+from mm.effects import Needs, require_effects
 
 
 def run_command(
@@ -29,6 +30,7 @@ def run_command(
     arguments: Sequence[str] | None = None,
     positional: bool = False,
     log: bool = False,
+    needs: Sequence[Needs] = (),
 ) -> None:
     """Call the function `component`, or build the dataclass `component` and pass it to `then`, from the command line.
 
@@ -36,10 +38,10 @@ def run_command(
         run_command(AlignConfig, train_align)
 
     `arguments` stand in for the command line's; with `positional`, what has no default needs no --name; `log` shows
-    what training logs. Errors that a user can cause (ValueError, OSError such as a missing file, FloatingPointError of
-    a diverged run, an option nobody knows) end the process with code 2 and one line on stderr that starts with the
-    script's name; SIGTERM with 143 and Ctrl-C with 130 and one line, of training with the command that goes on; any
-    other exception is a bug and keeps its traceback.
+    what training logs; `needs` says which options have an effect only beside others. Errors that a user can cause
+    (ValueError, OSError such as a missing file, FloatingPointError of a diverged run, an option nobody knows) end the
+    process with code 2 and one line on stderr that starts with the script's name; SIGTERM with 143 and Ctrl-C with 130
+    and one line, of training with the command that goes on; any other exception is a bug and keeps its traceback.
     """
     if log:
         log_training()
@@ -63,6 +65,8 @@ def run_command(
                 description=sys.modules["__main__"].__doc__,
                 formatter_class=HelpFormatter,
             )
+            if needs:
+                require_effects(found, typed_options(words, component), needs)
             if then is not None:
                 then(found)
     except ArgumentError as error:
@@ -119,6 +123,20 @@ def with_checked_files(words: list[str], component: Callable[..., Any]) -> list[
                 continue
         checked.append(f"{option}={_checked_settings(option, value, settings)}")
     return checked
+
+
+def typed_options(words: Sequence[str], component: Callable[..., Any]) -> list[str]:
+    """Names of the options on a command line of `with_checked_files`, those in a group's text one by one."""
+    names = []
+    for word in words:
+        option, _, value = word.partition("=")
+        name = option.removeprefix("--")
+        if not option.startswith("--") or name == "config":
+            continue
+        content = read_yaml(value, option) if _group_of(option, component) else None
+        inner = nested_names(content) if isinstance(content, dict) else []
+        names += [f"{name}.{each}" for each in inner] or [name]
+    return names
 
 
 def _group_of(option: str, component: Callable[..., Any]) -> Callable[..., Any] | None:

@@ -9,6 +9,7 @@ them, over the rate of one large product.
 
 from mm.bench.config import FeaturesConfig
 from mm.cli import run_command
+from mm.effects import FEATURES
 
 
 def main(config: FeaturesConfig) -> None:
@@ -18,4 +19,4 @@ def main(config: FeaturesConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(FeaturesConfig, main)
+    run_command(FeaturesConfig, main, needs=FEATURES)

@@ -13,6 +13,7 @@ parameters as each of our towers uses (encoder, active experts, heads). Interlea
 
 from mm.bench.config import StepConfig
 from mm.cli import run_command
+from mm.effects import STEP
 
 
 def main(config: StepConfig) -> None:
@@ -22,4 +23,4 @@ def main(config: StepConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(StepConfig, main, log=True)
+    run_command(StepConfig, main, log=True, needs=STEP)

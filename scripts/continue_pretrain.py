@@ -12,6 +12,7 @@ result.json has `continued`: both sets before and after, the terms seen and skip
 
 from mm.adapt.config import ContinueConfig
 from mm.cli import run_command
+from mm.effects import CONTINUE
 
 
 def main(config: ContinueConfig) -> None:
@@ -21,4 +22,4 @@ def main(config: ContinueConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(ContinueConfig, main, log=True)
+    run_command(ContinueConfig, main, log=True, needs=CONTINUE)

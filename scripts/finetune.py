@@ -9,6 +9,7 @@ Writes runs/<name>/: a run like any other (its result.json has `adaptation`), ad
 
 from mm.adapt.config import FinetuneConfig
 from mm.cli import run_command
+from mm.effects import FINETUNE
 
 
 def main(config: FinetuneConfig) -> None:
@@ -18,4 +19,4 @@ def main(config: FinetuneConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(FinetuneConfig, main, log=True)
+    run_command(FinetuneConfig, main, log=True, needs=FINETUNE)

@@ -10,6 +10,7 @@ embeddings.npz, diagnostics.npz, report.html.
 
 from mm.cli import run_command
 from mm.config import AlignConfig
+from mm.effects import ALIGN
 
 
 def main(config: AlignConfig) -> None:
@@ -19,4 +20,4 @@ def main(config: AlignConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(AlignConfig, main, log=True)
+    run_command(AlignConfig, main, log=True, needs=ALIGN)

@@ -9,6 +9,7 @@ reconstructions.png (inputs above, reconstructions below; for text also .txt).
 """
 
 from mm.cli import run_command
+from mm.effects import VQVAE
 from mm.train.vqvae_config import VQVAEConfig
 
 
@@ -19,4 +20,4 @@ def main(config: VQVAEConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(VQVAEConfig, main, log=True)
+    run_command(VQVAEConfig, main, log=True, needs=VQVAE)

@@ -5,7 +5,7 @@ opens a file that is named there. A run, a config or an adapter of somebody else
 """
 
 from argparse import ArgumentError
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -92,6 +92,15 @@ def by_group(values: Mapping[str, Any], settings: type | Callable[..., Any], sou
         nested = by_group(inner, group, source, f"{prefix}{name}.")
         found[name] = (found.get(name) or {}) | nested
     return found
+
+
+def nested_names(values: Mapping[str, Any]) -> Iterator[str]:
+    """The dotted names of nested values."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from (f"{name}.{inner}" for inner in nested_names(value))
+        else:
+            yield name
 
 
 def _check_plain(value: Any, hint: Any, source: str, called: str) -> None:

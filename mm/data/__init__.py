@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from kernels.errors import UserError
 from mm.data.dataset import CaptionDataset
 from mm.data.domains.base import DomainAdapter
 
@@ -18,6 +19,8 @@ def open_split(
     from mm.data.shard_index import foreign_shard, has_shards, img2dataset_shards
 
     if karpathy is None and has_shards(Path(root), split):
+        if audio_root is not None:
+            raise UserError(f"data.audio_root={audio_root} has no effect: {root} holds shards, with audio of their own")
         from mm.data.shards import ShardFolder
 
         return ShardFolder(root, split)

@@ -8,11 +8,13 @@ import numpy as np
 
 from eval.coco import PROTOCOLS, evaluate_embeddings
 from eval.embeddings import Embeddings, ScoredItems
-from eval.figures import Figures, join_figures, split_figures
+from eval.figures import Figures, first_protocol, join_figures, split_figures
 from eval.ground_truth import GroundTruth
 from eval.intervals import Bootstrap
 from eval.matching import evaluate_matching
 from eval.protocols import Stated
+from kernels.errors import UserError
+from mm.artifacts.results import read_result
 from mm.evaluation.config import EvaluationData
 from mm.evaluation.models import EvaluatedModel, EvaluatedSplit, FinishedRun
 from mm.evaluation.result import stated_of
@@ -81,8 +83,44 @@ def evaluate_file(path: Path, data: EvaluationData, trained_on: str, bootstrap: 
         if Path(data.validation).resolve() == path.resolve():
             raise ValueError(f"data.validation is the file that is evaluated: {ANOTHER_SPLIT}")
         validation = _read(Path(data.validation))
-    stated = Stated(data.dataset, data.split, trained_on, items.embeddings.alone())
+    stated = stated_beside(path, items.embeddings)
+    if stated is None:
+        dataset, split = data.dataset or "unstated", data.split or "unstated"
+        stated = Stated(dataset, split, trained_on, items.embeddings.alone())
     return Evaluated(_figures(items, validation, references, stated, bootstrap))
+
+
+def result_of(path: Path) -> Path | None:
+    """The result that says what embeddings are of: a run's beside its embeddings.npz, or that of its evaluation."""
+    if path.is_dir():
+        beside = path / "result.json"
+    elif path.name == "embeddings.npz":
+        beside = path.with_name("result.json")
+    elif path.name.startswith("eval-"):
+        beside = path.with_suffix(".json")
+    else:
+        return None
+    return beside if beside.is_file() else None
+
+
+def stated_beside(path: Path, embeddings: Embeddings) -> Stated | None:
+    """What the result beside a file of embeddings states of them; None where there is none.
+
+    Raises UserError where the result is of other embeddings.
+    """
+    beside = result_of(path)
+    if beside is None:
+        return None
+    protocol = first_protocol(read_result(beside))
+    sizes = (len(embeddings.image), len(embeddings.text))
+    if sizes != (protocol.images, protocol.captions):
+        raise UserError(
+            f"{beside} is of {protocol.images:,} images and {protocol.captions:,} captions, {path} of {sizes[0]:,} and"
+            f" {sizes[1]:,}: move it away, and name the set by --data.dataset and --data.split"
+        )
+    return Stated(
+        protocol.dataset, protocol.split, protocol.trained_on, protocol.skipped, protocol.samples, protocol.present
+    )
 
 
 def evaluate_model(model: EvaluatedModel, data: EvaluationData, bootstrap: Bootstrap) -> Evaluated:
@@ -93,19 +131,20 @@ def evaluate_model(model: EvaluatedModel, data: EvaluationData, bootstrap: Boots
         data: names the split.
         bootstrap: of the intervals; its seed is also that of the negatives.
     """
-    if data.validation == data.split:
-        raise ValueError(f"data.validation is {data.split}, which is evaluated: {ANOTHER_SPLIT}")
-    if isinstance(model, FinishedRun) and data.split in PROTOCOLS:
-        raise ValueError(f"a split called {data.split} would be taken for the protocol of that name: rename it")
+    split = data.split or "val"
+    if data.validation == split:
+        raise ValueError(f"data.validation is {split}, which is evaluated: {ANOTHER_SPLIT}")
+    if isinstance(model, FinishedRun) and split in PROTOCOLS:
+        raise ValueError(f"a split called {split} would be taken for the protocol of that name: rename it")
     references = _References.of(data)
-    dataset = model.open(data.split)
+    dataset = model.open(split)
     described: dict[str, Any] = {}
     trained_on = model.trained_on
     if isinstance(model, FinishedRun):
-        described, found = model.evaluate(dataset, data.split, samples=bootstrap.samples, seed=bootstrap.seed)
-        trained_on = split_figures(described)[data.split].protocol.trained_on
+        described, found = model.evaluate(dataset, split, samples=bootstrap.samples, seed=bootstrap.seed)
+        trained_on = split_figures(described)[split].protocol.trained_on
     else:
-        found = model.embed(dataset, data.split)
+        found = model.embed(dataset, split)
     if not {"image", "text"} <= found.arrays.keys():
         if data.validation or data.ground_truth:
             raise ValueError(
@@ -117,8 +156,8 @@ def evaluate_model(model: EvaluatedModel, data: EvaluationData, bootstrap: Boots
     if data.validation:
         other = model.embed(model.open(data.validation), data.validation)
         validation = _scored(other, data.validation)
-    stated = stated_of(dataset, data.split, trained_on, found.arrays)
-    figures = _figures(_scored(found, data.split), validation, references, stated, bootstrap)
+    stated = stated_of(dataset, split, trained_on, found.arrays)
+    figures = _figures(_scored(found, split), validation, references, stated, bootstrap)
     return Evaluated(figures, described, found.arrays)
 
 

@@ -18,10 +18,10 @@ class EvaluationData:
     """The official dataset_coco.json; `split` is then one of its splits."""
     audio_root: str | None = None
     """Where `audio/` lies, if not in `root`."""
-    dataset: str = "coco"
-    """Name of the dataset of the embeddings, for the protocol."""
-    split: str = "val"
-    """Split to evaluate; with embeddings, its name for the protocol."""
+    dataset: str | None = None
+    """Name of the dataset of an .npz file, for the protocol; without it, unstated."""
+    split: str | None = None
+    """Split to evaluate, val by default; of an .npz file its name for the protocol, without it unstated."""
     ground_truth: Path | None = None
     """Folder of ECCV Caption's data files (or one that holds them in eccv_caption/): evaluates CxC and ECCV, and skips
     their matches among the negatives. It fits the 5,000 images of the Karpathy test split, by COCO's ids."""
@@ -44,7 +44,7 @@ class EvalCoco:
     open_clip: str | None = None
     """`<model>[:<tag or file>]`."""
     embeddings: Path | None = None
-    """An .npz file, or the folder of a run that holds embeddings.npz."""
+    """An .npz file, or the folder of a run that holds embeddings.npz, whose result.json says what they are of."""
     sugar_crepe: Path | None = None
     """Folder of SugarCrepe's seven files; the images are looked for in data.root."""
     classes: Path | None = None
@@ -55,7 +55,7 @@ class EvalCoco:
     rerank: Annotated[int | None, "[0, inf)"] = None
     """Candidates of each query that a run scores again jointly; without it, as many as the run says."""
     trained_on: str | None = None
-    """`zero-shot` or `trained on <dataset>`, for the protocol; a run says it itself."""
+    """`zero-shot` or `trained on <dataset>`, for the protocol; a run says it itself, as do random weights."""
     samples: Annotated[int, "[1, inf)"] = 1000
     """Bootstrap samples of the intervals."""
     seed: Annotated[int, "[0, inf)"] = 0

@@ -15,10 +15,12 @@ from torch import Tensor
 from encoders.clip_towers import open_clip_model
 from encoders.pretraining import pretraining
 from eval.embeddings import Scorer
+from eval.protocols import RANDOM_WEIGHTS
 from mm.artifacts.run import load_run
 from mm.config import encoders_of, plan_of, trunks_of
 from mm.data import open_split
-from mm.data.collection import same_collection
+from mm.data.collection import same_collection, seen_images, split_if_there, trained_words
+from mm.data.config import DataConfig
 from mm.data.dataset import CaptionDataset, require_readable
 from mm.data.media import pil_image
 from mm.data.module import AlignData
@@ -139,13 +141,18 @@ class FinishedRun:
             replace(self.run, config=config),
             {split: evaluation},
             {split: dataset},
-            self.training_set,
+            {split: self._trained_words(dataset, split, read)},
             samples=samples,
             seed=seed,
-            zero_shot=not same_collection(dataset, split, read, self.trained),
         )
         result["seconds"] = round(time.perf_counter() - started, 1)
         return result, self._evaluated(evaluation.embeddings)
+
+    def _trained_words(self, dataset: CaptionDataset, split: str, read: DataConfig) -> str:
+        """Of the protocol: what the run was trained on, and how many of these images were in it."""
+        training = split_if_there(self.trained, self.trained.train)
+        seen = 0 if training is None else seen_images(dataset, training)
+        return trained_words(self.training_set, seen, zero_shot=not same_collection(dataset, split, read, self.trained))
 
     def embed(self, dataset: CaptionDataset, name: str) -> EvaluatedSplit:
         """Any dataset through the model; `name` labels its progress bar and its cached features."""
@@ -186,8 +193,9 @@ class OpenClipPeer:
     def __init__(
         self, name: str, root: str | None, trained_on: str, *, karpathy: str | None = None, batch_size: int = 64
     ) -> None:
-        self.name = name
-        self.trained_on = trained_on
+        architecture, tagged, _ = name.partition(":")
+        self.name = name if tagged else f"{name} with {RANDOM_WEIGHTS}"
+        self.trained_on = trained_on if tagged else RANDOM_WEIGHTS
         self.pretraining = pretraining({"image and text": f"open_clip/{name}"})
         self.batch_size = batch_size
         self.root = root
@@ -196,7 +204,6 @@ class OpenClipPeer:
         self.model = open_clip_model(name, None).eval().to(self.device)
         preprocessing = open_clip.get_model_preprocess_cfg(self.model)
         self.transform = image_transform_v2(PreprocessCfg(**preprocessing), is_train=False)
-        architecture, _, _ = name.partition(":")
         self.tokenizer = open_clip.get_tokenizer(architecture)
 
     def open(self, split: str) -> CaptionDataset:

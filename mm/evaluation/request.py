@@ -10,8 +10,9 @@ import torch
 
 from eval.figures import Figures, first_protocol
 from eval.intervals import Bootstrap
+from eval.protocols import RANDOM_WEIGHTS
 from mm.artifacts.environment import commit, hardware
-from mm.evaluation.coco import Evaluated, evaluate_file, evaluate_model
+from mm.evaluation.coco import Evaluated, evaluate_file, evaluate_model, result_of
 from mm.evaluation.config import EvalCoco
 from mm.evaluation.models import EvaluatedModel, FinishedRun, OpenClipPeer
 from mm.evaluation.zero_shot import evaluate_classes, evaluate_sugar_crepe
@@ -46,7 +47,7 @@ def answer(request: EvalCoco) -> Answer:
     started = time.perf_counter()
     model = None if request.embeddings else model_of(request)
     found = _evaluate(request, model, Bootstrap(request.samples, request.seed))
-    facts: dict[str, Any] = {"evaluated": str(request.run or request.open_clip or request.embeddings)}
+    facts: dict[str, Any] = {"evaluated": evaluated_name(request)}
     if not found.described:
         device = torch.device("cpu") if model is None else model.device
         seconds = round(time.perf_counter() - started, 2)
@@ -54,9 +55,18 @@ def answer(request: EvalCoco) -> Answer:
     return Answer(found, found.joined() | facts)
 
 
+def evaluated_name(request: EvalCoco) -> str:
+    """What is evaluated, and whether its weights are random."""
+    if request.open_clip is not None and ":" not in request.open_clip:
+        return f"{request.open_clip} with {RANDOM_WEIGHTS}"
+    return str(request.run or request.open_clip or request.embeddings)
+
+
 def check_options(request: EvalCoco) -> None:
     """Raises ValueError on options that would not do what they say."""
     data = request.data
+    path = request.embeddings
+    stated = path is not None and result_of(path) is not None
     sources = [source for source in (request.run, request.open_clip, request.embeddings) if source is not None]
     benchmark = request.sugar_crepe or request.classes
     reads = data.root or data.karpathy or data.audio_root
@@ -76,6 +86,30 @@ def check_options(request: EvalCoco) -> None:
         "--trained_on is for models of others: a run says itself what it was trained on": (
             request.run and request.trained_on
         ),
+        "--data.dataset names the set of an .npz file: a model's data have a name": data.dataset and not path,
+        f"--data.dataset, --data.split and --trained_on are of an .npz file alone: beside {path} stands its result": (
+            stated and (data.dataset or data.split or request.trained_on)
+        ),
+        "--data.karpathy and --data.audio_root belong to --data.root: without it a run reads its own data": (
+            request.run and not data.root and reads
+        ),
+        "--data.audio_root is not read by an open_clip model": request.open_clip and data.audio_root,
+        "--trained_on says what weights were trained on, but without a tag (ViT-B-32:TAG) they are random": (
+            request.open_clip and ":" not in request.open_clip and request.trained_on
+        ),
+        "--data.retriever_name is the name of --data.retriever, which is not given": (
+            data.retriever_name and not data.retriever
+        ),
+        "--data.split, --data.validation, --data.ground_truth and --data.retriever are of a split: --sugar_crepe and"
+        " --classes have items of their own": (
+            benchmark and (data.split or data.validation or data.ground_truth or data.retriever)
+        ),
+        "--data.karpathy and --data.audio_root are of a split: --sugar_crepe and --classes have items of their own": (
+            benchmark and (data.karpathy or data.audio_root)
+        ),
+        "--data.root is not read with --classes, which is a folder of images or audio clips": (
+            request.classes and data.root
+        ),
     }
     for message, wrong in refused.items():
         if wrong:
@@ -90,8 +124,7 @@ def model_of(request: EvalCoco) -> EvaluatedModel:
             request.run, data.root, karpathy=data.karpathy, audio_root=data.audio_root, rerank=request.rerank
         )
     assert request.open_clip is not None  # check_options
-    trained_on = request.trained_on or "unstated"
-    return OpenClipPeer(request.open_clip, data.root, trained_on, karpathy=data.karpathy)
+    return OpenClipPeer(request.open_clip, data.root, request.trained_on or "unstated", karpathy=data.karpathy)
 
 
 def _evaluate(request: EvalCoco, model: EvaluatedModel | None, bootstrap: Bootstrap) -> Evaluated:

@@ -24,6 +24,7 @@ from eval.retrieval import RetrievalResult
 from mm.artifacts.environment import commit, hardware
 from mm.artifacts.run import Run
 from mm.config import trunks_of
+from mm.data.collection import seen_images, trained_words
 from mm.data.dataset import CaptionDataset
 from mm.data.media import pil_image
 from mm.data.module import AlignData
@@ -55,7 +56,10 @@ def evaluate_run(
     for split, dataset in splits.items():
         evaluations[split] = evaluate_split(run, data, dataset, split, settings)
         settings = replace(settings, rerank=0)
-    result = describe(run, evaluations, splits, data.train.name)
+    words = {}
+    for split, dataset in splits.items():
+        words[split] = trained_words(data.train.name, seen_images(dataset, data.train), zero_shot=False)
+    result = describe(run, evaluations, splits, words)
     result["seconds"] = round(time.perf_counter() - started, 1)
     result["seconds_evaluation"] = round(time.perf_counter() - trained, 1)
     # A later run finds the features of frozen trunks on disk: what they took the first time belongs to the cost all
@@ -125,9 +129,8 @@ def describe(
     run: Run,
     evaluations: Mapping[str, Evaluation],
     splits: Mapping[str, CaptionDataset],
-    trained_on: str,
+    trained_on: Mapping[str, str],
     *,
-    zero_shot: bool = False,
     samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -137,17 +140,15 @@ def describe(
         run: that was evaluated.
         evaluations: of each split; utilization and chance are stated of the first.
         splits: the same, as datasets.
-        trained_on: name of the training set.
-        zero_shot: the splits are of another collection than the training set.
+        trained_on: of each split, the protocol's words.
         samples: of the intervals' bootstrap.
         seed: of the intervals' bootstrap.
     """
-    words = f"zero-shot, trained on {trained_on}" if zero_shot else f"trained on {trained_on}"
     bootstrap = Bootstrap(samples, seed)
     figures = {}
     for split, evaluation in evaluations.items():
         depth = run.config.eval.rerank if evaluation.reranked else 0
-        stated = stated_of(splits[split], split, words, evaluation.embeddings.arrays())
+        stated = stated_of(splits[split], split, trained_on[split], evaluation.embeddings.arrays())
         protocol = split_protocol(evaluation, stated, depth)
         protocol = replace(protocol, pretraining=pretraining(trunks_of(run.config)))
         figures[split] = evaluation_figures(evaluation, protocol, bootstrap)
