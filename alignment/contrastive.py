@@ -44,5 +44,14 @@ def initial_log_scale(temperature: float) -> nn.Parameter:
 
 
 def inverse_temperature(log_scale: Tensor) -> Tensor:
-    """log_scale (1,) -> () in (0, 100]."""
-    return log_scale.squeeze(0).clamp(max=CEILING).exp()
+    """log_scale (1,) -> ()."""
+    return log_scale.squeeze(0).exp()
+
+
+@torch.no_grad()
+def clamp_log_scale(log_scale: Tensor) -> None:
+    """Bring log_scale (1,) back below its ceiling, in place, after an optimizer step.
+
+    A clamp in the forward has no gradient above the ceiling: a scale that stepped over it would never come back.
+    """
+    log_scale.clamp_(max=CEILING)

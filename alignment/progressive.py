@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
 
-from alignment.contrastive import Contrastive
+from alignment.contrastive import Contrastive, clamp_log_scale
 from alignment.fine_grained import CodeAgreement, LateInteraction
 from alignment.matching import hard_negatives, matching_loss
 from alignment.schedule import LossWeights, Pair
@@ -108,6 +108,12 @@ class ProgressiveAlignment(nn.Module):
         )
         self.filip: Any = nn.ModuleDict({name: LateInteraction(config.temperature) for name in names})
         self.code_match = CodeAgreement(SHARED_CODES, token_width)
+
+    def clamp_scales(self) -> None:
+        """Bring every learned scale back below its ceiling, in place, after an optimizer step."""
+        for terms in (self.contrastive, self.filip):
+            for term in terms.values():
+                clamp_log_scale(term.log_scale)
 
     def rows(self, sides: Mapping[str, Aligned]) -> PairRows:
         """Sides by modality -> of every pair the rows (P,) of both that have a partner, where at least two have one."""

@@ -83,6 +83,7 @@ class Run:
         loss = {name.removeprefix("loss."): tensor for name, tensor in state.items() if name not in model}
         self.model.load_state_dict(model)
         self.loss.load_state_dict(loss)
+        self.loss.clamp_scales()  # of an older run, which clamped where it read them
 
 
 def build_run(config: AlignConfig, vocabulary: Tensor | None = None) -> Run:

@@ -114,6 +114,7 @@ def own_step(task: StandingTask, batches: list[Batch], precision: torch.autocast
         task.on_after_backward()
         task.configure_gradient_clipping(optimizer)
         optimizer.step()
+        task.loss.clamp_scales()
         optimizer.zero_grad()
 
     return step

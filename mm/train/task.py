@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -187,6 +188,11 @@ class AlignTask(LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(self, *step: Any, **options: Any) -> None:
+        """Lightning's step of the optimizer, after which the learned temperatures are brought back into their range."""
+        super().optimizer_step(*step, **options)
+        self.loss.clamp_scales()
 
     def learning_rate_factor(self, progress: float) -> float:
         """Factor on every group's learning rate, at `progress` in [0, 1]."""

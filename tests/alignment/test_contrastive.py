@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from alignment.contrastive import Contrastive
+from alignment.contrastive import Contrastive, clamp_log_scale
 from alignment.fine_grained import dense_info_nce
 
 
@@ -40,9 +40,18 @@ def test_the_dense_form_equals_the_kernel() -> None:
     torch.testing.assert_close(loss(a, b, ids), dense_info_nce(loss.scale * a @ b.T, ids))
 
 
-def test_the_scale_stops_at_one_hundred() -> None:
-    loss = Contrastive(temperature=1e-4)
+def test_a_scale_that_stepped_over_its_ceiling_comes_back() -> None:
+    loss = Contrastive("softmax", 0.01)
+    a, b = torch.eye(4), torch.eye(4).roll(1, 0)  # no pair fits: every step should lower the scale
+    ids = torch.arange(4)
+    with torch.no_grad():
+        loss.log_scale += 3
+    clamp_log_scale(loss.log_scale)
     assert loss.scale.item() == pytest.approx(100, rel=1e-4)
+    loss(a, b, ids).backward()
+    assert loss.log_scale.grad is not None and loss.log_scale.grad.item() > 0
+    torch.optim.SGD(loss.parameters(), lr=0.01).step()
+    assert loss.scale.item() < 99
 
 
 @pytest.mark.parametrize(("kind", "count"), [("softmax", 1), ("sigmoid", 2)])

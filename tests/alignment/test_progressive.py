@@ -200,3 +200,13 @@ def test_each_pair_has_its_own_temperature(kind: str) -> None:
     loss = build("image", "audio", "text", config=LossConfig(contrastive=kind))  # type: ignore[arg-type]
     names = [name for name, _ in loss.named_parameters() if name.startswith("contrastive") and "log_scale" in name]
     assert len(names) == 3
+
+
+def test_every_learned_scale_is_clamped() -> None:
+    loss = build("image", "audio", "text", config=LossConfig())
+    learned = [parameter for name, parameter in loss.named_parameters() if name.endswith("log_scale")]
+    with torch.no_grad():
+        for parameter in learned:
+            parameter.fill_(9)
+    loss.clamp_scales()
+    assert len(learned) == 6 and all(parameter.item() == pytest.approx(4.6052) for parameter in learned)

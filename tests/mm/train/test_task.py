@@ -164,3 +164,15 @@ def test_checkpointing_changes_no_bit_of_two_steps(
     for plain, recomputed in zip(*found, strict=True):
         assert plain.keys() == recomputed.keys() and "model.backbone.blocks.0.moe.w_in" in plain
         assert not [name for name, gradient in plain.items() if not torch.equal(gradient, recomputed[name])]
+
+
+def test_temperatures_are_in_their_range_after_every_step(task: AtStep, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(task: AtStep, far: float) -> None:
+        with torch.no_grad():
+            task.loss.contrastive["image_text"].log_scale.fill_(far)
+
+    monkeypatch.setattr("lightning.LightningModule.optimizer_step", step)
+    task.optimizer_step(9.0)
+    assert task.loss.contrastive["image_text"].scale.item() == pytest.approx(100, rel=1e-3)
+    task.optimizer_step(2.0)
+    assert task.loss.contrastive["image_text"].log_scale.item() == 2
