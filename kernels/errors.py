@@ -1,4 +1,4 @@
-"""The one exception for what a user got wrong. It stands in the lowest layer, so that every package may raise it."""
+"""The exceptions for what a user got wrong. They stand in the lowest layer, so that every package may raise them."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,11 @@ class UserError(ValueError):
 
     A command line prints the line alone; every other exception is a fault of the program and keeps its traceback.
     """
+
+
+class MissingError(UserError, FileNotFoundError):
+    """What the user named is not there, or cannot be fetched."""
+
+
+class DivergedError(UserError, FloatingPointError):
+    """A loss or a gradient is not finite."""

@@ -115,6 +115,17 @@ def test_reranking_reorders_the_shortlist_and_nothing_else():
     assert_allclose(better.ranks, np.where(first.ranks <= 12, 1, first.ranks))
 
 
+def test_ties_at_the_edge_of_a_shortlist_share_the_places_below_it():
+    """Scores 3, 2, 2, 2, 1, of which the first two are re-ranked: two of the equal ones share places 3 and 4."""
+    gallery = np.array([[3], [2], [2], [2], [1]], np.float32)
+    for match, rank in ((0, 2), (1, 1), (2, 3.5), (3, 3.5), (4, 5)):
+        ids = np.where(np.arange(5) == match, 7, np.arange(5))
+        shortlist, joint = np.array([[0, 1]]), np.array([[0.0, 1.0]])
+        found = reranked(np.ones((1, 1), np.float32), gallery, np.array([7]), ids, shortlist, joint, ks=(1, 3))
+        assert found.ranks.tolist() == [rank]
+        assert found.recall(3) == 100 * {2: 1, 1: 1, 3.5: 0.5, 5: 0}[rank]
+
+
 def test_rsum_adds_both_directions():
     both = retrieval_both(np.eye(11), np.eye(11), np.arange(11), np.arange(11))
     assert rsum(*both) == 600

@@ -1,6 +1,7 @@
 """eval_coco as a user runs it: a run, an open_clip model, a file, under a stated protocol; mistakes in one line."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,56 @@ def test_a_file_is_evaluated_and_says_its_protocol(
     low, high = result["intervals"]["image_to_text/R@1"]
     assert low <= result["metrics"]["image_to_text/R@1"] <= high and "200 captions" in capsys.readouterr().out
     assert result["evaluated"] == str(file) and {"seed", "seconds", "commit", "hardware"} <= result.keys()
+
+
+def test_a_file_that_nobody_names_is_unstated(evaluate: Callable[..., dict], file: Path) -> None:
+    protocol = protocols(evaluate("--embeddings", file))["all"]
+    assert (protocol.dataset, protocol.split, protocol.trained_on) == ("unstated", "unstated", "unstated")
+
+
+def test_embeddings_of_a_run_have_its_own_protocol(
+    evaluate: Callable[..., dict], refused: Callable[..., str], run: Path, file: Path
+) -> None:
+    evaluate("--run", run, "--data.split", "test")
+    kept = run / "eval-scenes-test.npz"
+    protocol = protocols(evaluate("--embeddings", kept))["all"]
+    assert (protocol.dataset, protocol.split, protocol.images) == ("scenes", "test", 7)
+    assert protocol.trained_on == "trained on scenes/train"
+    shutil.copy(kept, run / "embeddings.npz")
+    shutil.copy(kept.with_suffix(".json"), run / "result.json")
+    for words in ([run], [run / "embeddings.npz"]):
+        assert protocols(evaluate("--embeddings", *words))["all"] == protocol
+        assert "beside" in refused("eval_coco.py", "--embeddings", *words, "--data.dataset", "coco")
+    shutil.copy(file, run / "embeddings.npz")
+    assert "result.json is of 7 images" in refused("eval_coco.py", "--embeddings", run)
+
+
+def test_a_training_split_is_said_to_be_seen(evaluate: Callable[..., dict], run: Path) -> None:
+    for protocol in protocols(evaluate("--run", run, "--data.split", "train")).values():
+        assert protocol.trained_on == "trained on scenes/train, which has captions of 20 of these images"
+
+
+def test_options_without_effect_are_one_line(
+    refused: Callable[..., str], file: Path, run: Path, crepe: tuple[Path, Path]
+) -> None:
+    mine, its = ("eval_coco.py", "--embeddings", file), ("eval_coco.py", "--run", run)
+    peer = ("eval_coco.py", "--open_clip", "ViT-B-32", "--data.root", run.parent / "scenes")
+    edits = ("--sugar_crepe", crepe[0], "--data.root", crepe[1])
+    for words in (
+        (*its, "--data.karpathy", file),
+        (*its, "--data.audio_root", run),
+        (*its, "--data.dataset", "x"),
+        (*peer, "--data.audio_root", run),
+        (*peer, "--trained_on", "zero-shot"),
+        (*mine, "--data.retriever_name", "x"),
+        (*its, *edits, "--data.split", "val"),
+        (*its, *edits, "--data.validation", "val"),
+        (*its, *edits, "--data.karpathy", file),
+        (*its, "--classes", run, "--data.root", run),
+    ):
+        line = refused(*words)
+        option = next(word for word in reversed(words) if str(word).startswith("--"))
+        assert str(option) in line
 
 
 def test_matching_of_a_file_needs_a_validation_file_and_names_the_frozen_retriever(
@@ -280,7 +331,12 @@ def test_frozen_trunks_run_once_for_each_benchmark(
 
 
 def test_an_open_clip_model_is_evaluated_alike(
-    evaluate: Callable[..., dict], run: Path, crepe: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    evaluate: Callable[..., dict],
+    run: Path,
+    crepe: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(
         open_clip.factory,
@@ -294,11 +350,13 @@ def test_an_open_clip_model_is_evaluated_alike(
             }
         },
     )
-    model = ("--open_clip", "toy", "--trained_on", "trained on nothing")
+    model = ("--open_clip", "toy")
     split = evaluate(*model, "--data.root", run.parent / "scenes", "--data.split", "test", "--data.validation", "val")
     assert list(split["protocol"]) == ["all", "matching/random/cosine"] and split["protocol"]["all"]["images"] == 7
+    assert {each.trained_on for each in protocols(split).values()} == {"RANDOM WEIGHTS"}
+    assert split["evaluated"] == "toy with RANDOM WEIGHTS" and "RANDOM WEIGHTS" in capsys.readouterr().out
     edits = evaluate(*model, "--sugar_crepe", crepe[0], "--data.root", crepe[1])
-    assert {name: each.trained_on for name, each in protocols(edits).items()} == {"cosine": "trained on nothing"}
+    assert {name: each.trained_on for name, each in protocols(edits).items()} == {"cosine": "RANDOM WEIGHTS"}
     classes = protocols(evaluate(*model, "--classes", classes_of(tmp_path / "shapes")))["classes"]
     assert classes.images == 6 and classes.pretraining == "image and text: open_clip/toy, not stated"
 
