@@ -36,6 +36,14 @@ class UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def read_text(path: Path) -> str:
+    """The text of a file. Raises UserError where it is none."""
+    try:
+        return path.read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text: {error}") from error
+
+
 def read_yaml(text: str, source: str) -> Any:
     """The plain values of a YAML text; `source` names it in an error. Raises UserError where it is none."""
     try:

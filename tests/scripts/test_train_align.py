@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mm.artifacts.run import load_run
 from mm.data.coco import write_coco
@@ -318,9 +319,12 @@ def test_a_run_killed_in_its_evaluation_is_evaluated_and_not_trained_again(
     assert "train.steps=12, not 14" in refusal("--train.steps", "14", "--eval.rerank", "0", "--resume", "true")
 
 
-def test_a_moving_average_leaves_a_frozen_trunk_alone(train: Callable[..., Path]) -> None:
+def test_a_moving_average_leaves_a_frozen_trunk_alone(train: Callable[..., Path], tmp_path: Path) -> None:
     """To the bit: its features are cached by its weights."""
-    flags = ["--image.frozen", "true", "--eval.rerank", "0"]
+    file = tmp_path / "trunk.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), file)
+    flags = ["--image.trunk", "timm/test_vit", "--image.weights", str(file), "--image.frozen", "true"]
+    flags += ["--eval.rerank", "0"]
     plain, averaged = (weights(train(*flags, "--train.ema", ema, name=f"ema{ema}")) for ema in ("0", "0.9"))
     trunk = [name for name in plain if "image.trunk" in name]
     assert trunk and all(torch.equal(plain[name], averaged[name]) for name in trunk)
