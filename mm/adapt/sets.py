@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from mm.adapt.config import AdaptConfig
 from mm.artifacts.run import Run, load_run
+from mm.artifacts.seen import load_seen
 from mm.config import AlignConfig, EvalConfig, encoders_of, plan_of
+from mm.data.collection import Collection
 from mm.data.dataset import CaptionDataset
 from mm.data.module import AlignData
 from mm.evaluation.retrieval import evaluate_split
@@ -79,6 +82,19 @@ def own_set(run: Run, data: AlignData) -> EvaluationSet:
         raise ValueError(f"the run's own set cannot be read ({error}); finetune.py --general false skips it") from error
     data.cache_features(run.model.encoders, {split: dataset})
     return EvaluationSet(data, dataset, split, "RSUM")
+
+
+def seen_by(config: AdaptConfig, run: Run, adapted: AlignConfig, domain: EvaluationSet) -> list[Collection]:
+    """Every set that an adapted run has been trained on: its base's, then the domain's.
+
+    Args:
+        config: names the base.
+        run: the base.
+        adapted: settings of the adapted run.
+        domain: whose data have been set up.
+    """
+    datasets = [domain.data.train, domain.dataset]
+    return [*load_seen(Path(config.run), run.config.data), Collection.of(adapted.data, datasets)]
 
 
 def scores(sets: Mapping[str, EvaluationSet], run: Run) -> dict[str, float]:

@@ -14,7 +14,7 @@ from encoders.state import weights_digest
 from mm.batch import Batch
 from mm.data.collate import Collate
 from mm.data.config import DataConfig
-from mm.data.dataset import CaptionDataset, StampedDataset, presence
+from mm.data.dataset import CaptionDataset, StampedDataset, content_stamp, presence
 from mm.data.features import Extractor, FeatureStore, build_store, stack_rows, store_key
 from mm.data.sampling import Key
 from mm.data.views import EvalView, Example, TrainView
@@ -170,7 +170,7 @@ class FeatureCache:
         if modality == "text":
             return store_key(list(self.caption_rows[split]))
         if isinstance(dataset, StampedDataset):
-            return dataset.stamp(self.collate.readers[modality].source)
+            return content_stamp(dataset, self.collate.readers[modality].source, Path(self.data.cache))
         # Only a name tells one set that says nothing of its files from another.
         return store_key(dataset.name, dataset.image_ids)
 

@@ -110,6 +110,20 @@ class CocoFolder:
         """What the images or audio clips hold, by size and time of change, see `StampedDataset`."""
         return files_stamp(self._audio if source == "audio" else self.files)
 
+    def size(self, source: str, index: int) -> int:
+        """Of the image's or the audio's file, in bytes."""
+        return self._file(source, index).stat().st_size
+
+    def content(self, source: str, index: int) -> bytes:
+        """The bytes of the image's or the audio's file."""
+        return self._file(source, index).read_bytes()
+
+    def _file(self, source: str, index: int) -> Path:
+        """The file of a sample's image or audio, which it has."""
+        path = self._audio[index] if source == "audio" else self.files[index]
+        assert path is not None
+        return path
+
     def _paths(self, index: int) -> list[Path]:
         """The files of a sample: its image and, if there is one, its audio."""
         paths = [self.files[index]]

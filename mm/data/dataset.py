@@ -10,6 +10,7 @@ import numpy as np
 
 from mm.batch import Sample
 from mm.data.skipped import Unreadable
+from mm.files import private_name
 
 TRIED = 16
 """How many samples of a split are read before a run begins."""
@@ -58,6 +59,37 @@ class StampedDataset(CaptionDataset, Protocol):
         Args:
             source: `image` or `audio`.
         """
+
+    def size(self, source: str, index: int) -> int:
+        """How many bytes the file of a sample's image or audio has; not of a sample that lacks it."""
+
+    def content(self, source: str, index: int) -> bytes:
+        """These bytes."""
+
+
+def content_stamp(dataset: StampedDataset, source: str, cache: Path) -> str:
+    """What the files of a modality hold, byte by byte, whether they lie in a folder or in shards.
+
+    They are read once: what they held is kept in the cache under the stamp of their sizes and times of change.
+
+    Args:
+        dataset: the split.
+        source: `image` or `audio`.
+        cache: folder for what was found.
+    """
+    note = cache / "contents" / f"{source}-{dataset.stamp(source)}"
+    if note.is_file():
+        return note.read_text()
+    digest = hashlib.sha256()
+    for index, there in enumerate(presence(dataset, source)):
+        held = hashlib.sha256(dataset.content(source, index)).digest() if there else b"none"
+        digest.update(held)
+    found = digest.hexdigest()[:16]
+    note.parent.mkdir(parents=True, exist_ok=True)
+    private = private_name(note)
+    private.write_text(found)
+    private.replace(note)
+    return found
 
 
 def noted(dataset: CaptionDataset, index: int, sample: Sample) -> Sample:

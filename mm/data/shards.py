@@ -145,6 +145,22 @@ class ShardFolder:
         shards = [self._path(number) for number in range(len(self._shards))]
         return files_stamp(shards, places)
 
+    def size(self, source: str, index: int) -> int:
+        """Of the image's or the audio's member, in bytes."""
+        _, size = self._place(source, index)
+        return size
+
+    def content(self, source: str, index: int) -> bytes:
+        """The bytes of the image's or the audio's member."""
+        return self._read(self._samples[index]["shard"], *self._place(source, index))
+
+    def _place(self, source: str, index: int) -> list[int]:
+        """[offset, size] of a sample's image or audio, which it has."""
+        sample = self._samples[index]
+        extension = _member(sample, AUDIO_EXTENSIONS if source == "audio" else IMAGE_EXTENSIONS)
+        assert extension is not None
+        return sample["members"][extension]
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the open files, so that a worker process opens its own."""
         return {**self.__dict__, "_files": {}}

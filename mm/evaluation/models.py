@@ -17,9 +17,10 @@ from encoders.pretraining import pretraining
 from eval.embeddings import Scorer
 from eval.protocols import RANDOM_WEIGHTS
 from mm.artifacts.run import load_run
+from mm.artifacts.seen import load_seen, trained_on
 from mm.config import encoders_of, plan_of, trunks_of
 from mm.data import open_split
-from mm.data.collection import same_collection, seen_images, split_if_there, trained_words
+from mm.data.collection import seen_images, trained_words
 from mm.data.config import DataConfig
 from mm.data.dataset import CaptionDataset, require_readable
 from mm.data.media import pil_image
@@ -109,7 +110,8 @@ class FinishedRun:
             self.read = replace(self.trained, root=root, karpathy=karpathy, audio_root=audio_root)
         self.eval = config.eval if rerank is None else replace(config.eval, rerank=rerank)
         self.data = AlignData(self.read, encoders_of(config), plan_of(config), config.train.precision)
-        self.training_set = f"{self.trained.folder.resolve().name}/{self.trained.train}"
+        self.seen = load_seen(folder, self.trained)
+        self.training_set = trained_on(self.seen)
         self.trained_on = f"trained on {self.training_set}"
         self.pretraining = pretraining(trunks_of(config))
         self.modalities = self.run.model.modalities
@@ -150,9 +152,14 @@ class FinishedRun:
 
     def _trained_words(self, dataset: CaptionDataset, split: str, read: DataConfig) -> str:
         """Of the protocol: what the run was trained on, and how many of these images were in it."""
-        training = split_if_there(self.trained, self.trained.train)
-        seen = 0 if training is None else seen_images(dataset, training)
-        return trained_words(self.training_set, seen, zero_shot=not same_collection(dataset, split, read, self.trained))
+        zero_shot = True
+        seen = 0
+        for collection in self.seen:
+            training = collection.open(collection.train)
+            if training is not None:
+                seen += seen_images(dataset, training)
+            zero_shot = zero_shot and not collection.has(dataset, split, read.folder)
+        return trained_words(self.training_set, seen, zero_shot)
 
     def embed(self, dataset: CaptionDataset, name: str) -> EvaluatedSplit:
         """Any dataset through the model; `name` labels its progress bar and its cached features."""

@@ -23,6 +23,7 @@ from eval.report_cards import Examples
 from eval.retrieval import RetrievalResult
 from mm.artifacts.environment import commit, hardware
 from mm.artifacts.run import Run
+from mm.artifacts.seen import load_seen, trained_on
 from mm.config import trunks_of
 from mm.data.collection import seen_images, trained_words
 from mm.data.dataset import CaptionDataset
@@ -56,9 +57,10 @@ def evaluate_run(
     for split, dataset in splits.items():
         evaluations[split] = evaluate_split(run, data, dataset, split, settings)
         settings = replace(settings, rerank=0)
+    names = trained_on(load_seen(folder, run.config.data))
     words = {}
     for split, dataset in splits.items():
-        words[split] = trained_words(data.train.name, seen_images(dataset, data.train), zero_shot=False)
+        words[split] = trained_words(names, seen_images(dataset, data.train), zero_shot=False)
     result = describe(run, evaluations, splits, words)
     result["seconds"] = round(time.perf_counter() - started, 1)
     result["seconds_evaluation"] = round(time.perf_counter() - trained, 1)
@@ -167,13 +169,13 @@ def describe(
     }
 
 
-def stated_of(dataset: CaptionDataset, split: str, trained_on: str, arrays: Mapping[str, np.ndarray]) -> Stated:
+def stated_of(dataset: CaptionDataset, split: str, words: str, arrays: Mapping[str, np.ndarray]) -> Stated:
     """What a protocol says of a split beside its galleries: its samples, what they have, and those left out.
 
     Args:
         dataset: the split.
         split: its name.
-        trained_on: the words of the protocol, such as `trained on scenes/train`.
+        words: the protocol's of the training, such as `trained on scenes/train`.
         arrays: of the split's embeddings.npz. A sample has what was embedded of it.
     """
     ids = np.array(dataset.image_ids)
@@ -184,7 +186,7 @@ def stated_of(dataset: CaptionDataset, split: str, trained_on: str, arrays: Mapp
     for position in np.flatnonzero(alone):
         lacks = [noun(m) for m, there in has.items() if not there[position]]
         skipped[f"sample without {' and '.join(lacks)}"] += 1
-    return Stated(dataset.name.partition("/")[0], split, trained_on, dict(skipped), len(dataset), present)
+    return Stated(dataset.name.partition("/")[0], split, words, dict(skipped), len(dataset), present)
 
 
 def split_protocol(evaluation: Evaluation, stated: Stated, rerank_depth: int = 0) -> Protocol:

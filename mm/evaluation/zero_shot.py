@@ -67,6 +67,14 @@ class ListedFiles:
         """What the files hold, by size and time of change, see `StampedDataset`; all are of one modality."""
         return files_stamp(self.files)
 
+    def size(self, source: str, index: int) -> int:
+        """Of a file, in bytes."""
+        return self.files[index].stat().st_size
+
+    def content(self, source: str, index: int) -> bytes:
+        """The bytes of a file."""
+        return self.files[index].read_bytes()
+
     def __getitem__(self, index: int) -> Sample:
         path = self.files[index]
         stated = EncodedSample(path.stem, index, self.captions[index], self.caption_ids[index])

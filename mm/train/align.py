@@ -8,8 +8,11 @@ import torch
 from lightning import Callback, seed_everything
 
 from encoders.state import weights_digest
+from mm.artifacts.environment import is_main_process
 from mm.artifacts.run import build_run, save_run
+from mm.artifacts.seen import save_seen
 from mm.config import AlignConfig, encoders_of, plan_of
+from mm.data.collection import Collection
 from mm.data.dataset import CaptionDataset, presence
 from mm.data.module import AlignData
 from mm.device import choose_device
@@ -56,6 +59,8 @@ def _train_align(config: AlignConfig, device: torch.device, folder: Path) -> Non
     data.cache_features(run.model.encoders, {config.data.train: data.train, **evaluated})
     digests = {"initial weights": weights_digest(task), "training samples": samples_digest(data.train)}
     begin(folder, Identity.of(config, digests), config, config.resume)
+    if is_main_process():
+        save_seen([Collection.of(config.data, [data.train, *evaluated.values()])], folder)
     trainer = build_trainer(config.train, device, folder, callbacks(config, task, data), config.resume)
     fit(trainer, task, data, folder, config.resume)
     if trainer.is_global_zero:

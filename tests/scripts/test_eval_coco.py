@@ -386,7 +386,7 @@ def test_embeddings_that_do_not_fit_are_one_line_with_their_name(refused: Callab
         "lack image_ids": {k: v for k, v in arrays().items() if k != "image_ids"},
         "NaN": arrays() | {"text": np.full((200, 8), np.nan)},
         "40 integers": arrays() | {"image_ids": np.arange(3)},
-        "differ in 39 images": arrays() | {"caption_image_ids": np.zeros(200, int)},
+        "no id in common": arrays() | {"caption_image_ids": np.full(200, 1)},
     }
     for message, found in broken.items():
         np.savez(tmp_path / "broken.npz", **found)  # type: ignore[arg-type]

@@ -1,16 +1,20 @@
 """Zero-shot is claimed only of data that a run cannot have been trained on."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mm.data import open_split
+from mm.batch import Sample
+from mm.data import collection, open_split
 from mm.data.coco import write_coco
-from mm.data.collection import same_collection
+from mm.data.collection import Collection, items_of
 from mm.data.config import DataConfig
 from mm.data.scenes import write_scenes
 from mm.data.scenes.folder import sample_at
+from mm.data.shard_writer import write_shards
 
 
 def scenes(folder: Path, seed: int = 0) -> DataConfig:
@@ -21,7 +25,8 @@ def scenes(folder: Path, seed: int = 0) -> DataConfig:
 
 
 def same(read: DataConfig, trained: DataConfig, split: str = "val") -> bool:
-    return same_collection(open_split(read.folder, split), split, read, trained)
+    """By what lies on disk, nothing having been noted."""
+    return Collection.of(trained).has(open_split(read.folder, split), split, read.folder)
 
 
 @pytest.fixture
@@ -61,3 +66,52 @@ def test_the_embedded_scenes_are_those_of_the_cache(trained: DataConfig, tmp_pat
     assert not same(trained, embedded)
     write_scenes(tmp_path / "cache" / "scenes", sizes={"train": 12, "val": 6}, image_size=32)
     assert same(trained, embedded)
+
+
+@pytest.fixture
+def noted(trained: DataConfig) -> Collection:
+    """The set as a run notes it, after which its folder is gone."""
+    found = Collection.of(trained, [open_split(trained.folder, split) for split in ("train", "val")])
+    shutil.rmtree(trained.folder)
+    return found
+
+
+def changed(sample: Sample, i: int, what: str) -> Sample:
+    """A scene of which one thing is kept."""
+    changes: dict[str, dict[str, Any]] = {
+        "other captions": {"captions": (f"another caption {i}",), "caption_ids": (i,)},
+        "other ids": {"image_id": 5000 + i},
+        "one of its captions": {"captions": sample.captions[2:3], "caption_ids": (i,), "image": sample.image},
+        "other images": {"image": sample_at(7, "train", i, 32).image},
+    }
+    return replace(sample, **changes[what])
+
+
+@pytest.mark.parametrize("write", [write_coco, write_shards])
+@pytest.mark.parametrize("what", ["other captions", "other ids", "one of its captions", "other images"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_noted_set_is_known_by_its_images_or_by_its_captions(
+    noted: Collection, tmp_path: Path, write: Any, what: str, split: str
+) -> None:
+    """Elsewhere, under another name and as the other layout: images alone or captions alone are enough."""
+    samples = [changed(sample_at(0, split, i, 32), i, what) for i in range(5)]
+    write(samples, tmp_path / "elsewhere", "some")
+    assert noted.has(open_split(tmp_path / "elsewhere", "some"), "some", tmp_path / "elsewhere")
+
+
+def test_a_noted_set_is_not_another_one_of_its_name_and_ids(noted: Collection, tmp_path: Path) -> None:
+    others = [replace(sample_at(3, "train", i, 32), image_id=i) for i in range(8)]
+    write_coco(others, tmp_path / "there" / "set", "train")
+    dataset = open_split(tmp_path / "there" / "set", "train")
+    assert not noted.has(dataset, "train", tmp_path / "there" / "set")
+
+
+def test_a_folder_and_its_shards_have_the_same_items_many_or_few(
+    trained: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = open_split(trained.folder, "train")
+    write_shards((folder.encoded(i) for i in range(12)), tmp_path / "shards", "train")  # type: ignore[attr-defined]
+    shards = open_split(tmp_path / "shards", "train")
+    assert len(items_of(folder)) == len(items_of(shards) | items_of(folder)) == 12 * 6
+    monkeypatch.setattr(collection, "LIMIT", 5)
+    assert items_of(folder) == items_of(shards) and len(items_of(folder)) == 2 * 5

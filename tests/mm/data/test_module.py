@@ -133,12 +133,13 @@ def test_a_set_that_was_moved_is_the_same_set(extracted: Callable[..., FeatureSt
     assert extracted(tmp_path / "moved", "image").tokens.filename == before.tokens.filename
 
 
-def test_captions_of_a_folder_and_of_its_shards_are_the_same(
-    extracted: Callable[..., FeatureStore], tmp_path: Path
+@pytest.mark.parametrize("modality", ["image", "audio", "text"])
+def test_a_folder_and_its_shards_are_one_set(
+    extracted: Callable[..., FeatureStore], tmp_path: Path, modality: str
 ) -> None:
     write_coco(samples(0), tmp_path / "folder", "train")
     write_shards(samples(0), tmp_path / "shards", "train")
-    of_folder, of_shards = (extracted(tmp_path / name, "text") for name in ("folder", "shards"))
+    of_folder, of_shards = (extracted(tmp_path / name, modality) for name in ("folder", "shards"))
     assert of_folder.tokens.filename == of_shards.tokens.filename
 
 
