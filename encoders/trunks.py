@@ -131,7 +131,7 @@ class TimmTrunk(Trunk):
         return Features(x, x.new_ones(x.shape[:2], dtype=torch.bool))
 
 
-def square_timm_trunk(name: str, pixels: int, weights: str | None, pool: int = 1) -> TimmTrunk:
+def square_timm_trunk(name: str, pixels: int, weights: Weights, pool: int = 1) -> TimmTrunk:
     """A timm model for images of `pixels` per side. Raises ValueError where these are not whole patches."""
     trunk = TimmTrunk(name, (pixels, pixels), weights, pool)
     if trunk.size != (pixels, pixels):

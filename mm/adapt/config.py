@@ -8,13 +8,16 @@ from alignment import ScheduleConfig
 from kernels.ranges import check_ranges
 from mm.compress.lora import LoraConfig
 from mm.config import AlignConfig, OptimConfig, TrainConfig
+from mm.data.config import DataConfig
+from mm.readers import Augment
 
 Strategy = Literal["lora", "qlora", "full"]
 
 
 @dataclass(frozen=True)
 class DomainData:
-    """The set a run is adapted to."""
+    """The set a run is adapted to, and how training reads it: whatever the run had for its own set ends with it, except
+    what its images look like to it."""
 
     root: str
     """Folder in COCO caption layout or of shards; scripts/prepare_domain.py writes one."""
@@ -24,8 +27,18 @@ class DomainData:
     """Split that selects the checkpoint and is reported."""
     audio_root: str | None = None
     """Where `audio/` lies, if not in `root`."""
+    augment: Augment | None = None
+    """Random crops and mirroring of training images."""
+    captions: Annotated[int, "[1, inf)"] = 1
+    """Captions of each image in a training step."""
+    limit_images: Annotated[int, "[0, inf)"] = 0
+    """Train on so many of the images, the same ones whatever the seed; 0 for all."""
+    limit_captions: Annotated[int, "[0, inf)"] = 0
+    """Train on the first so many captions of each image; 0 for all."""
     views: Annotated[int | None, "[1, inf)"] = None
     """Of a frozen image trunk: the plain image and views-1 augmented ones; by default as many as the run had."""
+    fit: Literal["squash", "crop"] | None = None
+    """How an image becomes a square; by default as the run had it."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "data")
@@ -110,24 +123,45 @@ def folder_of(config: AdaptConfig, kind: str) -> Path:
 
 def adapted_config(own: AlignConfig, config: AdaptConfig) -> AlignConfig:
     """A run's own settings, reading the domain's set and training as asked for; on one device."""
-    views = own.data.views if config.data.views is None else config.data.views
-    data = replace(
-        own.data,
-        root=config.data.root,
-        train=config.data.train,
-        val=config.data.val,
-        karpathy=None,
-        audio_root=config.data.audio_root,
-        views=views,
+    asked = config.data
+    data = DataConfig(
+        root=asked.root,
+        train=asked.train,
+        val=asked.val,
+        audio_root=asked.audio_root,
+        cache=own.data.cache,
+        augment=asked.augment,
+        views=own.data.views if asked.views is None else asked.views,
+        captions=asked.captions,
+        limit_images=asked.limit_images,
+        limit_captions=asked.limit_captions,
+        workers=own.data.workers,
     )
     return replace(
         own,
+        image=replace(own.image, fit=asked.fit or own.image.fit),
         runs=config.runs,
         seed=config.seed,
         data=data,
         optim=replace(config.optim, rates=adapted_rates(own, config)),
         schedule=config.schedule,
         train=replace(config.train, devices=1, strategy="auto"),
+    )
+
+
+def described_data(config: AlignConfig, images: int) -> str:
+    """How an adapted run reads its training set, in a line.
+
+    Args:
+        config: of the adapted run.
+        images: in its training split.
+    """
+    data = config.data
+    seen = min(images, data.limit_images or images)
+    drawn = f"the first {data.limit_captions}" if data.limit_captions else "all"
+    return (
+        f"{data.folder}: {seen:,} of {images:,} images, {data.captions} a step of {drawn} captions each,"
+        f" augment {data.augment}, {data.views} views, image.fit {config.image.fit}"
     )
 
 

@@ -11,12 +11,13 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from encoders.state import weights_digest
-from mm.adapt.config import ContinueConfig, MixConfig, adapted_config, folder_of
-from mm.adapt.sets import base_run, data_of, domain_set, own_set, scores, scores_after, show_scores
+from mm.adapt.config import ContinueConfig, MixConfig, adapted_config, described_data, folder_of
+from mm.adapt.sets import base_run, data_of, domain_set, own_set, scores, scores_after, seen_by, show_scores
 from mm.adapt.task import AdaptTask
 from mm.adapt.terms import add_term_bias, read_terms, term_biases, without_term_rates
 from mm.adapt.training import train_keeping_best
 from mm.artifacts.run import Run, save_run
+from mm.artifacts.seen import save_seen
 from mm.batch import Batch
 from mm.data.module import AlignData
 from mm.device import choose_device
@@ -94,8 +95,9 @@ def _continue_pretrain(config: ContinueConfig, device: torch.device, folder: Pat
     seed_everything(config.seed, verbose=False)
     adapted = adapted_config(run.config, config)
     data = data_of(adapted)
-    general = data_of(replace(adapted, data=run.config.data))
+    general = data_of(replace(adapted, data=run.config.data, image=run.config.image))
     data.setup()
+    print(described_data(adapted, len(data.train)))
     general.setup()
     digests = {
         "base weights": weights_digest(run.model),
@@ -119,6 +121,7 @@ def _continue_pretrain(config: ContinueConfig, device: torch.device, folder: Pat
     require_fitting(task, task.config.optim.rates, "optim.rates")
     freeze(task, config.train.freeze)
     begin(folder, Identity.of(config, digests), config, config.resume)
+    save_seen(seen_by(config, run, adapted, domain), folder)
     mixed = MixedData(data, general, config.mix)
     training = train_keeping_best(config, task, mixed, domain, folder)
     save_run(task.run, folder)

@@ -8,13 +8,14 @@ from typing import Any
 from lightning import seed_everything
 
 from encoders.state import weights_digest
-from mm.adapt.config import FinetuneConfig, Strategy, adapted_config, folder_of
+from mm.adapt.config import FinetuneConfig, Strategy, adapted_config, described_data, folder_of
 from mm.adapt.planner import Estimate, choose, estimate
-from mm.adapt.sets import base_run, data_of, domain_set, own_set, scores, scores_after, show_scores
+from mm.adapt.sets import base_run, data_of, domain_set, own_set, scores, scores_after, seen_by, show_scores
 from mm.adapt.task import AdaptTask
 from mm.adapt.training import train_keeping_best
 from mm.artifacts.adapter import AdapterDescription, save_adapter
 from mm.artifacts.run import Run, save_run
+from mm.artifacts.seen import save_seen
 from mm.compress.ledger import ledger
 from mm.compress.lora import attach, coverage, merge_and_unload
 from mm.compress.nf4 import dequantize, quantize
@@ -41,7 +42,8 @@ def finetune(config: FinetuneConfig) -> None:
     adapted = adapted_config(run.config, config)
     data = data_of(adapted)
     data.setup()
-    strategy = choose(len(data.train)) if config.strategy == "auto" else config.strategy
+    print(described_data(adapted, len(data.train)))
+    strategy = choose(adapted.data.limit_images or len(data.train)) if config.strategy == "auto" else config.strategy
     folder = folder_of(config, strategy)
     with held(folder):
         _finetune(config, strategy, run, data, folder)
@@ -73,6 +75,8 @@ def _finetune(config: FinetuneConfig, strategy: Strategy, run: Run, data: AlignD
         "before": before,
     }
     begin(folder, Identity.of(config, digests), config, config.resume)
+    seen = seen_by(config, run, adapted, domain)
+    save_seen(seen, folder)
     if task.adapters:
         listed = folder / "coverage.txt"
         listed.write_text(f"{covered}\n")
@@ -82,6 +86,7 @@ def _finetune(config: FinetuneConfig, strategy: Strategy, run: Run, data: AlignD
     if task.adapters:
         skipped = frozen_trunks(task) if strategy == "qlora" else None
         save_adapter(task.model, AdapterDescription(config.lora, base, skipped), folder / "adapter")
+        save_seen(seen, folder / "adapter")
         merge_and_unload(task.model)
         dequantize(task.model)
     save_run(task.run, folder)

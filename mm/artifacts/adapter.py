@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -23,6 +23,8 @@ DESCRIPTION = "adapter.json"
 """What the adapter is, and of which base."""
 ADAPTED_DATA = ("root", "train", "val", "audio_root")
 """Settings of the set that a run is adapted to, which are not the base's."""
+TRAINING_READS = {"captions": 1, "limit_images": 0, "limit_captions": 0}
+"""How training read it, and what holds where config.yaml does not say."""
 
 
 class Adaptable(Protocol):
@@ -91,10 +93,12 @@ class Adapted:
     Args:
         base: the folder of the run that was adapted, or of another adapter.
         data: settings of the set it was adapted to, by their names in `mm.data.config.DataConfig`.
+        fit: how its images become squares; None where that is as the base has it.
     """
 
     base: Path
-    data: dict[str, str | None]
+    data: dict[str, Any]
+    fit: str | None = None
 
 
 def read_adapted(folder: Path) -> Adapted:
@@ -111,8 +115,11 @@ def read_adapted(folder: Path) -> Adapted:
         if path.is_file():
             content = read_yaml(path.read_text(), str(path))
             try:
-                data = {name: content["data"][name] for name in ADAPTED_DATA}
-                return Adapted(Path(content["run"]), data)
+                given = content["data"]
+                data = {name: given[name] for name in ADAPTED_DATA}
+                for name, default in TRAINING_READS.items():
+                    data[name] = given.get(name, default)
+                return Adapted(Path(content["run"]), data, given.get("fit"))
             except (KeyError, TypeError) as error:
                 raise ValueError(f"{path} is not of scripts/finetune.py: it names no run and data.root") from error
     raise ValueError(

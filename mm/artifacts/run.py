@@ -168,8 +168,11 @@ def load_adapted(folder: Path, adapters: tuple[Path, ...] = ()) -> Run:
     load_adapter(run, folder)
     merge_and_unload(run.model)
     dequantize(run.model)
-    data = replace(run.config.data, karpathy=None, **adapted.data)  # type: ignore[arg-type]  # names of DataConfig
-    return replace(run, config=replace(run.config, data=data)).eval()
+    data = replace(run.config.data, karpathy=None, augment=None, **adapted.data)
+    image = run.config.image
+    if adapted.fit is not None:
+        image = replace(image, fit=adapted.fit)  # type: ignore[arg-type]  # one of two words
+    return replace(run, config=replace(run.config, data=data, image=image)).eval()
 
 
 def without_pretrained_weights(config: AlignConfig) -> AlignConfig:

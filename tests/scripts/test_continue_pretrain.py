@@ -49,7 +49,10 @@ def test_both_sets_are_trained_on_and_evaluated(
         1e-3,
     )
     folder = tmp_path / "more"
-    found, said = json.loads((folder / "result.json").read_text())["continued"], capsys.readouterr().out
+    result, said = json.loads((folder / "result.json").read_text()), capsys.readouterr().out
+    found = result["continued"]
+    assert result["protocol"]["val"]["trained_on"] == "trained on own/train, domain/train"
+    assert "domain: 16 of 16 images, 1 a step of all captions each" in said
     assert found["mix"] == {"domain": 0.7, "general": 0.3, "stages": 4, "stage_factor": 0.8}
     assert found["before"].keys() == found["after"].keys() == {"domain", "general"} and "general RSUM: " in said
     assert found["terms"] == {

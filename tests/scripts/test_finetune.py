@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from mm.artifacts.adapter import load_adapter
 from mm.artifacts.probe import probe
 from mm.artifacts.run import load_run, save_run
 from mm.config import encoders_of
+from mm.data import open_split
+from mm.data.coco import write_coco
+from mm.data.scenes import write_scenes
 from mm.infer.embedder import Embedder
 
 
@@ -121,7 +125,42 @@ def test_an_adapter_without_the_run_around_it_is_evaluated_and_embeds(
     script("eval_coco.py", "--run", folder / "adapter", "--rerank", 0, "--samples", 10)
     (found,) = (folder / "adapter").glob("eval-*.json")
     protocol = json.dumps(json.loads(found.read_text())["protocol"])
-    assert "trained on domain/train" in protocol and "zero-shot" not in protocol
+    assert "trained on own/train, domain/train" in protocol and "zero-shot" not in protocol
+
+
+def test_an_adapted_run_is_not_zero_shot_on_the_set_of_its_base(
+    adapt: Callable[..., Path], script: Callable[..., None], sets: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Nor on that set as it lies elsewhere, in another layout, under other captions; on a third set it is."""
+    folder = adapt("--strategy", "full", "--general", "false")
+    own = open_split(sets[0], "val")
+    copied = []
+    for i in range(len(own)):
+        captions = {"captions": (f"a new caption {i}",), "caption_ids": (i,)}
+        copied.append(replace(own.encoded(i), **captions))  # type: ignore[attr-defined]
+    write_coco(copied, tmp_path / "copied", "val")
+    third = write_scenes(tmp_path / "third", seed=5, sizes={"train": 8, "val": 8}, image_size=32)
+    said = "trained on own/train, domain/train"
+    for root, words in ((sets[0], said), (sets[1], said), (tmp_path / "copied", said), (third, f"zero-shot, {said}")):
+        found = tmp_path / "found.json"
+        script("eval_coco.py", "--run", folder, "--data.root", root, "--samples", 10, "--json", found)
+        protocols = json.loads(found.read_text())["protocol"]
+        assert {protocol["trained_on"] for protocol in protocols.values()} == {words}, root
+    result = json.loads((folder / "result.json").read_text())
+    assert result["protocol"]["val"]["trained_on"] == said
+
+
+def test_a_domain_is_read_whole_whatever_the_run_had_for_its_own_set(
+    adapt: Callable[..., Path], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = load_run(run)
+    limited = replace(base.config.data, limit_images=9, limit_captions=1, captions=2)
+    save_run(replace(base, config=replace(base.config, data=limited)), run)
+    data = load_run(adapt("--strategy", "full", "--general", "false")).config.data
+    assert (data.limit_images, data.limit_captions, data.captions) == (0, 0, 1)
+    assert "16 of 16 images, 1 a step of all captions each" in capsys.readouterr().out
+    data = load_run(adapt("--strategy", "full", "--data.limit_images", 10, "--general", "false")).config.data
+    assert data.limit_images == 10 and "10 of 16 images" in capsys.readouterr().out
 
 
 def test_an_adapter_is_the_base_of_a_further_adaptation(
