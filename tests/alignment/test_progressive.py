@@ -178,6 +178,25 @@ def test_several_captions_of_an_image_are_pairs_of_their_own_and_never_its_negat
     assert not (left[few:] % 6 == right[few:] % 6).any()
 
 
+def test_hard_negatives_are_rows_of_the_batch_where_some_are_absent() -> None:
+    """Images 0 and 1 are absent; of those that are there each has one rival, whose caption and image are its own."""
+    towards = torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0, -1.0])[:, None] * torch.eye(8)[0]
+    image = side(0, present=torch.tensor([False, False, True, True, True, True]))
+    text = side(1)
+    image.embedding, text.embedding = towards, towards.clone()
+    seen: list[DrawnPairs] = []
+
+    def match(drawn: list[DrawnPairs]) -> list[Tensor]:
+        seen.extend(drawn)
+        return no_match(drawn)
+
+    run(build("image", "text"), {"image": image, "text": text}, JOINT, match)
+    pairs = list(zip(seen[0].rows_a.tolist(), seen[0].rows_b.tolist(), strict=True))
+    count = seen[0].positives
+    assert sorted(pairs[:count]) == [(2, 2), (3, 3), (4, 4), (5, 5)]
+    assert sorted(pairs[count:]) == sorted(2 * [(2, 3), (3, 2), (4, 5), (5, 4)])
+
+
 def test_rows_pair_up_by_sample_and_absent_ones_drop_out() -> None:
     image = side(0, rows=3, present=torch.tensor([True, False, True]), samples=3)
     text = side(1, rows=6, present=torch.tensor([True, True, False, True, True, True]), samples=3)
