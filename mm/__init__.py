@@ -4,9 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from mm.artifacts.run import Run, load_run
     from mm.batch import Batch
     from mm.data.domains.base import DomainAdapter
+    from mm.infer.base import BaseEmbedder
     from mm.infer.embedder import Embedder
 
 __all__ = ["Batch", "DomainAdapter", "Embedder", "Run", "load", "load_run"]
@@ -19,11 +22,19 @@ WHERE = {
 }
 
 
-def load(folder: str) -> "Embedder":
-    """A finished run's folder -> Embedder, with `encode_image`, `encode_audio`, `encode_text` and `match`."""
-    from mm.infer.embedder import Embedder
+def load(name: "str | PathLike[str]", device: str = "auto") -> "BaseEmbedder":
+    """Load a model that makes vectors: `encode_image`, `encode_audio`, `encode_text`, `similarity`, `match`, `codes`.
 
-    return Embedder.load(folder)
+    Args:
+        name: the folder of a finished run, `open_clip/<model>:<tag or file>` or `timm/<model>[:<file>]`.
+        device: auto is the GPU where there is one; or a device as torch names it.
+
+    Raises:
+        ValueError: there is no such model, it cannot be loaded, or there is no such device.
+    """
+    from mm.infer.loading import load
+
+    return load(name, device)
 
 
 def __getattr__(name: str) -> Any:

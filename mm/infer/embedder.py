@@ -1,32 +1,39 @@
-"""A run in five lines: images, audio and text to unit vectors, and how well an image and a text match."""
+"""A finished run in five lines: images, audio and text to unit vectors and codes, and how well an image and a text
+match.
+"""
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from encoders import EncoderOutput
+from encoders.state import weights_digest
 from mm.artifacts.run import Run, load_run
 from mm.batch import Batch
 from mm.config import encoders_of
-from mm.device import choose_device
-from mm.infer.processor import AudioInput, ImageInput, Processor
-from mm.model.multimodal import MatchInput
+from mm.infer import base
+from mm.infer.base import BaseEmbedder
+from mm.infer.inputs import Inputs, one_of
+from mm.infer.processor import Processor
+from mm.model.multimodal import MatchInput, select
 
-ROWS = 64
-"""Inputs that pass the model at a time."""
 
-
-class Embedder:
-    """A finished run behind its processor: raw inputs to unit vectors and match scores.
+class Embedder(BaseEmbedder):
+    """A finished run behind its processor: raw inputs to unit vectors, codes and match scores.
 
     Args:
         run: config, model and loss; it is put into evaluation mode.
+        name: of the run, for messages and for indexes.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, name: str = "the run") -> None:
+        super().__init__(name, run.model.modalities, run.config.model.embedding)
         self.run = run.eval()
         self.processor = Processor(encoders_of(run.config))
 
@@ -40,96 +47,95 @@ class Embedder:
         Raises:
             ValueError: the folder holds no run that this code can load.
         """
-        device = choose_device()
-        return cls(load_run(folder).to(device))
+        return cls(load_run(folder), str(folder))
 
-    def encode_image(self, images: Sequence[ImageInput]) -> Tensor:
-        """Embed images.
-
-        Args:
-            images: N PIL images, paths, or pixels (H, W, 3) uint8.
-
-        Returns:
-            unit vectors (N, E) float32, on the CPU.
-
-        Raises:
-            ValueError: an input is no image, or the run reads none.
-        """
-        return self._encode("image", images, self.processor.images)
-
-    def encode_audio(self, clips: Sequence[AudioInput]) -> Tensor:
-        """Embed audio clips.
+    def match(self, image: Any, text: Any) -> Tensor:
+        """Score pairs of images and texts through cross-modal attention.
 
         Args:
-            clips: N paths, or pairs of a mono waveform (S,) in [-1, 1] and its rate in hertz.
+            image: one image or a list of N, as `encode_image` takes them.
+            text: one string or a list of N; one beside a list is paired with each of it.
 
         Returns:
-            unit vectors (N, E) float32, on the CPU.
+            log-odds float32, () of one pair, (N,) of N, on the CPU; `torch.sigmoid` makes probabilities of them.
 
         Raises:
-            ValueError: an input is no audio clip, or the run reads none.
+            ValueError: there are not as many images as texts.
         """
-        return self._encode("audio", clips, self.processor.audio)
-
-    def encode_text(self, captions: Sequence[str]) -> Tensor:
-        """Embed captions.
-
-        Args:
-            captions: N strings.
-
-        Returns:
-            unit vectors (N, E) float32, on the CPU.
-
-        Raises:
-            ValueError: the run reads no text.
-        """
-        return self._encode("text", captions, self.processor.text)
-
-    @torch.inference_mode()
-    def match(self, images: Sequence[ImageInput], captions: Sequence[str]) -> Tensor:
-        """Score pairs of images and captions through cross-modal attention.
-
-        Args:
-            images: N images, as `encode_image` takes them.
-            captions: N strings, each beside its image.
-
-        Returns:
-            log-odds (N,) float32 that each image and its caption are a pair, on the CPU.
-
-        Raises:
-            ValueError: there are not as many images as captions.
-        """
-        if len(images) != len(captions):
-            raise ValueError(f"{len(images)} images and {len(captions)} captions: matching takes them in pairs")
+        images = self.inputs("image", image)
+        texts = self.inputs("text", text)
+        counts = [len(inputs) for inputs in (images, texts) if not inputs.single] or [1]
+        if len(set(counts)) > 1:
+            raise ValueError(f"{counts[0]} images and {counts[1]} texts: matching takes them in pairs")
+        left = self._encoded("image", images, counts[0])
+        right = self._encoded("text", texts, counts[0])
         logits = []
-        for start in range(0, len(images), ROWS):
-            rows = slice(start, start + ROWS)
-            image_batch = self.processor.images(images[rows])
-            left = self._encoder_output("image", image_batch)
-            text_batch = self.processor.text(captions[rows])
-            right = self._encoder_output("text", text_batch)
-            pair = MatchInput("image", "text", left, right)
-            matched = self.run.model.match([pair])
-            logits.append(matched.logits[0].float().cpu())
-        if not logits:
-            return torch.empty(0)
-        return torch.cat(logits)
+        with torch.inference_mode():
+            for x, y in zip(left, right, strict=True):
+                matched = self.run.model.match([MatchInput("image", "text", x, y)])
+                logits.append(matched.logits[0].float().cpu())
+        found = torch.cat(logits)
+        return found[0] if images.single and texts.single else found
 
-    @torch.inference_mode()
-    def _encode(self, modality: str, inputs: Sequence[Any], read: Callable[[Sequence[Any]], Batch]) -> Tensor:
-        """N raw inputs of a modality, which `read` makes batches of -> unit vectors (N, E) float32."""
-        if isinstance(inputs, str | Path):
-            raise ValueError(f"encode_{modality} takes a list: put {str(inputs)!r} into one")
-        vectors = []
-        for start in range(0, len(inputs), ROWS):
-            batch = read(inputs[start : start + ROWS])
-            output = self.run.model(batch.to(self.run.device), reconstruct=False)
-            embeddings = output.embeddings[modality]
-            vectors.append(embeddings.float().cpu())
-        if not vectors:
-            return torch.empty(0, self.run.config.model.embedding)
-        return torch.cat(vectors)
+    def codes(self, *, image: Any = None, audio: Any = None, text: Any = None) -> Tensor:
+        """Quantize inputs of one modality, see `BaseEmbedder.codes`.
 
-    def _encoder_output(self, modality: str, batch: Batch) -> EncoderOutput:
-        """One modality of a batch through its encoder alone, tokens (N, T, D)."""
-        return self.run.model.encode(batch.to(self.run.device), modality, reconstruct=False)
+        Raises:
+            ValueError: not exactly one modality is given, or its bottleneck is continuous.
+        """
+        modality, given = one_of(image=image, audio=audio, text=text)
+        inputs = self.inputs(modality, given)
+        if self.run.model.encoders[modality].bottleneck.quantizer is None:
+            raise ValueError(f"{self.name} has no codes of {modality}: its bottleneck is continuous")
+        with torch.inference_mode():
+            found = [encoded.codes.cpu() for encoded in self._encoded(modality, inputs, len(inputs))]
+        longest = max(codes.shape[1] for codes in found)
+        wide = [pad(codes, (0, 0, 0, longest - codes.shape[1]), value=-1) for codes in found]
+        codes = torch.cat(wide)
+        return codes[0] if inputs.single else codes
+
+    def read(self, modality: str, item: Any) -> Any:
+        """Read one image or audio clip as a batch of one row; a string stays one."""
+        if modality == "text":
+            return item
+        batch = self.processor.images([item]) if modality == "image" else self.processor.audio([item])
+        if not batch.present[modality].all():
+            raise ValueError(f"{item} holds no {modality}")
+        return batch
+
+    def stack(self, modality: str, rows: list[Any]) -> Batch:
+        """N strings, or batches of one row -> Batch of N rows."""
+        if modality == "text":
+            return self.processor.text(rows)
+        batch = Batch(torch.arange(len(rows)))
+        inputs = torch.cat([row.inputs[modality] for row in rows])
+        masks = [row.masks[modality] for row in rows if modality in row.masks]
+        batch.put(modality, inputs, torch.cat(masks) if masks else None)
+        return batch
+
+    def vectors(self, modality: str, batch: Batch) -> Tensor:
+        """Batch of N rows -> unit vectors (N, E)."""
+        output = self.run.model(batch.to(self.run.device), reconstruct=False)
+        return output.embeddings[modality]
+
+    def _encoded(self, modality: str, inputs: Inputs, count: int) -> Iterator[EncoderOutput]:
+        """Inputs through their encoder alone, `count` rows in batches; a single input is encoded once and repeated."""
+        encoded = None
+        for batch in self.batches(modality, inputs):
+            encoded = self.run.model.encode(batch.to(self.run.device), modality, reconstruct=False)
+            if not inputs.single:
+                yield encoded
+        if inputs.single:
+            assert encoded is not None  # inputs are never empty
+            for start in range(0, count, base.ROWS):
+                rows = min(base.ROWS, count - start)
+                yield select(encoded, torch.zeros(rows, dtype=torch.int64, device=self.run.device))
+
+    def _digest(self) -> str:
+        """Of the weights, and of the settings by which inputs are read."""
+        settings = {modality: reader.settings() for modality, reader in self.processor.readers.items()}
+        encoders = self.processor.encoders
+        trunks = {modality: encoder.trunk for modality, encoder in encoders.items()}
+        read = {"readers": settings, "trunks": trunks, "tokens": getattr(encoders.get("text"), "max_tokens", None)}
+        content = json.dumps([weights_digest(self.run.model), read], sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -87,7 +87,9 @@ class Processor:
         """
         self._require("text")
         numbers = torch.arange(len(captions))
-        return self.collate.text(list(captions), numbers)
+        # A fresh one: what keeps the tokens of every caption, for an epoch to find them again, would grow without end.
+        collate = Collate({}, self.collate.tokenizer)
+        return collate.text(list(captions), numbers)
 
     def read(self, modality: str, samples: Sequence[Sample]) -> Batch:
         """Read samples by the reader of one modality, without augmentation.
