@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from mm.data.domains.base import DomainAdapter
     from mm.infer.base import BaseEmbedder
     from mm.infer.embedder import Embedder
+    from mm.infer.index import Index
 
-__all__ = ["Batch", "DomainAdapter", "Embedder", "Run", "load", "load_run"]
+__all__ = ["Batch", "DomainAdapter", "Embedder", "Index", "Run", "load", "load_run"]
 WHERE = {
     "Batch": "mm.batch",
     "DomainAdapter": "mm.data.domains.base",
     "Embedder": "mm.infer.embedder",
+    "Index": "mm.infer.index",
     "Run": "mm.artifacts.run",
     "load_run": "mm.artifacts.run",
 }
