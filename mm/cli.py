@@ -1,5 +1,8 @@
 """How a script starts: its options from the types of its arguments; what a user got wrong is one line, exit code 2."""
 
+import difflib
+import inspect
+import json
 import logging
 import re
 import shlex
@@ -8,8 +11,9 @@ import sys
 import warnings
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import wraps
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,30 @@ from mm.artifacts.settings import CLASS, by_group, group_in, nested_names, parts
 from mm.artifacts.upgrade import renamed_flag, upgrade_config
 from mm.effects import Needs, require_effects
 
+CONFIGS = Path(__file__).parents[1] / "configs"
+"""Presets: beside the package in a checkout, and where a wheel puts them."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a command line belongs to.
+
+    Args:
+        name: that its errors begin with.
+        call: that a user types in front of its options.
+        description: that its --help begins with.
+    """
+
+    name: str
+    call: str
+    description: str | None
+
+    @classmethod
+    def of_script(cls) -> "Program":
+        """The script that this process runs."""
+        script = Path(sys.argv[0])
+        return cls(script.stem, f"python {shlex.quote(str(script))}", sys.modules["__main__"].__doc__)
+
 
 def run_command(
     component: Callable[..., Any],
@@ -30,6 +58,8 @@ def run_command(
     arguments: Sequence[str] | None = None,
     positional: bool = False,
     log: bool = False,
+    listed: str | None = None,
+    program: Program | None = None,
     needs: Sequence[Needs] = (),
 ) -> None:
     """Call the function `component`, or build the dataclass `component` and pass it to `then`, from the command line.
@@ -37,19 +67,24 @@ def run_command(
         run_command(eval_coco)
         run_command(AlignConfig, train_align)
 
-    `arguments` stand in for the command line's; with `positional`, what has no default needs no --name; `log` shows
-    what training logs; `needs` says which options have an effect only beside others. Errors that a user can cause
-    (ValueError, OSError such as a missing file, FloatingPointError of a diverged run, an option nobody knows) end the
-    process with code 2 and one line on stderr that starts with the script's name; SIGTERM with 143 and Ctrl-C with 130
-    and one line, of training with the command that goes on; any other exception is a bug and keeps its traceback.
+    `arguments` stand in for the command line's; with `positional`, what has no default needs no --name; the words in
+    front of any option are the list `listed`; `log` shows what training logs; `program` is what runs, by default the
+    script; `needs` says which options have an effect only beside others. `--config NAME` finds configs/NAME.yaml
+    wherever the package lies. Errors that a user can cause (ValueError, OSError such as a missing file,
+    FloatingPointError of a diverged run, an option nobody knows) end the process with code 2 and one line on stderr
+    that starts with the program's name; SIGTERM with 143 and Ctrl-C with 130 and one line, of training with the command
+    that goes on; any other exception is a bug and keeps its traceback.
     """
     if log:
         log_training()
-    script = Path(sys.argv[0])
+    if program is None:
+        program = Program.of_script()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # what stands below a field is its --help
     given = list(sys.argv[1:] if arguments is None else arguments)
-    words = given
+    words = with_listed(given, listed) if listed else given
     try:
+        if "config" not in inspect.signature(component).parameters:
+            words = with_presets(words)
         try:
             words = with_checked_files(words, component)
         except UserError as error:
@@ -61,8 +96,8 @@ def run_command(
                 as_positional=positional,
                 allow_abbrev=False,
                 exit_on_error=False,
-                usage=f"python {script} [--config FILE] [--OPTION VALUE …]",
-                description=sys.modules["__main__"].__doc__,
+                usage=f"{program.call} [--config FILE] [--OPTION VALUE …]",
+                description=program.description,
                 formatter_class=HelpFormatter,
             )
             if needs:
@@ -70,13 +105,13 @@ def run_command(
             if then is not None:
                 then(found)
     except ArgumentError as error:
-        _stop(f"{script.stem}: {_renamed(words) or _line(error)}; `python {script} --help` lists the options")
+        _stop(f"{program.name}: {_renamed(words) or _line(error)}; `{program.call} --help` lists the options")
     except (ValueError, OSError, FloatingPointError) as error:
-        _stop(f"{script.stem}: {_line(error)}")
+        _stop(f"{program.name}: {_line(error)}")
     except Interrupted as end:
-        _stop(f"{script.stem}: {_ended(end, script, given)}", 128 + end.number)
+        _stop(f"{program.name}: {_ended(end, program, given)}", 128 + end.number)
     except KeyboardInterrupt:
-        _stop(f"{script.stem}: {_ended(Interrupted(signal.SIGINT), script, given)}", 128 + signal.SIGINT)
+        _stop(f"{program.name}: {_ended(Interrupted(signal.SIGINT), program, given)}", 128 + signal.SIGINT)
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -100,6 +135,52 @@ def within_ranges(component: Callable[..., Any]) -> Callable[..., Any]:
         return component(**arguments)
 
     return called
+
+
+def with_listed(words: list[str], option: str) -> list[str]:
+    """`a b --json c` -> `--runs=["a", "b"] --json c`: a list is one option, and nobody wants to type it as such."""
+    front = list(takewhile(lambda word: not word.startswith("-"), words))
+    return [f"--{option}={json.dumps(front)}", *words[len(front) :]] if front else words
+
+
+def with_presets(words: list[str]) -> list[str]:
+    """A command line whose `--config NAME` is the path of that preset.
+
+    Raises:
+        ValueError: a bare name is neither a file nor a preset.
+    """
+    found = list(words)
+    for position, word in enumerate(words):
+        if word.startswith("--config="):
+            found[position] = f"--config={preset(word.partition('=')[2])}"
+        elif word == "--config" and position + 1 < len(words):
+            found[position + 1] = preset(words[position + 1])
+    return found
+
+
+def preset(name: str) -> str:
+    """The path of a preset by its name; whatever is a path or YAML itself stays as it is.
+
+    Raises:
+        ValueError: a bare name is neither a file nor a preset.
+    """
+    if not re.fullmatch(r"\w+", name) or Path(name).is_file():
+        return name
+    names = [path.stem for path in presets()]
+    if name not in names:
+        raise ValueError(f"--config {name}: no such file or preset; {nearest_name(name, names)}")
+    return str(CONFIGS / f"{name}.yaml")
+
+
+def presets() -> list[Path]:
+    """The files of all presets."""
+    return sorted(CONFIGS.glob("*.yaml"))
+
+
+def nearest_name(name: str, names: Sequence[str]) -> str:
+    """Which of some names was probably meant, or all of them, in words."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
 
 
 def with_checked_files(words: list[str], component: Callable[..., Any]) -> list[str]:
@@ -192,15 +273,15 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _ended(end: Interrupted, script: Path, words: Sequence[str]) -> str:
+def _ended(end: Interrupted, program: Program, words: Sequence[str]) -> str:
     """What ended the process, where, and the command that goes on from there."""
     said = " ".join([f"stopped by {signal.Signals(end.number).name}", end.where]).strip()
     if not end.resumable:
         return said
-    command = ["python", str(script), *words]
+    command = list(words)
     if "--resume" not in words:
         command += ["--resume", "true"]
-    return f"{said}; to go on: {shlex.join(command)}"
+    return f"{said}; to go on: {program.call} {shlex.join(command)}"
 
 
 def _stop(message: str, code: int = 2) -> None:

@@ -14,30 +14,15 @@ calibration error, with random negatives and, with --data.retriever, hard ones; 
 its match head. A run's retrieval is evaluated with and without re-ranking through its cross-modal attention.
 """
 
-import logging
-
-from rich.console import Console
-
 from mm.cli import run_command
 from mm.evaluation.config import EvalCoco
 
 
-def eval_coco(request: EvalCoco) -> None:
-    """Print every figure with its interval, one table per protocol; a run's own table comes first."""
-    from eval.figures import figures_table
-    from mm.evaluation.request import answer, keep
-    from mm.evaluation.result import show
+def main(request: EvalCoco) -> None:
+    from mm.evaluation.request import eval_coco
 
-    given = answer(request)
-    if given.evaluated.described:
-        show(given.evaluated.described)
-    console = Console()
-    for figures in given.shown().values():
-        console.print(figures_table(figures))
-    for place in keep(request, given):
-        print(f"result: {place}")
+    eval_coco(request)
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    run_command(EvalCoco, eval_coco)
+    run_command(EvalCoco, main, log=True)

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 
-from eval.figures import Figures, first_protocol
+from eval.figures import Figures, figures_table, first_protocol
 from eval.intervals import Bootstrap
 from eval.protocols import RANDOM_WEIGHTS
 from mm.artifacts.environment import commit, hardware
 from mm.evaluation.coco import Evaluated, evaluate_file, evaluate_model, result_of
 from mm.evaluation.config import EvalCoco
 from mm.evaluation.models import EvaluatedModel, FinishedRun, OpenClipPeer
+from mm.evaluation.result import show
 from mm.evaluation.zero_shot import evaluate_classes, evaluate_sugar_crepe
 from mm.files import write_json
 
@@ -35,6 +37,18 @@ class Answer:
         if not self.evaluated.described:
             return figures
         return {name: each for name, each in figures.items() if name not in SHOWN_BY_THE_RUN}
+
+
+def eval_coco(request: EvalCoco) -> None:
+    """Print every figure with its interval, one table per protocol; a run's own table comes first."""
+    given = answer(request)
+    if given.evaluated.described:
+        show(given.evaluated.described)
+    console = Console()
+    for figures in given.shown().values():
+        console.print(figures_table(figures))
+    for place in keep(request, given):
+        print(f"result: {place}")
 
 
 def answer(request: EvalCoco) -> Answer:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mm.cli import run_command
+from mm import cli
+from mm.cli import Program, run_command
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,48 @@ def test_an_option_nobody_knows_is_one_line_that_names_it_and_where_help_is(
     line = stopped(lambda settings: None, *words)
     assert line.startswith("work: ") and line.endswith("`python there/work.py --help` lists the options")
     assert named in line
+
+
+@pytest.mark.parametrize("words", [["--config", "mine"], ["--config=mine"]])
+def test_a_preset_is_found_by_its_name(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.yaml").write_text("name: preset")
+    monkeypatch.setattr(cli, "CONFIGS", tmp_path)
+    found: list[Settings] = []
+    run_command(Settings, found.append, arguments=words)
+    assert found == [Settings("preset")]
+
+
+def test_a_file_goes_before_a_preset_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").write_text("name: file")
+    (tmp_path / "mine.yaml").write_text("name: preset")
+    monkeypatch.setattr(cli, "CONFIGS", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    found: list[Settings] = []
+    run_command(Settings, found.append, arguments=["--config", "mine"])
+    assert found == [Settings("file")]
+
+
+def test_an_unknown_preset_is_one_line_with_the_nearest(stopped: Callable[..., str]) -> None:
+    line = stopped(lambda settings: None, "--config", "flikr8k")
+    assert line == "work: --config flikr8k: no such file or preset; did you mean flickr8k?"
+
+
+def test_the_words_in_front_are_a_list() -> None:
+    found: list[tuple] = []
+
+    def work(names: list[str], value: int = 0) -> None:
+        found.append((names, value))
+
+    run_command(work, arguments=["a", "b c", "--value", "2"], listed="names")
+    run_command(work, arguments=["--names", "[a]"], listed="names")
+    assert found == [(["a", "b c"], 2), (["a"], 0)]
+
+
+def test_a_program_names_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_command(Settings, arguments=["--nmae", "y"], program=Program("tool work", "tool work", "What it does."))
+    line = capsys.readouterr().err
+    assert line.startswith("tool work: ") and line.endswith("`tool work --help` lists the options\n")
 
 
 def test_a_config_file_with_an_unknown_key_is_one_line(stopped: Callable[..., str], tmp_path: Path) -> None:
