@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def search(
     query: str,
-    index: Path,
+    index: Path | None = None,
     by: Literal["text", "image", "audio"] = "text",
     k: int = 10,
     images: Path | None = None,
@@ -22,7 +22,7 @@ def search(
 
     Args:
         query: what is searched for; with `by`, the path of an image or of an audio file.
-        index: folder of the index.
+        index: folder of the index, which is written there if `images` are given.
         by: what the query is.
         k: how many images to find.
         images: folder of images to index first; of an index that is there only files that changed are read again.
@@ -31,6 +31,8 @@ def search(
     """
     from rich.console import Console
 
+    if index is None:
+        raise ValueError("name the folder of the index: --index DIR")
     opened = open_index(index, images, model, device)
     if by != "text" and not Path(query).is_file():
         raise ValueError(f"{query}: no such {by} file")

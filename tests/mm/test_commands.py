@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mm.commands import COMMANDS, main, named
+from mm.config import AlignConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,6 +91,25 @@ def test_what_a_user_got_wrong_is_one_line_of_the_command(
 ) -> None:
     line = refused(*words)
     assert line.startswith(f"mm-align {words[0]}: ") and said in line
+
+
+def test_a_command_hands_its_options_to_its_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    handed: list[AlignConfig] = []
+    monkeypatch.setattr("mm.train.align.train_align", handed.append)
+    main(["train", "--config", "soak", "--name", "mine"])
+    (config,) = handed
+    assert (config.name, config.model.embedding) == ("mine", 32)
+
+
+def test_the_words_in_front_of_compare_are_its_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    handed: list[list[Path]] = []
+
+    def compare_runs(runs: list[Path], json: Path | None = None) -> None:
+        handed.append(runs)
+
+    monkeypatch.setattr("mm.evaluation.compare.compare_runs", compare_runs)
+    main(["compare", "runs/a", "runs/b"])
+    assert handed == [[Path("runs/a"), Path("runs/b")]]
 
 
 def test_the_console_script_and_the_presets_are_installed() -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 import mm
 from mm.infer.embedder import Embedder
 from mm.infer.loading import device_of
+from mm.infer.towers import Tower
 
 
 def test_a_folder_is_a_run(save_tiny: Callable[..., Path]) -> None:
@@ -39,6 +40,19 @@ def test_a_device_that_is_not_there_is_one_line(device: str) -> None:
     with pytest.raises(ValueError, match=f"device '{device}' cannot be used"):
         device_of(device)
     assert device_of("cpu") == torch.device("cpu")
+
+
+def test_a_model_goes_to_the_device_that_is_asked_for(
+    save_tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_of("auto") == torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of("auto") == torch.device("cpu")
+    run = mm.load(save_tiny("run"), device="meta")
+    assert isinstance(run, Embedder) and run.run.device.type == "meta"
+    tower = mm.load("timm/test_vit:none", device="meta")
+    assert isinstance(tower, Tower) and tower.device.type == "meta"
 
 
 @pytest.mark.parametrize(

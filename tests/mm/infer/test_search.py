@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mm.commands import main
 from mm.infer.base import BaseEmbedder
 from mm.infer.index import FILE
 from mm.infer.search import search
@@ -42,6 +43,16 @@ def test_a_folder_is_indexed_once_and_searched(
     search(str(folder / "[b]1.png"), index, by="image", k=1, device="cpu")
     found = capsys.readouterr().out
     assert "1.000" in found and "[b]1.png │" in found  # brackets are no markup
+
+
+def test_the_command_takes_its_words_in_any_order(
+    model: BaseEmbedder, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = str(tmp_path / "index")
+    main(["search", "stripes", "--index", index, "--images", str(folder), "--model", model.name, "--device", "cpu"])
+    built = capsys.readouterr().out
+    main(["search", "--device", "cpu", "--index", index, "stripes"])
+    assert capsys.readouterr().out == built and "stripes" in built
 
 
 @pytest.mark.parametrize(
