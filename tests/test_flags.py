@@ -1,4 +1,5 @@
-"""The options of every script, frozen: a change of this list is a change of what users type, made on purpose.
+"""The options of every script and every command, frozen: a change of this list is a change of what users type, made on
+purpose.
 
 `python -P tests/test_flags.py` writes the list anew.
 """
@@ -13,24 +14,31 @@ from typing import Any
 import pytest
 from jsonargparse import auto_parser, set_parsing_settings
 
+from mm.commands import COMMANDS, named
+
 ROOT = Path(__file__).parents[1]
 LIST = Path(__file__).with_name("flags.txt")
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 
 
-def options(script: Path, patch: pytest.MonkeyPatch) -> Iterator[str]:
-    """What a script takes on its command line, positional words in capitals."""
-    asked: list[tuple[Any, dict[str, Any]]] = []
+def asked_by(script: Path, patch: pytest.MonkeyPatch) -> tuple[Any, bool]:
+    """What a script makes its options of, and whether some of them are positional."""
+    asked: list[tuple[Any, bool]] = []
 
     def run_command(component: Any, *_: Any, **options: Any) -> None:
-        asked.append((component, options))
+        asked.append((component, options.get("positional", False)))
 
     patch.setattr("mm.cli.run_command", run_command)
     patch.setattr(sys, "argv", [str(script)])
     runpy.run_path(str(script), run_name="__main__")
-    ((component, given),) = asked
+    (found,) = asked
+    return found
+
+
+def options(component: Any, positional: bool) -> Iterator[str]:
+    """What a command line takes, positional words in capitals."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser: _ActionsContainer = auto_parser(component, as_positional=given.get("positional", False))
+    parser: _ActionsContainer = auto_parser(component, as_positional=positional)
     for action in parser._actions:
         if not action.option_strings:
             yield action.dest.upper()
@@ -38,10 +46,18 @@ def options(script: Path, patch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def listed() -> list[str]:
-    lines = []
+    asked = {}
     with pytest.MonkeyPatch.context() as patch:
         for script in SCRIPTS:
-            lines.extend(f"{script.stem} {name}" for name in sorted(set(options(script, patch))))
+            asked[script.stem] = asked_by(script, patch)
+    of_scripts = [component for component, _ in asked.values()]
+    for name, command in COMMANDS.items():
+        component = named(command.takes)
+        if component not in of_scripts:  # else its options are that script's
+            asked[f"mm-align {name}"] = (component, command.positional)
+    lines = []
+    for program, (component, positional) in asked.items():
+        lines.extend(f"{program} {name}" for name in sorted(set(options(component, positional))))
     return lines
 
 

@@ -164,9 +164,9 @@ def test_a_continuous_bottleneck_has_no_codes(save_tiny: Callable[..., Path], ti
 @pytest.mark.parametrize(
     "modality, wrong, said",
     [
-        ("image", [], "empty list"),
-        ("text", [], "empty list"),
-        ("audio", [], "empty list"),
+        ("image", [], "an empty list, there is nothing to encode"),
+        ("text", [], "an empty list, there is nothing to encode"),
+        ("audio", [], "an empty list, there is nothing to encode"),
         ("image", 3, "not int"),
         ("image", np.zeros((3, 8, 8), np.uint8), r"array \(H, W, 3\) of uint8, got \(3, 8, 8\) of uint8"),
         ("image", np.zeros((8, 8), np.uint8), r"got \(8, 8\) of uint8"),
