@@ -4,10 +4,12 @@ Each tower reads as in open_clip's own forward: its preprocessing, its activatio
 weights were trained with, or it is refused.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -104,7 +106,7 @@ class OpenClipTextTrunk(Trunk):
 
 
 def open_clip_model(name: str, weights: Weights) -> Any:
-    """`ViT-B-32` or `ViT-B-32:laion2b_s34b_b79k`, its towers under `visual` and `text`.
+    """`ViT-B-32`, `ViT-B-32:laion2b_s34b_b79k` or `ViT-B-32:FILE`, its towers under `visual` and `text`.
 
     A local `weights` file replaces the tag's download, and the tag says what the file holds; with neither, weights are
     random and logged so. Raises ValueError on a name, a tag or a file that open_clip cannot read, and on weights whose
@@ -113,6 +115,9 @@ def open_clip_model(name: str, weights: Weights) -> Any:
     import open_clip
 
     model, tag = known_name(name)
+    if weights is None and Path(tag).is_file():
+        weights = tag
+        tag = ""
     if tag:
         check_activation(model, tag)
     source = tag or None
@@ -163,6 +168,8 @@ def has_quick_gelu(model: str) -> bool:
     return bool(open_clip.get_model_config(model).get("quick_gelu", False))
 
 
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+"""What open_clip says of how images were prepared."""
 OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}
 """Names in the weights that OpenAI published, all trained with QuickGELU."""
 
@@ -186,23 +193,43 @@ def check_weights_file(model: str, tag: str, weights: str) -> None:
 
 
 def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the pixels that the weights were trained with, whether they are loaded or not.
+    """Mean and standard deviation of the pixels that the weights were trained with; CLIP's where nobody knows."""
+    import open_clip
 
-    Those of the tag; without a tag, those that all tags of the model share; CLIP's where they differ or there are none.
+    known = trained_preprocessing(name)
+    mean = tuple(known.get("mean") or open_clip.OPENAI_DATASET_MEAN)
+    std = tuple(known.get("std") or open_clip.OPENAI_DATASET_STD)
+    return mean, std
+
+
+def trained_preprocessing(name: str) -> dict[str, Any]:
+    """How images were prepared for the weights of a model, as open_clip names it: mean, std, resize_mode and others.
+
+    open_clip knows it of its tags and gives a local file CLIP's, whatever the model. Of a file, and of a name without a
+    tag, it is therefore what all tags of the model share; nothing where they differ or there are none.
     """
     import open_clip
 
     model, tag = known_name(name)
-    tags = [tag] if tag else open_clip.list_pretrained_tags_by_model(model)
-    found = set()
-    for each in tags:
-        trained = open_clip.get_pretrained_cfg(model, each)
-        mean = tuple(trained.get("mean") or open_clip.OPENAI_DATASET_MEAN)
-        std = tuple(trained.get("std") or open_clip.OPENAI_DATASET_STD)
-        found.add((mean, std))
-    if len(found) == 1:
-        return found.pop()
-    return tuple(open_clip.OPENAI_DATASET_MEAN), tuple(open_clip.OPENAI_DATASET_STD)
+    tags = [tag] if tag in open_clip.list_pretrained_tags_by_model(model) else []
+    found = [
+        open_clip.get_pretrained_cfg(model, each) for each in tags or open_clip.list_pretrained_tags_by_model(model)
+    ]
+    described = []
+    for trained in found:
+        described.append({key: trained[key] for key in PREPROCESSING if key in trained})
+    if not described or any(other != described[0] for other in described):
+        return {}
+    return described[0]
+
+
+def image_transform(name: str, model: Any) -> Callable[[Image], Tensor]:
+    """The preprocessing of an open_clip model: image in RGB -> (3, H, W) float32."""
+    import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    settings = open_clip.get_model_preprocess_cfg(model) | trained_preprocessing(name)
+    return image_transform_v2(PreprocessCfg(**settings), is_train=False)
 
 
 def open_clip_tokenizer(name: str) -> Any:

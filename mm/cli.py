@@ -83,12 +83,7 @@ def run_command(
     given = list(sys.argv[1:] if arguments is None else arguments)
     words = with_listed(given, listed) if listed else given
     try:
-        if "config" not in inspect.signature(component).parameters:
-            words = with_presets(words)
-        try:
-            words = with_checked_files(words, component)
-        except UserError as error:
-            raise ArgumentError(None, str(error)) from error
+        words = with_settings(words, component)
         with sigterm_raises():
             found = auto_cli(
                 within_ranges(component),
@@ -181,6 +176,20 @@ def nearest_name(name: str, names: Sequence[str]) -> str:
     """Which of some names was probably meant, or all of them, in words."""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+
+
+def with_settings(words: list[str], component: Callable[..., Any]) -> list[str]:
+    """A command line whose presets and files of settings are found, checked and put in.
+
+    Raises:
+        ArgumentError: there is no such preset, or a file holds what is no setting of `component`.
+    """
+    try:
+        if "config" not in inspect.signature(component).parameters:
+            words = with_presets(words)
+        return with_checked_files(words, component)
+    except UserError as error:
+        raise ArgumentError(None, str(error)) from error
 
 
 def with_checked_files(words: list[str], component: Callable[..., Any]) -> list[str]:

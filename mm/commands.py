@@ -18,6 +18,7 @@ class Command:
         example: its options, as one might type them.
         positional: arguments without a default need no --name.
         listed: the argument that the words in front of any option are.
+        needs: where the list is of what its options need to have an effect.
     """
 
     about: str
@@ -26,6 +27,7 @@ class Command:
     example: str = ""
     positional: bool = False
     listed: str | None = None
+    needs: str = ""
 
 
 COMMANDS = {
@@ -34,6 +36,7 @@ COMMANDS = {
         "mm.config:AlignConfig",
         "mm.train.align:train_align",
         "--config flickr8k --data.root DIR",
+        needs="mm.effects:ALIGN",
     ),
     "eval": Command(
         "evaluate a run, an open_clip model or anybody's vectors",
@@ -52,6 +55,7 @@ COMMANDS = {
         "mm.adapt.config:FinetuneConfig",
         "mm.adapt.finetune:finetune",
         "--run runs/default --data.root DIR",
+        needs="mm.effects:FINETUNE",
     ),
     "compare": Command(
         "put runs side by side, with paired tests",
@@ -96,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         log=True,
         listed=command.listed,
         program=Program(call, call, description),
+        needs=named(command.needs) if command.needs else (),
     )
 
 

@@ -61,7 +61,7 @@ def bench_index(config: IndexConfig) -> None:
     """Measure, print two tables, and write them to `config.json`."""
     torch.manual_seed(config.seed)
     device = device_of(config.device)
-    result: dict[str, Any] = surroundings()
+    result: dict[str, Any] = surroundings(device)
     result["search"] = [row for size in config.sizes for row in search_rows(config, size, device)]
     console = Console()
     console.print(search_table(result["search"], config))

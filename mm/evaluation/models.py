@@ -8,11 +8,10 @@ from typing import Protocol
 import numpy as np
 import open_clip
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from rich.progress import track
 from torch import Tensor
 
-from encoders.clip_towers import open_clip_model
+from encoders.clip_towers import image_transform, open_clip_model
 from encoders.pretraining import pretraining
 from eval.embeddings import Scorer
 from eval.protocols import RANDOM_WEIGHTS
@@ -209,8 +208,7 @@ class OpenClipPeer:
         self.karpathy = karpathy
         self.device = choose_device()
         self.model = open_clip_model(name, None).eval().to(self.device)
-        preprocessing = open_clip.get_model_preprocess_cfg(self.model)
-        self.transform = image_transform_v2(PreprocessCfg(**preprocessing), is_train=False)
+        self.transform = image_transform(name, self.model)
         self.tokenizer = open_clip.get_tokenizer(architecture)
 
     def open(self, split: str) -> CaptionDataset:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from encoders.clip_towers import image_transform, open_clip_model, open_clip_tokenizer
 from encoders.state import load_weights, weights_digest
-from encoders.trunks import NO_WEIGHTS, fetching, open_clip_model
+from encoders.trunks import fetching
+from mm.data.media import pil_image
 from mm.infer.base import BaseEmbedder
 from mm.infer.processor import as_image
 
@@ -38,7 +40,7 @@ class Tower(BaseEmbedder):
         """One image through the model's own preprocessing -> (3, H, W) float32; a string stays one."""
         if modality == "text":
             return item
-        return self.transform(as_image(item).convert("RGB"))
+        return self.transform(pil_image(as_image(item)))
 
     def stack(self, modality: str, rows: list[Any]) -> Tensor:
         """N images (3, H, W) -> (N, 3, H, W)."""
@@ -58,26 +60,19 @@ class OpenClip(Tower):
     """An open_clip model with its own preprocessing and its own tokenizer.
 
     Args:
-        name: `<model>:<tag or file>`; the tag `none` leaves the weights random.
+        name: `<model>:<tag or file>`.
 
     Raises:
         ValueError: there is no such model, or no weights are named.
     """
 
     def __init__(self, name: str) -> None:
-        import open_clip
-        from open_clip.transform import PreprocessCfg, image_transform_v2
-
-        architecture, _, tag = name.partition(":")
+        _, _, tag = name.partition(":")
         if not tag:
-            raise ValueError(f"open_clip/{name} names no weights: add :<tag or file>, or :none for random ones")
-        weights = NO_WEIGHTS if tag == NO_WEIGHTS else None
-        model = open_clip_model(name, weights).eval()
-        preprocessing = open_clip.get_model_preprocess_cfg(model)
-        transform = image_transform_v2(PreprocessCfg(**preprocessing), is_train=False)
-        with fetching(f"open_clip/{name}"):
-            self.tokenizer = open_clip.get_tokenizer(architecture)
-        super().__init__(f"open_clip/{name}", model, ("image", "text"), _width(model), transform)
+            raise ValueError(f"open_clip/{name} names no weights: add :<tag or file>")
+        model = open_clip_model(name, None).eval()
+        self.tokenizer = open_clip_tokenizer(name)
+        super().__init__(f"open_clip/{name}", model, ("image", "text"), _width(model), image_transform(name, model))
 
     def stack(self, modality: str, rows: list[Any]) -> Tensor:
         """N images (3, H, W) -> (N, 3, H, W), or N strings -> token ids (N, L) int64."""
@@ -93,7 +88,7 @@ class Timm(Tower):
     """A timm model's pooled features, normalised, with the preprocessing of its own weights.
 
     Args:
-        name: `<model>`, `<model>:<file>`, or `<model>:none` with random weights.
+        name: `<model>` or `<model>:<file>`.
 
     Raises:
         ValueError: there is no such model, or its weights cannot be fetched or read.
@@ -107,7 +102,7 @@ class Timm(Tower):
             raise ValueError(f"timm has no model named {architecture!r}: see `mm-align list trunks`")
         with fetching(f"timm/{name}"):
             model = timm.create_model(architecture, pretrained=not weights, num_classes=0).eval()
-        if weights not in ("", NO_WEIGHTS):
+        if weights:
             load_weights(model, weights)
         settings = timm.data.resolve_model_data_config(model)
         transform = timm.data.create_transform(**settings, is_training=False)

@@ -8,10 +8,17 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from encoders import BottleneckConfig, ImageConfig, ImageEncoder, TextConfig, TextEncoder
-from encoders.clip_towers import OpenClipImageTrunk, OpenClipTextTrunk, normalisation, open_clip_model
+from encoders.clip_towers import (
+    OpenClipImageTrunk,
+    OpenClipTextTrunk,
+    image_transform,
+    normalisation,
+    open_clip_model,
+)
 from encoders.text import Tokenizer
 from encoders.trunks import NO_WEIGHTS
 
@@ -243,3 +250,20 @@ def test_pixels_are_normalised_as_the_weights_were_trained_also_when_they_come_f
     clip = (tuple(open_clip.OPENAI_DATASET_MEAN), tuple(open_clip.OPENAI_DATASET_STD))
     assert normalisation("ViT-B-16-SigLIP:webli") == normalisation("ViT-B-16-SigLIP") == half != clip
     assert normalisation("ViT-B-32:laion2b_s34b_b79k") == normalisation("ViT-B-32-quickgelu") == clip
+
+
+def test_a_file_is_prepared_as_the_tags_of_its_model_are_and_not_as_clip(models: Path, tmp_path: Path) -> None:
+    """open_clip gives a file CLIP's mean and a crop of the centre, whatever the model."""
+    transform = image_transform(f"ViT-B-16-SigLIP:{tmp_path / 'file.safetensors'}", open_clip.create_model("tiny-vit"))
+    pixels = transform(Image.new("RGB", (64, 32), (255, 255, 255)))
+    torch.testing.assert_close(pixels, torch.ones(3, 32, 32))  # (1 - 0.5) / 0.5
+    half = Image.new("RGB", (64, 32), (255, 255, 255))
+    half.paste((0, 0, 0), (0, 0, 16, 32))
+    assert transform(half)[0, 16, 0] == -1  # squashed: what a crop of the centre would cut off is there
+
+
+def test_a_file_behind_the_name_is_read_as_its_weights(models: Path, tmp_path: Path) -> None:
+    model = open_clip.create_model("tiny-vit")
+    save_file(model.state_dict(), tmp_path / "file.safetensors")
+    loaded = open_clip_model(f"tiny-vit:{tmp_path / 'file.safetensors'}", None)
+    torch.testing.assert_close(loaded.visual.proj, model.visual.proj)
