@@ -130,3 +130,13 @@ def test_audio_is_evaluated_on_the_items_that_have_one():
     found["audio_image_ids"] = found["image_ids"][:10] + 1
     with pytest.raises(ValueError, match="no audio shares an image with any text"):
         evaluate_embeddings(Embeddings.of(found), Stated(), bootstrap=FEW)
+
+
+def test_an_image_without_captions_is_in_no_gallery_and_changes_no_figure():
+    rng = np.random.default_rng(0)
+    image, text, ids = rng.standard_normal((6, 8)), rng.standard_normal((10, 8)), np.arange(5)
+    own = {"text": text, "caption_image_ids": np.repeat(ids, 2)}
+    whole = own | {"image": image[:5], "image_ids": ids}
+    more = own | {"image": image, "image_ids": np.append(ids, 9)}
+    a, b = (evaluate_embeddings(Embeddings.of(x), Stated(), bootstrap=FEW)["all"] for x in (whole, more))
+    assert a.metrics == b.metrics and b.protocol.images == 5

@@ -84,3 +84,27 @@ def test_the_cosine_is_a_scorer_beside_the_joint_ones():
 def test_audio_without_its_images_is_refused():
     with pytest.raises(ValueError, match="no audio_image_ids"):
         Embeddings.of(arrays() | {"audio": np.ones((2, 8))})
+
+
+def test_items_without_a_partner_are_counted_and_scorers_keep_their_positions():
+    """Captions of image 0 are gone, and image 39 is: positions are then others, what is scored is the same."""
+    whole = arrays()
+    found = Embeddings.of(
+        whole
+        | {"image": whole["image"][:39], "image_ids": whole["image_ids"][:39]}
+        | {name: whole[name][5:] for name in ("text", "caption_image_ids", "caption_ids")}
+    )
+    asked = []
+
+    def match_head(images, captions):
+        asked.append((images.tolist(), captions.tolist()))
+        return found.image_ids[images] + captions
+
+    items = ScoredItems(found, "val", {"match head": match_head}).paired()
+    kept = items.embeddings
+    assert found.alone() == {"image without captions": 1, "caption without image": 5} and kept.alone() == {}
+    assert kept.image_ids.tolist() == found.image_ids[1:].tolist() and len(kept.text) == len(kept.caption_ids) == 190
+    assert items.scorers()["match head"](np.array([0, 37]), np.array([0, 189])).tolist() == [3, 114 + 189]
+    assert asked == [([1, 38], [0, 189])]
+    together = (np.array([4]), np.array([7]))
+    assert items.scorers()["cosine"](*together) == found.cosine(np.array([5]), np.array([7]))

@@ -59,3 +59,11 @@ def test_its_words_say_sizes_recall_depth_and_what_was_skipped():
 def test_differences_name_the_field_and_both_values():
     assert COCO.differences(COCO) == []
     assert COCO.differences(replace(COCO, folds=5, dataset="x")) == ["dataset: coco != x", "folds: 1 != 5"]
+
+
+def test_what_only_one_protocol_has_counted_is_no_difference():
+    counted = replace(COCO, samples=5000, present={"image": 5000, "text": 5000}, gallery={"image_to_text": 25_010})
+    with_audio = replace(counted, present=counted.present | {"audio": 7}, gallery={"image_to_audio": 7})
+    assert COCO.differences(counted) == counted.differences(with_audio) == []
+    fewer = replace(counted, present={"image": 4999, "text": 5000})
+    assert [line.split(":")[0] for line in counted.differences(fewer)] == ["present"]
