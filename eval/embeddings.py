@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eval.ranks import as_vectors
 from eval.retrieval import ids_of
 
 REQUIRED = ("image", "text", "image_ids", "caption_image_ids")
@@ -168,10 +167,24 @@ def _numbers(values: ArrayLike, name: str) -> np.ndarray:
 
 
 def _unit(vectors: np.ndarray, name: str) -> np.ndarray:
-    """(N, D) float32 of length one. Raises ValueError on a vector without a direction."""
-    found = as_vectors(vectors, name)
-    norm = found.norm(dim=1, keepdim=True)
-    zero = (norm[:, 0] == 0).nonzero()
+    """(N, D) of any finite size -> float32 of length one.
+
+    Each is divided by its largest number first, in its own type: squares of neither 1e20 in float32 nor 1e200 in
+    float64 could be summed.
+
+    Raises:
+        ValueError: it is no matrix, or a vector has no direction or is not finite.
+    """
+    if vectors.ndim != 2 or not vectors.size:
+        raise ValueError(f"{name} must be a matrix of vectors (N, D) with N and D > 0, not {vectors.shape}")
+    wide = vectors.astype(np.result_type(vectors, np.float64))
+    largest = np.abs(wide).max(axis=1, keepdims=True)
+    broken = np.flatnonzero(~np.isfinite(largest[:, 0]))
+    if len(broken):
+        raise ValueError(f"{name} holds NaN or infinity (first in vector {broken[0]}): the model that made it diverged")
+    zero = np.flatnonzero(largest[:, 0] == 0)
     if len(zero):
-        raise ValueError(f"{name} vector {int(zero[0])} is zero: it has no direction to compare")
-    return (found / norm).numpy()
+        raise ValueError(f"{name} vector {zero[0]} is zero: it has no direction to compare")
+    scaled = wide / largest
+    lengths = np.sqrt((scaled * scaled).sum(axis=1, keepdims=True))
+    return (scaled / lengths).astype(np.float32)

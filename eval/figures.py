@@ -1,13 +1,13 @@
 """Numbers under a protocol with their intervals, and the three maps of a result.json that hold several of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from eval.intervals import DEFAULT_BOOTSTRAP, Bootstrap, Interval, interval, resampled_means
+from eval.intervals import DEFAULT_BOOTSTRAP, SAME, Bootstrap, Interval, interval, percent_interval, resampled_means
 from eval.protocols import Protocol
 from eval.retrieval import RECALL_AT, RetrievalResult
 
@@ -33,7 +33,9 @@ class QueryValues:
     image: np.ndarray
     """(Q,) ids: queries of one image are drawn together."""
     values: dict[str, np.ndarray]
-    """Name of the figure -> (Q,)."""
+    """Name of the figure -> (Q,), in percent."""
+    ranks: Collection[str] = ()
+    """Names of figures that are ranks instead."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def retrieval_figures(
     summands: list[str] = []
     for name, direction in directions.items():
         values = _query_values(name, direction.result)
-        groups.append(QueryValues(direction.image, values))
+        groups.append(QueryValues(direction.image, values, (f"{name}/mean_rank",)))
         summands += [f"{name}/R@{k}" for k in RECALL_AT]
     found = mean_figures(protocol, groups, {"rsum": summands}, bootstrap)
     fewer = replace(bootstrap, samples=min(bootstrap.samples, MEDIAN_SAMPLES))
@@ -101,20 +103,34 @@ def mean_figures(
     draws = bootstrap.draws(len(ids))
     metrics: dict[str, float] = {}
     spread: dict[str, np.ndarray] = {}
+    intervals: dict[str, Interval] = {}
     for group in groups:
         position = np.searchsorted(ids, group.image)
         columns = np.stack(list(group.values.values()), 1)
         means = resampled_means(columns, position, draws)
+        images = len(np.unique(group.image))
         for index, (name, values) in enumerate(group.values.items()):
             metrics[name] = float(values.mean())
             spread[name] = means[:, index]
+            intervals[name] = interval(means[:, index])
+            if name not in group.ranks:
+                intervals[name] = percent_interval(means[:, index], images)
     for total, names in sums.items():
         if not set(names) <= spread.keys():
             continue
         metrics[total] = float(sum(metrics[name] for name in names))
         spread[total] = np.sum([spread[name] for name in names], axis=0)
-    intervals = {name: interval(samples) for name, samples in spread.items()}
+        intervals[total] = _sum_interval(spread[total], [intervals[name] for name in names])
     return Figures(protocol, metrics, intervals)
+
+
+def _sum_interval(samples: np.ndarray, summands: Sequence[Interval]) -> Interval:
+    """95 % interval of a sum: of its own bootstrap distribution (S,), or where all samples agree that of its parts."""
+    low, high = interval(samples)
+    if high - low > SAME:
+        return low, high
+    lows, highs = zip(*summands, strict=True)
+    return sum(lows), sum(highs)
 
 
 def _median_rank(direction: Direction) -> float:

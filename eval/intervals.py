@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+NORMAL_95 = 1.959963984540054
+"""Standard deviations of a normal distribution that hold 95 %."""
+SAME = 1e-4
+"""Percentages that differ by no more are equal: means of float32 are no closer."""
 Interval = tuple[float, float]
 """Lower and upper end, in the unit of the value."""
 
@@ -76,13 +80,35 @@ def interval(resampled: np.ndarray, level: float = 0.95) -> Interval:
     return float(low), float(high)
 
 
+def percent_interval(resampled: np.ndarray, images: int) -> Interval:
+    """95 % interval of a percentage: that of the bootstrap, or Wilson's (1927) where all its samples agree.
+
+    0 of 10 images is no certainty, and a bootstrap of ten misses knows nothing else.
+
+    Args:
+        resampled: bootstrap distribution (S,), in percent.
+        images: that are drawn.
+    """
+    low, high = interval(resampled)
+    if high - low > SAME:
+        return low, high
+    share = min(max(low / 100, 0.0), 1.0)
+    shrunk = images + NORMAL_95**2
+    middle = (share * images + NORMAL_95**2 / 2) / shrunk
+    half = NORMAL_95 / shrunk * np.sqrt(share * (1 - share) * images + NORMAL_95**2 / 4)
+    # Rounding would leave a share of 0 or 1 outside.
+    least = max(min(middle - half, share), 0)
+    most = min(max(middle + half, share), 1)
+    return float(100 * least), float(100 * most)
+
+
 def mean_intervals(
     values: Mapping[str, np.ndarray], image: np.ndarray, bootstrap: Bootstrap = DEFAULT_BOOTSTRAP
 ) -> dict[str, Interval]:
-    """95 % interval of the mean of each array.
+    """95 % interval of the mean of each array, see `percent_interval`.
 
     Args:
-        values: name -> (Q,), one value a query.
+        values: name -> (Q,) in percent, one value a query.
         image: (Q,) ids; queries of one image are drawn together.
         bootstrap: how the intervals are made.
 
@@ -93,7 +119,7 @@ def mean_intervals(
     draws = bootstrap.draws(len(ids))
     columns = np.stack(list(values.values()), 1)
     means = resampled_means(columns, position, draws)
-    return {name: interval(means[:, index]) for index, name in enumerate(values)}
+    return {name: percent_interval(means[:, index], len(ids)) for index, name in enumerate(values)}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from eval.calibration import Calibration, calibrate, calibration_error, resample
 from eval.embeddings import ScoredItems, Scorer
 from eval.figures import Figures
 from eval.ground_truth import GroundTruth
-from eval.intervals import DEFAULT_BOOTSTRAP, Bootstrap, Interval, interval, resampled_means
+from eval.intervals import DEFAULT_BOOTSTRAP, Bootstrap, Interval, interval, percent_interval, resampled_means
 from eval.pairs import HARD_FROM, Matchable, PairSet, hard_pairs, random_pairs
 from eval.protocols import Protocol, Stated
 from eval.retrieval import top_k
@@ -162,12 +162,14 @@ def matching(
         "forced_choice": means[:, 1],
         "calibration_error": np.maximum(errors - errors.mean() + error, 0),
     }
+    intervals = {name: percent_interval(100 * samples, len(ids)) for name, samples in spread.items()}
+    intervals["calibration_error"] = interval(100 * spread["calibration_error"])  # no share of images
     return MatchingResult(
         accuracy=float(100 * right.mean()),
         auc=100 * auc(matched, unmatched),
         forced_choice=float(100 * choice.mean()),
         calibration_error=100 * error,
-        intervals={name: interval(100 * samples) for name, samples in spread.items()},
+        intervals=intervals,
         threshold=calibration.threshold,
         pairs=len(matched),
         negatives=pairs.negatives,

@@ -112,7 +112,9 @@ def code_utilization_curves(counts: Mapping[str, np.ndarray]) -> str:
             darkness = 1 / (1 + 0.5 * index)
             label = modality if index == 0 else None
             axes.plot(place, drawn, color=colour, alpha=darkness, label=label)
-    axes.set(xscale="log", yscale="log", xlabel="code, most used first", ylabel="share of tokens")
+    used = any(np.any(rows) for rows in counts.values())
+    # A logarithmic axis of no value cannot be drawn.
+    axes.set(xscale="log", yscale="log" if used else "linear", xlabel="code, most used first", ylabel="share of tokens")
     axes.legend(frameon=False)
     return png_uri(figure)
 

@@ -10,6 +10,7 @@ that equal vectors get equal bits wherever they stand in the matrix; the tile gr
 ranks, so sharded counts are the same to the bit.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ TILE_ROWS = 512
 TILE_COLUMNS = 5120
 PAD = 64
 CACHE_BYTES = 640 << 20
+LARGEST_EXPONENT = 40
+"""Of two, of the numbers of vectors whose inner products float32 holds with room for their width."""
+LARGEST_POWER = 1000
+"""Of two, that float64 holds with room for what it multiplies."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,8 @@ def as_vectors(values: Tensor | ArrayLike, name: str) -> Tensor:
         name: which the errors say.
 
     Returns:
-        (N, D) float32 on its device.
+        (N, D) float32 on its device. Numbers whose products float32 could not hold are divided by a power of two, all
+        of them by the same, which leaves every ranking as it is.
 
     Raises:
         ValueError: when `values` is not a matrix, is empty, or holds NaN or infinity.
@@ -114,13 +120,16 @@ def as_vectors(values: Tensor | ArrayLike, name: str) -> Tensor:
     vectors = torch.as_tensor(values).detach()
     if vectors.ndim != 2 or not vectors.numel():
         raise ValueError(f"{name} must be a matrix of vectors (N, D) with N and D > 0, not {tuple(vectors.shape)}")
-    vectors = vectors.to(torch.float32)
-    sums = vectors.sum(dim=1, dtype=torch.float64)
-    if not bool(torch.isfinite(sums).all()):
+    low, high = vectors.aminmax()
+    largest = max(abs(float(low)), abs(float(high)))
+    if not math.isfinite(largest):
         broken = ~torch.isfinite(vectors).all(dim=1)
         first = int(broken.nonzero()[0])
         raise ValueError(f"{name} holds NaN or infinity (first in vector {first}): the model that made it diverged")
-    return vectors
+    _, exponent = math.frexp(largest)
+    if largest and abs(exponent) > LARGEST_EXPONENT:
+        vectors = vectors.double() * 2.0 ** min(-exponent, LARGEST_POWER)
+    return vectors.to(torch.float32)
 
 
 @contextmanager

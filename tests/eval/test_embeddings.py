@@ -73,6 +73,35 @@ def test_vectors_are_of_length_one_and_scored_by_their_cosine():
     assert (found.cosine(np.array([2, 0]), np.array([7, 9])) == expected).all()
 
 
+@pytest.mark.parametrize(
+    "scaled",
+    [
+        lambda x: x * np.float32(1e20),
+        lambda x: x * np.float32(1e-25),
+        lambda x: x * np.float32(1e-40),
+        lambda x: x.astype(np.float64) * 1e200,
+        lambda x: x.astype(np.float64) * 1e-200,
+        lambda x: x.astype(np.float64) * 10.0 ** np.linspace(-290, 290, len(x))[:, None],
+        lambda x: x.astype(np.longdouble) * np.longdouble(10) ** 2000,
+        lambda x: x.astype(np.float64) / np.abs(x).max() * 1.7e308,
+    ],
+)
+def test_vectors_of_any_finite_size_have_the_same_direction(scaled):
+    whole = arrays()
+    expected = Embeddings.of(whole)
+    changed = {name: scaled(np.asarray(whole[name], np.float32)) for name in ("image", "text")}
+    found = Embeddings.of(whole | changed)
+    allowed = 1e-4 if np.abs(changed["image"]).max() < 1e-38 and changed["image"].dtype == np.float32 else 1e-6
+    np.testing.assert_allclose(found.image, expected.image, atol=allowed)
+    np.testing.assert_allclose(found.text, expected.text, atol=allowed)
+
+
+def test_whole_numbers_are_vectors_too():
+    least = np.iinfo(np.int64).min
+    found = Embeddings.of(arrays() | {"image": np.full((40, 8), least), "text": np.ones((200, 8), np.int8)})
+    assert (found.image < 0).all() and found.cosine(np.array([0]), np.array([0])) == pytest.approx(-1)
+
+
 def test_the_cosine_is_a_scorer_beside_the_joint_ones():
     found = Embeddings.of(arrays())
     scorers = ScoredItems(found, "val", {"match head": lambda images, captions: images + captions}).scorers()

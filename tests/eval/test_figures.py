@@ -54,6 +54,17 @@ def test_every_figure_has_an_interval_around_it_and_rsum_is_the_sum():
     assert "rsum" in text_of(figures_table(found))
 
 
+def test_a_perfect_score_is_no_certainty_and_its_sum_is_that_of_its_parts():
+    image = np.eye(8)
+    forward, backward = retrieval_both(image, image, np.arange(8), np.arange(8))
+    perfect = {"image_to_text": Direction(forward, np.arange(8)), "text_to_image": Direction(backward, np.arange(8))}
+    found = retrieval_figures(COCO, perfect, Bootstrap(50))
+    low, high = found.intervals["image_to_text/R@1"]
+    assert (low, high) == pytest.approx((67.56, 100), abs=0.01)  # Wilson, 8 of 8
+    assert found.intervals["rsum"] == pytest.approx((6 * low, 600))
+    assert found.intervals["image_to_text/mean_rank"] == (1, 1)
+
+
 def test_a_median_rank_is_the_mean_over_folds():
     fold = np.repeat([0, 1], 30)
     found = directions(fold)

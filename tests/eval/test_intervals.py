@@ -6,9 +6,21 @@ import pytest
 from eval.intervals import Bootstrap, mean_intervals, paired_test
 
 
-def test_the_interval_of_a_constant_is_the_constant():
-    found = mean_intervals({"always": np.full(50, 0.25)}, np.arange(50))
-    assert found["always"] == pytest.approx((0.25, 0.25))
+@pytest.mark.parametrize(
+    ("percent", "images", "expected"),
+    [(0, 10, (0, 27.75)), (100, 10, (72.25, 100)), (0, 1000, (0, 0.383)), (25, 50, (14.99, 38.62))],
+)
+def test_where_all_samples_agree_the_interval_is_wilson_s(percent, images, expected):
+    """Wilson (1927): for nothing of N it ends at z² / (N + z²), the 27.75 of every table for 0 of 10."""
+    found = mean_intervals({"always": np.full(3 * images, float(percent))}, np.repeat(np.arange(images), 3))
+    assert found["always"] == pytest.approx(expected, abs=0.2)
+
+
+def test_one_of_many_is_the_bootstrap_s_own():
+    values = np.zeros(40)
+    values[0] = 100
+    low, high = mean_intervals({"one": values}, np.arange(40))["one"]
+    assert low == 0 and high in (5.0, 7.5)
 
 
 def test_every_sample_draws_as_many_images_as_there_are():

@@ -25,6 +25,7 @@ def test_photos_are_shrunk():
     [
         lambda: similarity_histogram(np.ones(3), np.ones(0)),
         lambda: code_utilization_curves({"image": np.array([0, 3, 0, 1])}),
+        lambda: code_utilization_curves({"image": np.zeros((2, 4), int)}),
         lambda: expert_heat_map({"image": np.array([0.0, 3.0])}),
         lambda: loss_curves([{"step": 1.0, "stage": 2.0, "train/a": -1.0}, {"train/a": 3.0}], ["train/a", "train/b"]),
     ],

@@ -103,6 +103,31 @@ def test_top_k_is_the_head_of_the_sort():
         top_k(queries, gallery, 5301)
 
 
+@pytest.mark.parametrize("size", [1e20, 1e-25, 1e-40, 1e200, 1e-300])
+def test_vectors_of_any_finite_size_are_ranked_alike(size):
+    rng = np.random.default_rng(0)
+    queries = rng.standard_normal((20, 8))
+    gallery = np.repeat(queries, 2, 0) + rng.standard_normal((40, 8))
+    ids = np.arange(20)
+    kind = np.float64 if abs(np.log10(size)) > 40 else np.float32
+    expected = retrieval(queries, gallery, ids, np.repeat(ids, 2)).ranks
+    for a, b in ((size, size), (size, 1.0)):
+        found = retrieval((queries * a).astype(kind), (gallery * b).astype(kind), ids, np.repeat(ids, 2))
+        assert np.abs(found.ranks - expected).max() <= (1 if size == 1e-40 else 0)
+
+
+def test_a_match_level_with_the_last_of_the_shortlist_competes_with_those_left_outside():
+    """Scores 3, 2, 2, 2, 1; two are re-scored, and of the three that are level one is among them.
+
+    The matches outside are then two that share the places 3 and 4; each alone is expected at 3.5.
+    """
+    queries, gallery = np.ones((1, 1)), np.array([[3.0], [2.0], [2.0], [2.0], [1.0]])
+    shortlist, scores = np.array([[0, 1]]), np.array([[0.0, 5.0]])
+    for match, rank in ((0, 2.0), (1, 1.0), (2, 3.5), (3, 3.5), (4, 5.0)):
+        ids = np.where(np.arange(5) == match, 7, np.arange(5))
+        assert reranked(queries, gallery, np.array([7]), ids, shortlist, scores).ranks.tolist() == [rank]
+
+
 def test_reranking_reorders_the_shortlist_and_nothing_else():
     rng = np.random.default_rng(3)
     queries, gallery = unit(rng, 30, 8), unit(rng, 50, 8)

@@ -29,7 +29,9 @@ def likes_right(names, captions):
 def test_the_mean_is_over_the_seven_splits_and_a_tie_counts_one_half(items):
     found = sugar_crepe(items, likes_right, scored_by="cosine", trained_on="zero-shot", bootstrap=FEW)
     assert found.metrics["add_att"] == 50 and found.metrics["swap_obj"] == 100
-    assert found.metrics["mean"] == pytest.approx(650 / 7) and found.intervals["mean"] == pytest.approx((650 / 7,) * 2)
+    assert found.metrics["mean"] == pytest.approx(650 / 7)
+    # Wilson's of two images: 34.24 to 100 in six splits, 9.45 to 90.55 in one.
+    assert found.intervals["mean"] == pytest.approx((30.70, 98.65), abs=0.01)
     assert (found.protocol.images, found.protocol.captions, found.protocol.trained_on) == (2, 28, "zero-shot")
 
 
