@@ -25,6 +25,11 @@ def prepare_coco(config: CocoPreparation) -> None:
         with count_bar(split, len(dataset)) as advance:
             done = prepare_split(dataset, config.out, split, preparation, workers=config.workers, advance=advance)
         print_list(f"{len(done.skipped)} files cannot be read; going on without them:", done.skipped)
+        if done.reencoded:
+            console.print(
+                f"{done.reencoded} images were re-encoded as JPEG of quality {config.quality}, their {config.side} side"
+                f" at most {config.size} pixels; the others keep the bytes of their files"
+            )
         kept = f", {done.kept_shards} shards kept from an earlier run" if done.kept_shards else ""
         console.print(f"{split}: {done.samples} images with their captions in {done.index.parent}{kept}")
 

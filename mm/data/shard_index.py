@@ -55,6 +55,8 @@ class ShardRecord(ShardEntry):
     """A line for each thing that was skipped; the key is that of the files of earlier versions."""
     skipped: NotRequired[dict[str, int]]
     """Members of the tar that belong to no sample, counted by reason."""
+    reencoded: NotRequired[int]
+    """Images that were reduced or encoded anew when the tar was written."""
 
 
 class Index(TypedDict):
@@ -69,6 +71,8 @@ class Index(TypedDict):
     samples: list[SampleEntry]
     skipped: NotRequired[dict[str, int]]
     """Members of the tars that belong to no sample, counted by reason."""
+    reencoded: NotRequired[int]
+    """Images that were reduced or encoded anew when the tars were written; how, the settings say."""
 
 
 def shard_path(folder: Path, split: str, number: int) -> Path:
@@ -107,6 +111,9 @@ def join_records(records: list[ShardRecord], settings: Any) -> Index:
             index["samples"].append({**sample, "shard": number})
     if skipped:
         index["skipped"] = dict(skipped)
+    reencoded = sum(record.get("reencoded", 0) for record in records)
+    if reencoded:
+        index["reencoded"] = reencoded
     return index
 
 

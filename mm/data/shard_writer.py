@@ -84,12 +84,18 @@ class SplitWriter:
             return None
         return self._take(number, record)
 
-    def write(self, number: int, samples: Iterable[EncodedSample], skipped: Iterable[str] = ()) -> ShardRecord:
-        """Write one shard. `skipped` names what could not go in; it is kept in the record for a resumed run."""
+    def write(
+        self, number: int, samples: Iterable[EncodedSample], skipped: Iterable[str] = (), reencoded: int = 0
+    ) -> ShardRecord:
+        """Write one shard. `skipped` names what could not go in, `reencoded` counts images that are not the bytes of
+        their file; both are kept in the record for a resumed run, and in the index.
+        """
         path = shard_path(self.folder, self.split, number)
         _write_tar(samples, path)
         record = scan_shard(path)
         record["left_out"] = list(skipped)
+        if reencoded:
+            record["reencoded"] = reencoded
         note = {"settings": self.settings, "record": record}
         write_json(path.with_suffix(".json"), note, indent=None)
         return self._take(number, record)

@@ -9,6 +9,7 @@ import torch
 from mm.batch import Sample
 from mm.data import open_split
 from mm.data.coco import write_coco
+from mm.data.shard_index import read_index
 
 
 @pytest.fixture
@@ -32,6 +33,9 @@ def test_a_folder_becomes_shards(script, capsys, root, tmp_path):
     assert "1 images are not on disk; going on without them" in out and "p5.jpg" in out
     assert "1 files cannot be read" in out and "p4.jpg does not decode" in out
     assert "train: 4 images with their captions" in out and "val: 2 images" in out
+    assert "4 images were re-encoded as JPEG of quality 90, their short side at most 20 pixels" in " ".join(out.split())
+    index = read_index(tmp_path / "out", "train")
+    assert index["reencoded"] == 4 and index["settings"]["size"] == 20
     dataset = open_split(tmp_path / "out", "train")
     assert dataset.image_ids == [0, 1, 2, 3] and min(dataset[0].image.shape[1:]) == 20
     script("prepare_coco.py", *arguments)

@@ -40,6 +40,20 @@ def test_photographs_become_a_set_of_three_modalities(script, capsys, root, voic
     assert "3 kept from an earlier run" in capsys.readouterr().out
 
 
+def test_a_run_with_nothing_left_but_what_cannot_be_spoken_still_makes_the_set(script, capsys, root, voice, tmp_path):
+    """The clip of one image is empty whenever it is asked for; the first run was stopped before it linked images."""
+    (tmp_path / "out").mkdir()
+    arguments = ["--root", root, "--out", tmp_path / "out", "--splits", "[train]", "--command", voice]
+    script("prepare_speech.py", *arguments)
+    (tmp_path / "out" / "images").unlink()
+    (tmp_path / "out" / "audio" / "p1.flac").unlink()
+    silent = f"{sys.executable} -c pass {{output}} {{text}}"
+    (tmp_path / "out" / "audio" / "speech.json").unlink()
+    script("prepare_speech.py", *arguments[:-1], silent)
+    assert "1 captions have no speech; going on without them" in capsys.readouterr().out
+    assert open_split(tmp_path / "out", "train").has_audio == [True, False, True]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

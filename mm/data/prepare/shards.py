@@ -82,6 +82,8 @@ class Prepared:
     """Shards of an earlier run that needed not be written again."""
     skipped: list[str]
     """A line for each thing that could not be read."""
+    reencoded: int
+    """Images that were reduced or are of a kind that shards do not hold; the others keep the bytes of their files."""
 
 
 def prepare_split(
@@ -107,18 +109,22 @@ def prepare_split(
     kept = 0
     samples = 0
     skipped: list[str] = []
+    reencoded = 0
     with ThreadPoolExecutor(workers) as pool:
         for number, positions in enumerate(shards):
             record = writer.finished(number)
             if record is None:
-                encoded, unreadable = _prepared_samples(dataset, positions, preparation, pool, advance)
-                record = writer.write(number, encoded, unreadable)
+                prepared = _prepared_samples(dataset, positions, preparation, pool, advance)
+                encoded = [each.sample for each in prepared if each.sample is not None]
+                unreadable = [trouble for each in prepared for trouble in each.troubles]
+                record = writer.write(number, encoded, unreadable, sum(each.reencoded for each in prepared))
             else:
                 kept += 1
                 advance(len(positions))
             samples += len(record["samples"])
             skipped += record["left_out"]
-    return Prepared(writer.close(), samples, kept, skipped)
+            reencoded += record.get("reencoded", 0)
+    return Prepared(writer.close(), samples, kept, skipped, reencoded)
 
 
 def shrunk(image: Tensor, size: int, side: Literal["short", "long"]) -> Tensor:
@@ -139,33 +145,42 @@ def _chunks(count: int, size: int) -> list[range]:
     return [positions[first : first + size] for first in range(0, count, size)]
 
 
+@dataclass(frozen=True)
+class _PreparedSample:
+    """What became of one sample."""
+
+    sample: EncodedSample | None
+    """None where its image cannot be read."""
+    troubles: list[str]
+    """A line for each thing of it that could not be read."""
+    reencoded: bool = False
+    """Whether its image is not the bytes of the file."""
+
+
 def _prepared_samples(
     dataset: CocoFolder,
     positions: range,
     preparation: Preparation,
     pool: ThreadPoolExecutor,
     advance: Callable[[int], None],
-) -> tuple[list[EncodedSample], list[str]]:
-    """The samples of one shard, and a line for each thing that could not be read."""
-    samples = []
-    skipped = []
-    prepared = pool.map(lambda position: _prepared(dataset, position, preparation), positions)
-    for sample, troubles in prepared:
-        skipped += troubles
-        if sample is not None:
-            samples.append(sample)
+) -> list[_PreparedSample]:
+    """The samples of one shard."""
+    found = []
+    for prepared in pool.map(lambda position: _prepared(dataset, position, preparation), positions):
+        found.append(prepared)
         advance(1)
-    return samples, skipped
+    return found
 
 
-def _prepared(dataset: CocoFolder, position: int, preparation: Preparation) -> tuple[EncodedSample | None, list[str]]:
+def _prepared(dataset: CocoFolder, position: int, preparation: Preparation) -> _PreparedSample:
     """One sample with its image reduced and its audio checked, and what had to be skipped of it."""
     name = str(dataset.files[position])
     try:
         sample = dataset.encoded(position)
         members = _reduced_image(sample, name, preparation)
     except (OSError, ValueError) as error:
-        return None, [str(error)]
+        return _PreparedSample(None, [str(error)])
+    kept = members.items() <= sample.members.items()
     troubles = []
     for extension, data in sample.members.items():
         if extension not in AUDIO_EXTENSIONS:
@@ -175,7 +190,7 @@ def _prepared(dataset: CocoFolder, position: int, preparation: Preparation) -> t
             members[extension] = data
         except ValueError as error:
             troubles.append(str(error))
-    return replace(sample, members=members), troubles
+    return _PreparedSample(replace(sample, members=members), troubles, reencoded=not kept)
 
 
 def _reduced_image(sample: EncodedSample, name: str, preparation: Preparation) -> dict[str, bytes]:
@@ -201,7 +216,7 @@ def _already_whole(folder: Path, split: str, settings: dict[str, Any]) -> Prepar
     if index["settings"] != settings:
         return None
     ShardFolder(folder, split).verify()
-    return Prepared(path, len(index["samples"]), len(index["shards"]), index["left_out"])
+    return Prepared(path, len(index["samples"]), len(index["shards"]), index["left_out"], index.get("reencoded", 0))
 
 
 def _fingerprint(dataset: CocoFolder) -> str:

@@ -116,7 +116,7 @@ def speak_split(
                 failed.append(trouble)
     finally:
         pool.shutdown(cancel_futures=True)
-    if waiting and len(failed) == len(waiting):
+    if failed and len(failed) == len(dataset):
         raise ValueError(f"none of {len(failed)} captions could be spoken: {failed[0]}")
     return Spoken(len(waiting) - len(failed), kept, failed)
 

@@ -34,7 +34,7 @@ def test_shards_hold_the_same_samples_smaller(source, tmp_path):
 
 
 def test_an_image_that_is_small_enough_keeps_its_bytes(source, tmp_path):
-    prepare_split(source, tmp_path / "shards", "train", Preparation(size=40))
+    assert prepare_split(source, tmp_path / "shards", "train", Preparation(size=40)).reencoded == 0
     assert open_split(tmp_path / "shards", "train").encoded(0).members["jpg"] == source.files[0].read_bytes()
 
 
