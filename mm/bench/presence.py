@@ -138,7 +138,8 @@ def write_samples(row: PresenceRow, folder: Path, split: str) -> None:
 def _write_folder(samples: Sequence[Sample], folder: Path, split: str) -> None:
     """COCO layout; an image that is absent is written and then removed, as its annotations stay."""
     stand_in = next(sample.image for sample in samples if sample.image is not None)
-    write_coco([replace(sample, image=sample.image or stand_in) for sample in samples], folder, split)
+    whole = [sample if sample.image is not None else replace(sample, image=stand_in) for sample in samples]
+    write_coco(whole, folder, split)
     for sample in samples:
         if sample.image is None:
             (folder / "images" / f"{sample.key}.jpg").unlink()
