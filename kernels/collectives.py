@@ -1,7 +1,15 @@
 """Gather and sum across the ranks of a group: the one home of collectives.
 
-Each function takes a `group` of torch.distributed. Without one it returns its argument, as in a single process.
+Each function takes a `group` of torch.distributed. Without one it returns what a single process has.
+
+The convention of all gradients: every rank computes the loss of the global batch, the same number on each. What passes
+a gradient back to a rank's own data sums it over the ranks that read them, so these gradients are W times those of one
+process, and those of parameters that act behind a gather are the whole ones on every rank. The mean over ranks, which
+DDP takes of either, is the gradient of one process with the global batch.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +24,14 @@ def world() -> Group:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return dist.group.WORLD
     return None
+
+
+def step_group() -> Group:
+    """The group that takes a training step together: `world()` where gradients are recorded.
+
+    Without gradients a forward is an evaluation, which a rank may do alone: None.
+    """
+    return world() if torch.is_grad_enabled() else None
 
 
 def rank_and_size(group: Group) -> tuple[int, int]:
@@ -38,20 +54,103 @@ def gather(x: Tensor, group: Group) -> Tensor:
     return torch.cat(_parts(x.contiguous(), group), 0)
 
 
-def gather_uneven(x: Tensor, group: Group) -> Tensor:
-    """x (N, ...), N of its own on every rank -> (ΣN, ...) in rank order, on every rank. Without gradients."""
+def lengths_over_ranks(x: Tensor, group: Group) -> list[int]:
+    """x (N, ...), N of its own on every rank -> every rank's N, in rank order."""
+    if group is None:
+        return [len(x)]
+    return torch.cat(_parts(torch.tensor([len(x)], device=x.device), group)).tolist()
+
+
+def gather_uneven(x: Tensor, group: Group, lengths: Sequence[int] | None = None) -> Tensor:
+    """x (N, ...), N of its own on every rank -> (ΣN, ...) in rank order, on every rank; gradients as of `gather`.
+
+    lengths: every rank's N; exchanged where it is not known.
+    """
     if group is None:
         return x
-    lengths = torch.cat(_parts(torch.tensor([len(x)], device=x.device), group)).tolist()
-    padding = x.new_zeros(max(lengths) - len(x), *x.shape[1:])
-    shards = _parts(torch.cat([x, padding]), group)
-    return torch.cat([shard[:length] for shard, length in zip(shards, lengths, strict=True)])
+    if lengths is None:
+        lengths = lengths_over_ranks(x, group)
+    return _GatherUneven.apply(x, lengths, group)
+
+
+class _GatherUneven(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lengths: Sequence[int], group: Group) -> Tensor:
+        rank, _ = rank_and_size(group)
+        start = sum(lengths[:rank])
+        ctx.own = slice(start, start + len(x))
+        ctx.group = group
+        padding = x.new_zeros(max(lengths) - len(x), *x.shape[1:])
+        shards = _parts(torch.cat([x, padding]), group)
+        return torch.cat([shard[:length] for shard, length in zip(shards, lengths, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        grad = sum_over_ranks(grads[0].clone(memory_format=torch.contiguous_format), ctx.group)
+        return grad[ctx.own], None, None
+
+
+def rows_of_ranks(x: Tensor, rows: Tensor, group: Group) -> Tensor:
+    """Rows of all ranks' x, on every rank; gradients as of `gather`.
+
+    x (N, ...), the same N on every rank; rows (R,) int64, the same on every rank: row n of rank r is r·N + n. ->
+    (R, ...) in x's dtype.
+    """
+    if group is None:
+        return x[rows]
+    rank, _ = rank_and_size(group)
+    local = rows - rank * len(x)
+    own = (local >= 0) & (local < len(x))
+    found = x[local.clamp(0, len(x) - 1)]
+    # One rank has a row, the others add zeros, which changes no bit of it.
+    masked = torch.where(own.view(-1, *[1] * (x.ndim - 1)), found, 0)
+    if x.is_floating_point():
+        return joint_sum(masked, group)
+    return sum_over_ranks(masked.long(), group).to(x.dtype)
+
+
+def joint_sum(x: Tensor, group: Group) -> Tensor:
+    """x of any shape -> its sum over the group's ranks; gradients as of `gather`."""
+    if group is None:
+        return x
+    return _JointSum.apply(x, group)
+
+
+class _JointSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return sum_over_ranks(x.clone(memory_format=torch.contiguous_format), group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return sum_over_ranks(grads[0].clone(memory_format=torch.contiguous_format), ctx.group), None
+
+
+def joint_mean(total: Tensor, count: Tensor | int, group: Group) -> Tensor:
+    """A mean over the global batch: the ranks' totals, added, over the sum of their counts.
+
+    total: the sum of this rank's values, of any shape. count: how many these are, () or a number, the same for all
+    elements; a mean of nothing is 0. Gradients as of `gather`.
+    """
+    if group is None:
+        return total / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
+    counted = torch.as_tensor(count, dtype=total.dtype, device=total.device)
+    joint = joint_sum(torch.cat([total.flatten(), counted.view(1)]), group)
+    return joint[:-1].view_as(total) / joint[-1].detach().clamp(min=1)
 
 
 def sum_over_ranks(x: Tensor, group: Group) -> Tensor:
     """x of any shape, summed in place over the group's ranks; returns x. Without gradients."""
     if group is not None:
         dist.all_reduce(x, group=group)
+    return x
+
+
+def largest_over_ranks(x: Tensor, group: Group) -> Tensor:
+    """x of any shape, in place the largest of the group's ranks; returns x. Without gradients."""
+    if group is not None:
+        dist.all_reduce(x, dist.ReduceOp.MAX, group=group)
     return x
 
 

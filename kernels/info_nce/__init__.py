@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.collectives import Group, gather, rank_and_size, sum_over_ranks
+from kernels.collectives import Group, gather, gather_uneven, lengths_over_ranks, rank_and_size, sum_over_ranks
 from kernels.dispatch import choose_path
 from kernels.info_nce import reference, tiled
 
@@ -23,11 +23,11 @@ def info_nce(a: Tensor, b: Tensor, scale: Tensor, *, ids: Tensor | None = None, 
 
     a, b (B, D), row i of one the positive of row i of the other; scale () the inverse temperature; ids (B,) int64:
     pairs off the diagonal with equal ids are no negatives. -> () in nats, float32 at least, also under
-    autocast. Gradients for a, b and scale. With a ``group``, a, b, ids are this rank's shard, of equal size on every
-    rank (see the module's docstring). Raises ValueError when the shapes disagree.
+    autocast. Gradients for a, b and scale. With a ``group``, a, b, ids are this rank's shard, which may be empty on
+    some ranks but not on all (see the module's docstring). Raises ValueError when the shapes disagree.
     """
-    _check(a, b, ids)
-    path = choose_path("info_nce", a)
+    _check(a, b, ids, group)
+    path = _path("info_nce", a)
     with torch.autocast(a.device.type, enabled=False):
         if path == "reference":
             return reference.info_nce(a, b, scale, ids, group)
@@ -42,8 +42,8 @@ def sigmoid_loss(
 
     ids, group, dtypes and errors as for `info_nce`; gradients for a, b, scale and bias.
     """
-    _check(a, b, ids)
-    path = choose_path("sigmoid_loss", a)
+    _check(a, b, ids, group)
+    path = _path("sigmoid_loss", a)
     with torch.autocast(a.device.type, enabled=False):
         if path == "reference":
             return reference.sigmoid_loss(a, b, scale, bias, ids, group)
@@ -55,9 +55,10 @@ class _InfoNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, ids: Tensor | None, group: Group, path: str) -> Tensor:
-        all_b = gather(b, group)
-        all_ids = _gather_ids(ids, group)
-        first = _first(a, group)
+        lengths = lengths_over_ranks(a, group)
+        all_b = gather_uneven(b, group, lengths)
+        all_ids = _gather_ids(ids, group, lengths)
+        first = _first(lengths, group)
         rows, columns = tiled.nce_forward(a, all_b, scale, ids, all_ids, first, path)
         if group is not None:
             columns = torch.logsumexp(gather(columns, group).view(-1, all_b.shape[0]), dim=0)
@@ -66,6 +67,7 @@ class _InfoNCE(torch.autograd.Function):
         total = ((rows + own) / 2 - positives).sum()
         ctx.save_for_backward(a, b, scale, rows, columns, ids)
         ctx.group = group
+        ctx.lengths = lengths
         ctx.path = path
         return sum_over_ranks(total, group) / all_b.shape[0]
 
@@ -73,11 +75,12 @@ class _InfoNCE(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         a, b, scale, rows, columns, ids = ctx.saved_tensors
         group = ctx.group
-        all_b = gather(b, group)
-        all_ids = _gather_ids(ids, group)
-        first = _first(a, group)
+        lengths = ctx.lengths
+        all_b = gather_uneven(b, group, lengths)
+        all_ids = _gather_ids(ids, group, lengths)
+        first = _first(lengths, group)
         d_a, d_b, d_scale = tiled.nce_backward(a, all_b, scale, rows, columns, ids, all_ids, first, ctx.path)
-        d_a, d_b, factor = _to_shards(d_a, d_b, grads[0], group)
+        d_a, d_b, factor = _to_shards(d_a, d_b, grads[0], group, lengths)
         d_scale = sum_over_ranks(d_scale, group) * factor
         return d_a.to(a.dtype), d_b.to(b.dtype), d_scale, None, None, None
 
@@ -96,11 +99,13 @@ class _SigmoidLoss(torch.autograd.Function):
         group: Group,
         path: str,
     ) -> Tensor:
-        all_b = gather(b, group)
-        all_ids = _gather_ids(ids, group)
-        total = tiled.sigmoid_forward(a, all_b, scale, bias, ids, all_ids, _first(a, group), path)
+        lengths = lengths_over_ranks(a, group)
+        all_b = gather_uneven(b, group, lengths)
+        all_ids = _gather_ids(ids, group, lengths)
+        total = tiled.sigmoid_forward(a, all_b, scale, bias, ids, all_ids, _first(lengths, group), path)
         ctx.save_for_backward(a, b, scale, bias, ids)
         ctx.group = group
+        ctx.lengths = lengths
         ctx.path = path
         return sum_over_ranks(total, group) / all_b.shape[0]
 
@@ -108,34 +113,43 @@ class _SigmoidLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         a, b, scale, bias, ids = ctx.saved_tensors
         group = ctx.group
-        all_b = gather(b, group)
-        all_ids = _gather_ids(ids, group)
-        first = _first(a, group)
+        lengths = ctx.lengths
+        all_b = gather_uneven(b, group, lengths)
+        all_ids = _gather_ids(ids, group, lengths)
+        first = _first(lengths, group)
         d_a, d_b, d_scale, d_bias = tiled.sigmoid_backward(a, all_b, scale, bias, ids, all_ids, first, ctx.path)
-        d_a, d_b, factor = _to_shards(d_a, d_b, grads[0], group)
+        d_a, d_b, factor = _to_shards(d_a, d_b, grads[0], group, lengths)
         d_scale = sum_over_ranks(d_scale, group) * factor
         d_bias = sum_over_ranks(d_bias, group) * factor
         return d_a.to(a.dtype), d_b.to(b.dtype), d_scale, d_bias, None, None, None
 
 
-def _to_shards(d_a: Tensor, d_b: Tensor, grad: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
+def _to_shards(
+    d_a: Tensor, d_b: Tensor, grad: Tensor, group: Group, lengths: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
     """The shards' gradients, and the factor of a whole-batch gradient; d_b (B, D) is summed over ranks first."""
     factor = grad / d_b.shape[0]
     if group is None:
         return d_a.mul_(factor), d_b.mul_(factor), factor
     rank, ranks = rank_and_size(group)
-    d_b = sum_over_ranks(d_b, group).chunk(ranks)[rank]
+    d_b = sum_over_ranks(d_b, group).split(lengths)[rank]
     return d_a.mul_(factor * ranks), d_b * (factor * ranks), factor
 
 
-def _gather_ids(ids: Tensor | None, group: Group) -> Tensor | None:
-    return None if ids is None else gather(ids, group)
+def _gather_ids(ids: Tensor | None, group: Group, lengths: list[int]) -> Tensor | None:
+    return None if ids is None else gather_uneven(ids, group, lengths)
 
 
-def _first(a: Tensor, group: Group) -> int:
+def _first(lengths: list[int], group: Group) -> int:
     """The column in which this rank's first positive stands."""
     rank, _ = rank_and_size(group)
-    return rank * a.shape[0]
+    return sum(lengths[:rank])
+
+
+def _path(op: str, a: Tensor) -> str:
+    """The path by device; a rank without rows launches no kernel."""
+    path = choose_path(op, a)
+    return "cpu" if path == "triton" and len(a) == 0 else path
 
 
 def _prepared(path: str, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -147,8 +161,8 @@ def _prepared(path: str, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(vectors if tensor.ndim else dtype).contiguous() for tensor in tensors)
 
 
-def _check(a: Tensor, b: Tensor, ids: Tensor | None) -> None:
-    if a.ndim != 2 or a.shape != b.shape or a.shape[0] == 0:
+def _check(a: Tensor, b: Tensor, ids: Tensor | None, group: Group) -> None:
+    if a.ndim != 2 or a.shape != b.shape or (a.shape[0] == 0 and group is None):
         raise ValueError(f"a is {tuple(a.shape)} and b {tuple(b.shape)}; they must both be (B, D) with B > 0")
     if ids is not None and ids.shape != a.shape[:1]:
         raise ValueError(f"ids is {tuple(ids.shape)}; it must be (B,) = ({a.shape[0]},)")

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.collectives import Group, gather
+from kernels.collectives import Group, gather_uneven, lengths_over_ranks
 
 
 def info_nce(a: Tensor, b: Tensor, scale: Tensor, ids: Tensor | None = None, group: Group = None) -> Tensor:
@@ -37,8 +37,9 @@ def _skipped(ids: Tensor | None, a: Tensor) -> Tensor:
 def _whole_batch(a: Tensor, b: Tensor, ids: Tensor | None, group: Group) -> tuple[Tensor, Tensor, Tensor | None]:
     """The batch of all ranks, float32 at least: a (B, D), b (B, D), ids (B,)."""
     dtype = torch.promote_types(a.dtype, torch.float32)
-    a = gather(a.to(dtype), group)
-    b = gather(b.to(dtype), group)
+    lengths = lengths_over_ranks(a, group)
+    a = gather_uneven(a.to(dtype), group, lengths)
+    b = gather_uneven(b.to(dtype), group, lengths)
     if ids is not None:
-        ids = gather(ids, group)
+        ids = gather_uneven(ids, group, lengths)
     return a, b, ids

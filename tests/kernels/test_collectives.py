@@ -11,7 +11,19 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from alignment.fine_grained import CodeAgreement
-from kernels.collectives import Group, gather, gather_uneven, rank_and_size, sum_over_ranks, world
+from kernels.collectives import (
+    Group,
+    gather,
+    gather_uneven,
+    joint_mean,
+    joint_sum,
+    largest_over_ranks,
+    rank_and_size,
+    rows_of_ranks,
+    step_group,
+    sum_over_ranks,
+    world,
+)
 
 
 def on_two_ranks(make: Callable[[int], object], folder: Path) -> list:
@@ -95,6 +107,47 @@ def test_ranks_of_uneven_length_are_joined_in_rank_order(tmp_path: Path) -> None
         assert found.tolist() == [[0, 1], [10, 11], [12, 13], [14, 15]]
         assert of_one_rank.tolist() == [[10, 11], [12, 13]]
         assert of_none.shape == (0, 2)
+
+
+def with_gradients(rank: int) -> list[Tensor]:
+    """Ranks read uneven rows, rows by number, a sum and a mean; each weighs what it reads by 1 + its number."""
+    x = (torch.arange(6.0).view(3, 2)[: 1 + 2 * rank] + 10 * rank).requires_grad_()
+    even = (torch.tensor([[1.0], [2.0]]) + 10 * rank).requires_grad_()
+    group = world()
+    joined = gather_uneven(x, group, [1, 3])
+    rows = rows_of_ranks(even, torch.tensor([3, 0, 3]), group)
+    mean = joint_mean(x.sum(0), len(x), group)
+    total = joint_sum(even, group)
+    ((1 + rank) * (joined.sum() + rows.sum() + mean.sum() + total.sum())).backward()
+    assert x.grad is not None and even.grad is not None
+    return [joined.detach(), rows.detach(), mean.detach(), total.detach(), x.grad, even.grad]
+
+
+def test_what_ranks_share_passes_back_the_sum_of_their_gradients(tmp_path: Path) -> None:
+    for rank, (joined, rows, mean, total, uneven, even) in enumerate(on_two_ranks(with_gradients, tmp_path)):
+        assert joined.tolist() == [[0, 1], [10, 11], [12, 13], [14, 15]]
+        assert rows.tolist() == [[12], [1], [12]]
+        assert mean.tolist() == [9, 10] and total.tolist() == [[12], [14]]
+        # The ranks weigh by 1 and 2: a row has 3 of each reading, and a quarter of it by the mean of four rows.
+        assert uneven.eq(3 + 3 / 4).all()
+        assert even.tolist() == ([[3 + 3], [3]] if rank == 0 else [[3], [2 * 3 + 3]])
+
+
+def without_gradients(rank: int) -> list:
+    flags = rows_of_ranks(torch.tensor([rank == 0, True]), torch.tensor([0, 2]), world())
+    largest = largest_over_ranks(torch.tensor([rank, 5 - rank]), world())
+    spoiled = torch.tensor([[float("nan")], [2.0]])
+    nothing = joint_mean(torch.zeros(()), 0, world())
+    with torch.no_grad():
+        alone = step_group() is None
+    return [flags, largest, rows_of_ranks(spoiled, torch.tensor([1, 3]), world()), nothing, alone, step_group() is None]
+
+
+def test_rows_that_nobody_asks_for_change_nothing_and_an_evaluation_is_a_ranks_own(tmp_path: Path) -> None:
+    for flags, largest, rows, nothing, alone, in_step in on_two_ranks(without_gradients, tmp_path):
+        assert flags.tolist() == [True, False] and largest.tolist() == [1, 5]
+        assert rows.tolist() == [[2], [2]] and nothing == 0
+        assert alone and not in_step
 
 
 def summed(rank: int) -> tuple[Tensor, Tensor]:

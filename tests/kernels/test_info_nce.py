@@ -1,5 +1,6 @@
 """The losses agree with the dense definition in every path: value, every gradient, equal ids, two processes, memory."""
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from kernels.testing import CONTRASTIVE_CASES, TOLERANCE, ContrastiveCase, relat
 
 Force = Callable[[str], None]
 Loss = Callable[..., Tensor]
+FIRST = (15, 22)  # rows of the first of two ranks, out of 22
 SCALARS = {"info_nce": 3, "sigmoid_loss": 4}  # how many of (a, b, scale, bias) each loss takes
 LOSSES: dict[str, tuple[Loss, Loss]] = {
     "info_nce": (info_nce, reference.info_nce),
@@ -165,22 +167,25 @@ class Largest(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
-    """After averaging over ranks, as DDP does; value, both shards, scale, bias; every path that has a gathered form."""
+    """After averaging over ranks, as DDP does; value, both shards, scale, bias; every path that has a gathered form.
+
+    Ranks of 15 and 7 rows, and of all and none.
+    """
     mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
-    for path in ("reference", "cpu"):
-        for loss, (_, dense) in LOSSES.items():
-            case = ContrastiveCase(22, 8, 9)
-            leaves = [tensor.requires_grad_() for tensor in case.inputs(torch.float64)[: SCALARS[loss]]]
-            value = dense(*leaves, case.ids())
-            value.backward()
-            ranks = [torch.load(tmp_path / f"{path}-{loss}-{rank}.pt", weights_only=True) for rank in range(2)]
-            for rank in ranks:
-                assert relative_error(rank[0], value.detach()) < 1e-12
-            for position, leaf in enumerate(leaves):
-                assert leaf.grad is not None
-                shards = [rank[1 + position] for rank in ranks]
-                averaged = torch.cat(shards) / 2 if leaf.ndim else (shards[0] + shards[1]) / 2
-                assert relative_error(averaged, leaf.grad) < 1e-12, (path, loss, position)
+    for path, loss, first in itertools.product(("reference", "cpu"), LOSSES, FIRST):
+        _, dense = LOSSES[loss]
+        case = ContrastiveCase(22, 8, 9)
+        leaves = [tensor.requires_grad_() for tensor in case.inputs(torch.float64)[: SCALARS[loss]]]
+        value = dense(*leaves, case.ids())
+        value.backward()
+        ranks = [torch.load(tmp_path / f"{path}-{loss}-{first}-{rank}.pt", weights_only=True) for rank in range(2)]
+        for rank in ranks:
+            assert relative_error(rank[0], value.detach()) < 1e-12
+        for position, leaf in enumerate(leaves):
+            assert leaf.grad is not None
+            shards = [rank[1 + position] for rank in ranks]
+            averaged = torch.cat(shards) / 2 if leaf.ndim else (shards[0] + shards[1]) / 2
+            assert relative_error(averaged, leaf.grad) < 1e-12, (path, loss, first, position)
 
 
 def _rank(rank: int, folder: str) -> None:
@@ -192,21 +197,21 @@ def _rank(rank: int, folder: str) -> None:
 
 
 def _save_gathered(rank: int, folder: str) -> None:
-    """Value and gradients of this rank, to a file per path and loss."""
+    """Value and gradients of this rank, to a file per path, loss and length of the first rank."""
     case, group = ContrastiveCase(22, 8, 9), dist.group.WORLD
-    mine = slice(11 * rank, 11 * rank + 11)
+    ids = case.ids()
+    assert ids is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "TILE", 4)
-        for path in ("reference", "cpu"):
+        for path, loss, first in itertools.product(("reference", "cpu"), LOSSES, FIRST):
             patch.setenv("MM_KERNELS", path)
-            for loss, (ours, _) in LOSSES.items():
-                inputs = [tensor[mine] if tensor.ndim else tensor for tensor in case.inputs(torch.float64)]
-                leaves = [tensor.clone().requires_grad_() for tensor in inputs[: SCALARS[loss]]]
-                ids = case.ids()
-                assert ids is not None
-                value = ours(*leaves, ids=ids[mine], group=group)
-                value.backward()
-                torch.save([value.detach(), *(leaf.grad for leaf in leaves)], f"{folder}/{path}-{loss}-{rank}.pt")
+            mine = slice(first, None) if rank else slice(first)
+            inputs = [tensor[mine] if tensor.ndim else tensor for tensor in case.inputs(torch.float64)]
+            leaves = [tensor.clone().requires_grad_() for tensor in inputs[: SCALARS[loss]]]
+            value = LOSSES[loss][0](*leaves, ids=ids[mine], group=group)
+            value.backward()
+            found = [value.detach(), *(leaf.grad for leaf in leaves)]
+            torch.save(found, f"{folder}/{path}-{loss}-{first}-{rank}.pt")
 
 
 @pytest.mark.parametrize(
