@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from alignment.contrastive import initial_log_scale, inverse_temperature
-from kernels.collectives import gather, world
+from kernels.collectives import gather_uneven, lengths_over_ranks, world
 from kernels.dispatch import compute_dtype
 
 ROWS = 8
@@ -112,8 +112,7 @@ class LateInteraction(nn.Module):
         return inverse_temperature(self.log_scale)
 
     def forward(self, a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, ids: Tensor) -> Tensor:
-        """The rank's own rows and columns stand against the rank's own: token tensors are too large to gather every
-        step."""
+        """All rows against all columns of what is given."""
         similarity = late_interaction(a, mask_a, b, mask_b)
         return dense_info_nce(similarity * self.scale, ids)
 
@@ -141,15 +140,16 @@ class CodeAgreement(nn.Module):
     def forward(self, a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, ids: Tensor) -> Tensor:
         """Unit tokens a (B, S, D), b (B, T, D), their masks, ids (B,) -> ().
 
-        The batch is the global one, over all ranks. Everything is float32, also under autocast: bfloat16 keeps three
-        digits of a logarithm near zero.
+        The batch is the global one, over all ranks; B may differ between them. Everything is float32, also under
+        autocast: bfloat16 keeps three digits of a logarithm near zero.
         """
         group = world()
+        lengths = lengths_over_ranks(ids, group)
         with torch.autocast(a.device.type, enabled=False):
-            p = gather(self.distribution(a, mask_a), group)
-            q = gather(self.distribution(b, mask_b), group)
+            p = gather_uneven(self.distribution(a, mask_a), group, lengths)
+            q = gather_uneven(self.distribution(b, mask_b), group, lengths)
             similarity = p @ (q + 1e-6).log().T + (p + 1e-6).log() @ q.T
-            return dense_info_nce(similarity, gather(ids, group))
+            return dense_info_nce(similarity, gather_uneven(ids, group, lengths))
 
 
 def dense_info_nce(logits: Tensor, ids: Tensor) -> Tensor:

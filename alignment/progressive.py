@@ -18,10 +18,9 @@ from alignment.contrastive import Contrastive, clamp_log_scale
 from alignment.fine_grained import CodeAgreement, LateInteraction
 from alignment.matching import hard_negatives, matching_loss
 from alignment.schedule import LossWeights, Pair
+from kernels.collectives import Group, gather_uneven, lengths_over_ranks, rank_and_size, world
 from kernels.ranges import check_ranges
 
-PairRows = dict[Pair, tuple[Tensor, Tensor]]
-"""Of a pair of modalities the rows (P,) of each that belong together."""
 SHARED_CODES = 256
 """Entries of the codebook that the modalities share in the term `code_match`."""
 
@@ -43,7 +42,7 @@ class LossConfig:
     itm: Annotated[float, "[0, inf)"] = 0.5
     """Weight of binary matching through cross-modal attention."""
     filip_rows: Annotated[int, "[2, inf)"] = 32
-    """Samples per step and process on which late interaction is computed: it costs rows² token similarities."""
+    """Samples per step on which late interaction is computed: it costs rows² token similarities."""
     itm_rows: Annotated[int, "[1, inf)"] = 8
     """Samples per step on which matching is computed: it costs three joint forwards each."""
 
@@ -64,8 +63,41 @@ class Aligned:
 
 
 @dataclass
+class PairedRows:
+    """Of two modalities the rows a (P,), b (P,) of this rank that belong together, all samples once before any twice.
+
+    lengths: P on each rank. order (ΣP,): which of all ranks' pairs, joined in rank order, comes first, which second, as
+    in one process that has all their samples.
+    """
+
+    a: Tensor
+    b: Tensor
+    lengths: list[int]
+    order: Tensor
+
+    def joined(self, x: Tensor, group: Group) -> Tensor:
+        """x (P, ...) of this rank's pairs -> (ΣP, ...) of all ranks' pairs in the order of one process."""
+        return gather_uneven(x, group, self.lengths)[self.order]
+
+    def first(self, count: int) -> list[int]:
+        """How many of the first `count` pairs each rank has; they are the first of its own."""
+        if len(self.lengths) == 1:
+            return [min(count, self.lengths[0])]
+        stops = torch.tensor(self.lengths, device=self.order.device).cumsum(0)
+        owners = torch.bucketize(self.order[:count], stops, right=True)
+        return torch.bincount(owners, minlength=len(self.lengths)).tolist()
+
+
+PairRows = dict[Pair, PairedRows]
+"""The paired rows of each pair of modalities."""
+
+
+@dataclass
 class DrawnPairs:
-    """Rows (N,) of modalities a and b that are to be matched: the first `positives` are pairs, the others are not."""
+    """Rows (N,) of modalities a and b that are to be matched: the first `positives` are pairs, the others are not.
+
+    The same on every rank: row n of rank r is r · (rows of a rank) + n.
+    """
 
     a: str
     b: str
@@ -86,7 +118,7 @@ class LossTerms:
         self.total = self.total + weight * value
 
 
-for result in (Aligned, DrawnPairs, LossTerms):
+for result in (Aligned, PairedRows, DrawnPairs, LossTerms):
     register_dataclass(result)
 
 
@@ -116,35 +148,58 @@ class ProgressiveAlignment(nn.Module):
                 clamp_log_scale(term.log_scale)
 
     def rows(self, sides: Mapping[str, Aligned]) -> PairRows:
-        """Sides by modality -> of every pair the rows (P,) of both that have a partner, where at least two have one."""
+        """Sides by modality -> of every pair the rows of both that have a partner, where at least two have one.
+
+        The two may be on different ranks.
+        """
+        group = world()
         found: PairRows = {}
         for a, b in self.pairs:
             if a in sides and b in sides:
-                rows = paired_rows(sides[a], sides[b])
-                if len(rows[0]) >= 2:
+                rows = paired_rows(sides[a], sides[b], group)
+                if sum(rows.lengths) >= 2:
                     found[a, b] = rows
         return found
 
-    def draw(self, sides: Mapping[str, Aligned], rows: PairRows, ids: Tensor, weights: LossWeights) -> list[DrawnPairs]:
-        """Sides by modality, their `rows`, image ids (B,), the schedule's weights now -> what is to be matched.
+    def draw(
+        self,
+        sides: Mapping[str, Aligned],
+        rows: PairRows,
+        ids: Tensor,
+        weights: LossWeights,
+        draws: torch.Generator | None = None,
+    ) -> list[DrawnPairs]:
+        """Draw what is to be matched: one positive and two hard negatives for each of the first `itm_rows` samples.
 
-        One positive and two hard negatives for each of the first `itm_rows` samples. The negatives come from the whole
-        batch: the larger it is, the harder they are.
+        The negatives come from the whole batch, of all ranks: the larger it is, the harder they are.
+
+        Args:
+            sides: by modality.
+            rows: of these, see `rows`.
+            ids: image ids (B,).
+            weights: the schedule's now.
+            draws: on the CPU, in the same state on every rank; None draws from torch's own.
         """
         if self.config.itm <= 0:
             return []
-        return [self.draw_pair(pair, sides, rows[pair], ids) for pair in rows if weights.itm[pair] > 0]
+        return [self.draw_pair(pair, sides, rows[pair], ids, draws) for pair in rows if weights.itm[pair] > 0]
 
+    @torch.no_grad()
     def draw_pair(
-        self, pair: Pair, sides: Mapping[str, Aligned], rows: tuple[Tensor, Tensor], ids: Tensor
+        self, pair: Pair, sides: Mapping[str, Aligned], rows: PairedRows, ids: Tensor, draws: torch.Generator | None
     ) -> DrawnPairs:
         a, b = pair
-        i, j = rows
+        x = sides[a]
+        y = sides[b]
         count = self.config.itm_rows
-        of_rows = ids[sides[a].sample_index[i]]
-        with torch.no_grad():
-            similarity = sides[a].embedding[i] @ sides[b].embedding[j].T
-            wrong_b, wrong_a = hard_negatives(similarity, of_rows, self.contrastive[f"{a}_{b}"].scale)
+        group = world()
+        rank, _ = rank_and_size(group)
+        i = rows.joined(rows.a + rank * len(x.present), group)
+        j = rows.joined(rows.b + rank * len(y.present), group)
+        of_rows = rows.joined(ids[x.sample_index[rows.a]], group)
+        left = rows.joined(x.embedding[rows.a], group)
+        right = rows.joined(y.embedding[rows.b], group)
+        wrong_b, wrong_a = hard_negatives(left @ right.T, of_rows, self.contrastive[f"{a}_{b}"].scale, draws)
         few_a = i[:count]
         few_b = j[:count]
         rows_a = torch.cat([few_a, few_a, i[wrong_a[:count]]])
@@ -164,16 +219,17 @@ class ProgressiveAlignment(nn.Module):
         loss: LossTerms,
         pair: Pair,
         sides: Mapping[str, Aligned],
-        rows: tuple[Tensor, Tensor],
+        rows: PairedRows,
         ids: Tensor,
         weights: LossWeights,
     ) -> None:
-        """Add one pair's terms but matching, over its `rows` (P,) of each side."""
+        """Add one pair's terms but matching, over its `rows` of each side."""
         config = self.config
         name = f"{pair[0]}_{pair[1]}"
         x = sides[pair[0]]
         y = sides[pair[1]]
-        i, j = rows
+        i = rows.a
+        j = rows.b
         of_rows = ids[x.sample_index[i]]
         if weights.contrastive[pair] > 0:
             value = self.contrastive[name](x.embedding[i], y.embedding[j], of_rows)
@@ -183,10 +239,11 @@ class ProgressiveAlignment(nn.Module):
             loss.add(f"code_match/{name}", value, weights.fine[pair] * config.code_match)
         if weights.fine[pair] > 0 and config.filip > 0:
             # Batches come in random order, so the first rows are a random sample.
-            i = i[: config.filip_rows]
-            j = j[: config.filip_rows]
-            of_rows = of_rows[: config.filip_rows]
-            value = self.filip[name](x.tokens[i], x.mask[i], y.tokens[j], y.mask[j], of_rows)
+            lengths = rows.first(config.filip_rows)
+            rank, _ = rank_and_size(world())
+            few = slice(lengths[rank])
+            parts = (x.tokens[i[few]], x.mask[i[few]], y.tokens[j[few]], y.mask[j[few]], of_rows[few])
+            value = self.filip[name](*(gather_uneven(part, world(), lengths) for part in parts))
             loss.add(f"filip/{name}", value, weights.fine[pair] * config.filip)
 
     def add_matching(
@@ -198,17 +255,32 @@ class ProgressiveAlignment(nn.Module):
             loss.add(f"itm/{d.a}_{d.b}", value, weights.itm[d.a, d.b] * self.config.itm)
 
 
-def paired_rows(a: Aligned, b: Aligned) -> tuple[Tensor, Tensor]:
-    """Rows of each side (P,), (P,) that belong to one sample, both present; one of the sides has a row for each sample.
+def paired_rows(a: Aligned, b: Aligned, group: Group = None) -> PairedRows:
+    """Rows of each side that belong to one sample, both present; one of the sides has a row for each sample.
 
     All samples once before any sample twice: the first pairs are of different samples.
     """
     longer, shorter = (b, a) if len(b.sample_index) >= len(a.sample_index) else (a, b)
     row_of = torch.empty_like(shorter.sample_index)
     row_of[shorter.sample_index] = torch.arange(len(shorter.sample_index), device=row_of.device)
-    j = torch.arange(len(longer.sample_index), device=row_of.device)
-    i = row_of[longer.sample_index]
+    rank, ranks = rank_and_size(group)
+    size = len(longer.sample_index)
+    # The key of a row: how often its sample came before, then its place among the rows of all ranks.
+    place = torch.arange(size, device=row_of.device) + rank * size
+    keys, j = (recurrence(longer.sample_index) * (ranks * size) + place).sort()
+    i = row_of[longer.sample_index[j]]
     kept = shorter.present[i] & longer.present[j]
+    i = i[kept]
+    j = j[kept]
+    lengths = lengths_over_ranks(i, group)
+    order = gather_uneven(keys[kept], group, lengths).argsort()
     if longer is b:
-        return i[kept], j[kept]
-    return j[kept], i[kept]
+        return PairedRows(i, j, lengths, order)
+    return PairedRows(j, i, lengths, order)
+
+
+def recurrence(samples: Tensor) -> Tensor:
+    """samples (N,) int64 -> (N,) int64: how many of the rows before belong to the same sample."""
+    ordered, rows = samples.sort(stable=True)
+    since = torch.arange(len(samples), device=samples.device) - torch.searchsorted(ordered, ordered)
+    return torch.empty_like(samples).scatter_(0, rows, since)

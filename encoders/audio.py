@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from encoders.base import Features, Trunk
 from encoders.trunks import TimmTrunk
-from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder, FeatureDecoder, feature_reconstruction
+from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder, FeatureDecoder, feature_reconstruction, first_rows
+from kernels.collectives import joint_mean, step_group
 from kernels.ranges import check_ranges
 
 MELS = 64
@@ -256,7 +257,7 @@ class AudioEncoder(Encoder):
     def reconstruction(
         self, vectors: Tensor, features: Features, target: Tensor | None, mask: Tensor | None
     ) -> Tensor | None:
-        """The mean squared error of the log-mel at real frames, of the first `decoded_rows` samples in training.
+        """The mean squared error of the log-mel at real frames, in training of all ranks' first `decoded_rows` clips.
 
         A pretrained trunk's features are reconstructed instead.
 
@@ -273,14 +274,13 @@ class AudioEncoder(Encoder):
             return feature_reconstruction(self.decoder(vectors), features)
         if self.decoder is None or target is None:
             return None
-        rows = slice(self.decoded_rows if self.training else None)
+        rows, real_tokens = first_rows(self.decoded_rows if self.training else None, features.mask)
         waveform, _ = self.whole_clip(target[rows], None if mask is None else mask[rows])
         mel = self.log_mel(waveform)[..., : self.frames]
         decoded = self.decoder(vectors[rows]).float()
         error = (decoded - mel).square().mean(1)
-        real = features.mask[rows].repeat_interleave(MelTrunk.stride, 1)
-        count = real.sum().clamp(min=1)
-        return (error * real).sum() / count
+        real = real_tokens.repeat_interleave(MelTrunk.stride, 1)
+        return joint_mean((error * real).sum(), real.sum(), step_group())
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         """codes (B, T, Q) -> log-mel (B, mels, 8T), or trunk features (B, T, F) when the trunk is pretrained."""

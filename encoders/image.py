@@ -10,7 +10,8 @@ from encoders.base import Features
 from encoders.clip_towers import OpenClipImageTrunk
 from encoders.joined_trunk import JoinedTrunk, build_joined_trunk
 from encoders.trunks import ConvTrunk, TimmTrunk, square_timm_trunk
-from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder, FeatureDecoder, feature_reconstruction
+from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder, FeatureDecoder, feature_reconstruction, first_rows
+from kernels.collectives import joint_mean, step_group
 from kernels.ranges import check_ranges
 
 
@@ -104,7 +105,7 @@ class ImageEncoder(Encoder):
     def reconstruction(
         self, vectors: Tensor, features: Features, target: Tensor | None, mask: Tensor | None
     ) -> Tensor | None:
-        """The mean squared error of normalised pixels, of the first `decoded_rows` images in training.
+        """The mean squared error of normalised pixels, in training of the first `decoded_rows` images of all ranks.
 
         A pretrained trunk's features are reconstructed instead.
 
@@ -121,10 +122,12 @@ class ImageEncoder(Encoder):
             return feature_reconstruction(self.decoder(vectors), features)
         if self.decoder is None or target is None:
             return None
-        rows = slice(self.decoded_rows if self.training else None)
+        rows, mask = first_rows(self.decoded_rows if self.training else None, features.mask)
         decoded = self.decoder(vectors[rows]).float()
         pixels = self.normalise(target[rows])
-        return nn.functional.mse_loss(decoded, pixels)
+        error = (decoded - pixels).square().flatten(1).mean(1)
+        real = mask.any(1)
+        return joint_mean((error * real).sum(), real.sum(), step_group())
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         """codes (B, T, Q) -> pixels (B, 3, H, W) in 0..1, or trunk features (B, T, F) when the trunk is pretrained."""

@@ -16,6 +16,7 @@ from encoders.clip_towers import OpenClipTextTrunk, open_clip_tokenizer
 from encoders.trunks import HuggingFaceTextTrunk, fetching, hugging_face_folder, require_transformers
 from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder
 from kernels.attention import attention
+from kernels.collectives import gather, joint_mean, rank_and_size, step_group
 from kernels.ranges import check_ranges
 
 DECODED_TOKENS = 8
@@ -250,13 +251,22 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x (B, L, F), mask (B, L) bool, True where a token is real -> (B, L, F)."""
-        qkv = self.qkv(self.attention_norm(x))
+        qkv = nn.functional.linear(self.attention_norm(x), self.qkv.weight, self.bias())
         # (B, L, 3·F) -> three of (B, heads, L, F / heads)
         q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         y = attention(q, k, v, mask)
         y = y.transpose(1, 2).flatten(2)
         x = x + self.out(y)
         return x + self.mlp(self.mlp_norm(x))
+
+    def bias(self) -> Tensor:
+        """The bias (3·F) of queries, keys and values, zero for keys.
+
+        A softmax does not see what is the same for all keys: its gradient would be rounding alone, which AdamW makes
+        steps of full size.
+        """
+        q, k, v = self.qkv.bias.chunk(3)
+        return torch.cat([q, 0 * k, v])
 
 
 TextTrunk = ScratchTextTrunk | OpenClipTextTrunk | HuggingFaceTextTrunk
@@ -307,16 +317,37 @@ class TextEncoder(Encoder):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_trunk):
             return self.trunk(inputs, mask)
 
+    def decoded(self, mask: Tensor | None, draws: torch.Generator | None) -> Tensor | None:
+        """Draw `decoded_tokens` of the real tokens of all ranks in training; all are decoded in evaluation.
+
+        Args:
+            mask: (B, L) bool, True where a token is real; B and L are the same on every rank.
+            draws: on the CPU, in the same state on every rank; None draws from torch's own.
+
+        Returns:
+            (B, L) bool.
+        """
+        if mask is None or not self.training:
+            return mask
+        group = step_group()
+        rank, _ = rank_and_size(group)
+        real = gather(mask, group)
+        # One number for each position of the global batch: the smallest ones at real tokens are drawn.
+        chance = torch.rand(real.shape, generator=draws).to(real.device)
+        smallest = chance.masked_fill(~real, 2.0).flatten().topk(min(self.decoded_tokens, real.numel()), largest=False)
+        chosen = real & (chance <= smallest.values[-1])
+        return chosen[rank * len(mask) : (rank + 1) * len(mask)]
+
     def reconstruction(
         self, vectors: Tensor, features: Features, target: Tensor | None, mask: Tensor | None
     ) -> Tensor | None:
-        """The cross-entropy of decoded tokens at real positions; training samples `decoded_tokens` of these.
+        """The cross-entropy of decoded tokens at real positions, in training at those that `decoded` draws.
 
         Args:
             vectors: code vectors (B, L, C).
             features: of the trunk, for their mask.
             target: token ids (B, L) int64.
-            mask: (B, L) bool, True where a token is real.
+            mask: (B, L) bool, True where a token is decoded.
 
         Returns:
             (), or None without a target.
@@ -325,12 +356,10 @@ class TextEncoder(Encoder):
             return None
         real = features.mask if mask is None else mask
         chosen = real.flatten().nonzero().squeeze(1)
-        if self.training and len(chosen) > self.decoded_tokens:
-            shuffled = torch.randperm(len(chosen), device=chosen.device)
-            chosen = chosen[shuffled[: self.decoded_tokens]]
         logits = self.logits(vectors.flatten(0, 1)[chosen])
         labels = self.rows(target).flatten()[chosen]
-        return nn.functional.cross_entropy(logits.float(), labels)
+        error = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+        return joint_mean(error, len(chosen), step_group())
 
     def logits(self, vectors: Tensor) -> Tensor:
         """Code vectors (..., C) -> token logits (..., V), the output matrix tied to the trunk's embedding

@@ -4,7 +4,7 @@ The VQ-VAE is van den Oord et al. 2017. The bypass is ours: it makes the cost of
 (`mode`: both | vq | continuous).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from encoders.base import EncoderOutput, Features, Trunk
 from encoders.quantizer import Quantizer, QuantizerConfig, build_quantizer
+from kernels.collectives import joint_mean, rank_and_size, step_group
 from kernels.ranges import check_ranges
 
 
@@ -147,14 +148,20 @@ class Encoder(nn.Module):
         mask: Tensor | None = None,
         features: Features | None = None,
         reconstruct: bool = True,
+        present: Tensor | None = None,
+        draws: torch.Generator | None = None,
     ) -> EncoderOutput:
         """Encode one modality of a batch.
+
+        Losses are means over the global batch in training: sums over all ranks, divided by their counts.
 
         Args:
             inputs: raw inputs (B, …); None where `features` are given.
             mask: (B, …) bool, True where an input is real; None where all are.
             features: cached features (B, T, F), with which the trunk does not run.
             reconstruct: whether the losses include decoding the raw inputs, if they are given.
+            present: (B,) bool; no token of the other rows is real. None where all are.
+            draws: decides which positions are decoded, see `decoded`.
 
         Returns:
             EncoderOutput with tokens (B, T, D) and losses by name, `reconstruction` among them.
@@ -166,10 +173,13 @@ class Encoder(nn.Module):
             if inputs is None:
                 raise ValueError("an encoder needs raw inputs or the cached features of its trunk")
             features = self.features(inputs, mask)
+        if present is not None:
+            features = replace(features, mask=features.mask & present[:, None])
+            mask = None if mask is None else mask & present[:, None]
         output, vectors = self.bottleneck(features)
         if vectors is not None:
             target = inputs if reconstruct else None
-            loss = self.reconstruction(vectors, features, target, mask)
+            loss = self.reconstruction(vectors, features, target, self.decoded(mask, draws))
             if loss is not None:
                 output.losses["reconstruction"] = loss
         return output
@@ -177,6 +187,18 @@ class Encoder(nn.Module):
     def features(self, inputs: Tensor, mask: Tensor | None = None) -> Features:
         """Raw inputs of the modality -> Features of the trunk (B, T, F): the part that is cached when it is frozen."""
         raise NotImplementedError
+
+    def decoded(self, mask: Tensor | None, draws: torch.Generator | None) -> Tensor | None:
+        """Which of the real inputs the reconstruction loss reads; all of them unless a subclass draws some.
+
+        Args:
+            mask: (B, …) bool, True where an input is real; None where all are.
+            draws: on the CPU, in the same state on every rank; None draws from torch's own.
+
+        Returns:
+            the mask, or a smaller one.
+        """
+        return mask
 
     def reconstruction(
         self, vectors: Tensor, features: Features, target: Tensor | None, mask: Tensor | None
@@ -187,7 +209,7 @@ class Encoder(nn.Module):
             vectors: code vectors (B, T, C).
             features: the trunk's output, tokens (B, T, F), which a FeatureDecoder reconstructs.
             target: raw inputs (B, …), which any other decoder reconstructs.
-            mask: of the raw inputs.
+            mask: of the raw inputs, as `decoded` returns it.
 
         Returns:
             (), or None where there is nothing to reconstruct.
@@ -250,5 +272,23 @@ def feature_reconstruction(decoded: Tensor, features: Features) -> Tensor:
     tokens = features.tokens.detach().float()
     target = nn.functional.layer_norm(tokens, tokens.shape[-1:])
     error = (decoded.float() - target).square().mean(-1)
-    count = features.mask.sum().clamp(min=1)
-    return (error * features.mask).sum() / count
+    return joint_mean((error * features.mask).sum(), features.mask.sum(), step_group())
+
+
+def first_rows(count: int | None, mask: Tensor) -> tuple[slice, Tensor]:
+    """Of the first `count` rows of the global batch those of this rank.
+
+    Args:
+        count: how many rows of all ranks are meant; None for all.
+        mask: (B, T) bool of this rank's tokens; B is the same on every rank.
+
+    Returns:
+        the rows, and their mask. A rank that has none of them takes one that does not count: not every transform takes
+        an empty batch.
+    """
+    if count is None:
+        return slice(None), mask
+    rank, _ = rank_and_size(step_group())
+    own = min(max(count - rank * len(mask), 0), len(mask))
+    rows = slice(max(own, 1))
+    return rows, mask[rows] & (own > 0)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
 
+from kernels.collectives import joint_mean, step_group, sum_over_ranks
 from kernels.ranges import check_ranges
 
 COMMITMENT = 0.25
@@ -43,7 +44,8 @@ class Quantized:
     """vectors (B, T, C), straight-through · codes (B, T, Q) int64, -1 where padded.
 
     losses: scalars already weighted, so that their sum is the loss. metrics: scalars of this batch, without gradient:
-    perplexity and used (fraction of the codes), both means over the Q quantizers, and revived (codes replaced).
+    perplexity and used (fraction of the codes), both means over the Q quantizers, and revived (codes replaced). In
+    training the batch is the global one.
     """
 
     vectors: Tensor
@@ -114,8 +116,13 @@ def straight_through(z: Tensor, vectors: Tensor) -> Tensor:
 
 
 def mean_square(a: Tensor, b: Tensor) -> Tensor:
-    """Mean of (a - b)² over (N, C) -> (); 0 when N is 0, as when a whole batch lacks the modality."""
-    return (a - b).square().sum() / max(a.numel(), 1)
+    """Mean of (a - b)² over (N, C) of all ranks -> (); 0 when N is 0, as when a whole batch lacks the modality."""
+    return joint_mean((a - b).square().sum(), a.numel(), step_group())
+
+
+def joint_counts(codes: Tensor, size: int) -> Tensor:
+    """codes (N,) in 0..size-1 -> (size,) int64, how often all ranks chose each."""
+    return sum_over_ranks(torch.bincount(codes, minlength=size), step_group())
 
 
 def usage(counts: Tensor) -> dict[str, Tensor]:

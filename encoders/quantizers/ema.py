@@ -17,6 +17,7 @@ from encoders.quantizers.base import (
     Quantized,
     Quantizer,
     QuantizerConfig,
+    joint_counts,
     mean_square,
     straight_through,
     usage,
@@ -67,7 +68,7 @@ class EMAQuantizer(Quantizer):
         else:
             codes = nearest_code(fixed, self.codebook, self.metric)
             vectors = self.codebook[codes]
-            counts = torch.bincount(codes, minlength=self.size)
+            counts = joint_counts(codes, self.size)
             revived = counts.new_zeros(())
         losses = {"commitment": COMMITMENT * mean_square(z, vectors)}
         metrics = {**usage(counts), "revived": revived}

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from encoders.quantizers.base import Quantized, Quantizer, QuantizerConfig, straight_through, usage
+from encoders.quantizers.base import Quantized, Quantizer, QuantizerConfig, joint_counts, straight_through, usage
 
 
 class FiniteScalarQuantizer(Quantizer):
@@ -41,7 +41,7 @@ class FiniteScalarQuantizer(Quantizer):
         bounded = torch.tanh(self.lead_in(z) + self.shift) * self.reach - self.offset
         rounded = straight_through(bounded, bounded.round())
         codes = ((rounded.detach().long() + self.level_count // 2) * self.radix).sum(-1)
-        counts = torch.bincount(codes, minlength=self.size)
+        counts = joint_counts(codes, self.size)
         metrics = {**usage(counts), "revived": codes.new_zeros(())}
         vectors = self.lead_out(rounded / (self.level_count // 2))
         return Quantized(vectors, codes[:, None], {}, metrics)

@@ -8,6 +8,7 @@ from encoders.quantizers.base import (
     Quantized,
     Quantizer,
     QuantizerConfig,
+    joint_counts,
     mean_square,
     straight_through,
     usage,
@@ -37,7 +38,7 @@ class SimQuantizer(Quantizer):
             "codebook": mean_square(z.detach(), vectors),
             "commitment": COMMITMENT * mean_square(z, vectors.detach()),
         }
-        counts = torch.bincount(codes, minlength=self.size)
+        counts = joint_counts(codes, self.size)
         metrics = {**usage(counts), "revived": codes.new_zeros(())}
         return Quantized(straight_through(z, vectors), codes[:, None], losses, metrics)
 

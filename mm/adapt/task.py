@@ -7,6 +7,7 @@ from mm.batch import Batch
 from mm.compress.lora import ExpertLora
 from mm.model.multimodal import ModelOutput
 from mm.train.callbacks import snapshot
+from mm.train.ranks import same_lengths
 from mm.train.task import AlignTask
 
 
@@ -36,7 +37,7 @@ class AdaptTask(AlignTask):
 
     def read(self, batch: Batch) -> ModelOutput:
         """The model's forward of a training step; a base that stands still learns nothing from its decoders."""
-        return self.model(batch, reconstruct=not self.adapters)
+        return self.model(same_lengths(batch), reconstruct=not self.adapters, draws=self.draws)
 
     def rebalance(self, load: Tensor) -> None:
         if not self.adapters:

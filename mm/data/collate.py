@@ -45,8 +45,8 @@ class Collate:
             batch.present[modality] = torch.tensor(present)
         if self.tokenizer is not None:
             captions: list[str] = []
-            for number in range(len(examples[0].captions)):
-                captions.extend(example.captions[number] for example in examples)
+            for example in examples:
+                captions.extend(example.captions)
             self.put_text(batch, captions)
         return batch
 
@@ -69,7 +69,8 @@ class Collate:
 
         Args:
             batch: of B samples.
-            captions: K·B strings: the first B hold one of each sample, the next B another one.
+            captions: K·B strings: the K of the first sample, those of the second, …: joined in rank order, the rows of
+                several ranks are those of one process.
         """
         rows = self.token_rows(captions)
         ids = _stack([row for row, _ in rows])
@@ -77,7 +78,7 @@ class Collate:
         batch.put("text", ids, mask)
         present = [bool(caption) for caption in captions]
         batch.present["text"] = torch.tensor(present)
-        batch.sample_index["text"] = torch.arange(len(captions)) % len(batch)
+        batch.sample_index["text"] = torch.arange(len(captions)) // (len(captions) // len(batch))
 
     def token_rows(self, captions: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
         """Tokenize captions, each once.

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from kernels.collectives import joint_mean, joint_sum, world
+
 
 class AttentionPool(nn.Module):
     """Pool tokens (B, T, D) with mask (B, T) into (B, D): their mean plus what one learned query attends to.
@@ -26,12 +28,63 @@ class AttentionPool(nn.Module):
             (B, D).
         """
         real = mask[..., None]
-        score = self.score(x).float().masked_fill(~real, -1e4)
+        # A softmax does not see the bias: its gradient would be rounding alone, which AdamW makes steps of full size.
+        score = nn.functional.linear(x, self.score.weight) + 0 * self.score.bias
+        score = score.float().masked_fill(~real, -1e4)
         weight = score.softmax(1).to(x.dtype)
         count = mask.sum(1, keepdim=True).clamp(min=1)
         mean = (x * real).sum(1) / count
         attended = (weight * x).sum(1)
         return attended + mean
+
+
+class Center(nn.BatchNorm1d):
+    """Centre and scale pooled vectors (N, D), without parameters: batch normalisation (Ioffe & Szegedy 2015) whose
+    batch is the global one, without the rows that are absent.
+
+    Args:
+        width: D, of a pooled vector.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, affine=False)
+
+    def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:  # type: ignore[override]  # which rows count
+        """Normalise by the batch's statistics in training, and move the running ones; by these in evaluation.
+
+        Args:
+            x: pooled vectors (N, D).
+            present: (N,) bool, the rows that count in the statistics; None for all.
+
+        Returns:
+            (N, D).
+        """
+        if not self.training:
+            return self.by_running_stats(x)
+        group = world()
+        weight = x.new_ones(len(x), 1, dtype=torch.float32) if present is None else present[:, None].float()
+        count = joint_sum(weight.sum(), group)
+        values = x.float()
+        mean = joint_mean((weight * values).sum(0), weight.sum(), group)
+        centered = values - mean
+        variance = joint_mean((weight * centered.square()).sum(0), weight.sum(), group)
+        self.follow(mean.detach(), variance.detach(), count)
+        return (centered * (variance + self.eps).rsqrt()).to(x.dtype)
+
+    def by_running_stats(self, x: Tensor) -> Tensor:
+        """Normalise x (N, D) by the running statistics."""
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, eps=self.eps)
+
+    @torch.no_grad()
+    def follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """Move the running statistics towards those (D,) of a batch of `count` () vectors; one of none leaves them."""
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.momentum is not None
+        share = self.momentum * (count > 0)
+        unbiased = variance * count / (count - 1).clamp(min=1)
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(unbiased, share)
+        self.num_batches_tracked += 1
 
 
 class Projection(nn.Module):
@@ -49,7 +102,7 @@ class Projection(nn.Module):
 
     def __init__(self, width: int, embedding: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.center = nn.BatchNorm1d(width, affine=False)
+        self.center = Center(width)
         self.linear = nn.Linear(width, embedding)
         self.net: nn.Sequential | None = None
         if hidden:
@@ -65,21 +118,18 @@ class Projection(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, use_running_stats: bool = False) -> Tensor:
+    def forward(self, x: Tensor, use_running_stats: bool = False, present: Tensor | None = None) -> Tensor:
         """Project pooled vectors.
 
         Args:
             x: pooled vectors (N, D).
+            present: (N,) bool, the rows that count in the batch's statistics; None for all.
             use_running_stats: centre by the running statistics and leave them unchanged: hard pairs must not move them.
 
         Returns:
             (N, E), not normalised.
         """
-        center = self.center
-        if use_running_stats:
-            x = nn.functional.batch_norm(x, center.running_mean, center.running_var, eps=center.eps)
-        else:
-            x = center(x)
+        x = self.center.by_running_stats(x) if use_running_stats else self.center(x, present)
         y = self.linear(x)
         if self.net is None:
             return y

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
 
+from kernels.collectives import Group, joint_mean, joint_sum, step_group, sum_over_ranks
 from kernels.grouped_mlp import grouped_mlp
 from kernels.ranges import check_ranges
 
@@ -168,7 +169,7 @@ class MoE(nn.Module):
         return counts.view(self.modalities, experts).float()
 
     def losses(self, logits: Tensor, chosen: Tensor, modality: Tensor) -> dict[str, Tensor]:
-        """The router's losses whose weight is not zero, weighted.
+        """The router's losses whose weight is not zero, weighted: of the tokens of all ranks in training.
 
         `z` is ST-MoE's (Zoph et al. 2022), `balance` Switch's (Fedus et al. 2021), `entropy` LIMoE's (Mustafa et al.
         2022).
@@ -182,16 +183,18 @@ class MoE(nn.Module):
             scalars by name.
         """
         config = self.config
+        group = step_group()
         losses = {}
         if config.z:
-            losses["z"] = config.z * logits.logsumexp(1).square().mean()
+            squares = logits.logsumexp(1).square()
+            losses["z"] = config.z * joint_mean(squares.sum(), len(squares), group)
         if config.balance:
-            counts = torch.bincount(chosen.flatten(), minlength=config.num_experts)
-            share = counts / chosen.numel()
-            probability = logits.softmax(1).mean(0)
+            counts = sum_over_ranks(torch.bincount(chosen.flatten(), minlength=config.num_experts), group)
+            share = counts / counts.sum().clamp(min=1)
+            probability = joint_mean(logits.softmax(1).sum(0), len(logits), group)
             losses["balance"] = config.balance * config.num_experts * (share * probability).sum()
         if config.entropy:
-            losses["entropy"] = config.entropy * modality_entropy(logits.softmax(1), modality)
+            losses["entropy"] = config.entropy * modality_entropy(logits.softmax(1), modality, self.modalities, group)
         return losses
 
 
@@ -214,24 +217,29 @@ class SwiGLU(nn.Module):
         return self.down(nn.functional.silu(gate) * up)
 
 
-def modality_entropy(probabilities: Tensor, modality: Tensor) -> Tensor:
+def modality_entropy(probabilities: Tensor, modality: Tensor, modalities: int, group: Group = None) -> Tensor:
     """LIMoE's loss (Mustafa et al. 2022): sharp routing per token, spread routing per modality.
 
     Args:
         probabilities: routing (N, E) of each token, rows sum to 1.
-        modality: (N,) int64, the modality of each token.
+        modality: (N,) int64 in 0..M-1, the modality of each token.
+        modalities: M.
+        group: whose tokens are counted together.
 
     Returns:
-        (): the mean over modalities of (mean entropy of a token's routing - entropy of the mean routing).
+        (): the mean over modalities that have tokens of (mean entropy of a token's routing - entropy of the mean
+        routing).
     """
 
     def entropy(p: Tensor) -> Tensor:
         return -(p * (p + 1e-9).log()).sum(-1)
 
-    terms = []
-    for m in modality.unique():
-        own = probabilities[modality == m]
-        per_token = entropy(own).mean()
-        per_modality = entropy(own.mean(0))
-        terms.append(per_token - per_modality)
-    return torch.stack(terms).mean()
+    own = nn.functional.one_hot(modality, modalities).to(probabilities.dtype)
+    # Of each modality: its tokens, the sum of their entropies, the sum of their routings.
+    parts = torch.cat([torch.ones_like(probabilities[:, :1]), entropy(probabilities)[:, None], probabilities], 1)
+    sums = joint_sum(own.T @ parts, group)
+    tokens = sums[:, 0].detach()
+    means = sums[:, 1:] / tokens.clamp(min=1)[:, None]
+    there = tokens > 0
+    differences = means[:, 0] - entropy(means[:, 1:])
+    return (differences * there).sum() / there.sum().clamp(min=1)

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils._pytree import register_dataclass
 
 from encoders import Encoder, EncoderOutput, Features
+from kernels.collectives import Group, rows_of_ranks
 from kernels.ranges import check_ranges
 from mm.batch import Batch
 from mm.modalities import MODALITIES
@@ -134,37 +136,44 @@ class MultimodalModel(nn.Module):
         """The modalities that the model has an encoder of."""
         return tuple(self.encoders)
 
-    def forward(self, batch: Batch, reconstruct: bool = True) -> ModelOutput:
+    def forward(self, batch: Batch, reconstruct: bool = True, draws: torch.Generator | None = None) -> ModelOutput:
         """Embed every modality of a batch alone: they share the call and the experts, and do not see each other.
 
         Args:
-            batch: raw inputs or cached features of some modalities; those without an encoder are skipped.
+            batch: raw inputs or cached features of some modalities; those without an encoder are skipped. What a
+                row holds that is not present changes nothing but its own embedding.
             reconstruct: whether the encoders' losses include decoding the raw inputs.
+            draws: on the CPU, decides what the encoders decode; None draws from torch's own.
 
         Returns:
             ModelOutput: embeddings (N, E), tokens (N, T, P), masks (N, T) by modality; load (layers, M, E).
         """
         carried = [m for m in MODALITIES if m in batch.modalities and m in self.encoders]
-        encoded = {m: self.encode(batch, m, reconstruct) for m in carried}
+        encoded = {m: self.encode(batch, m, reconstruct, draws) for m in carried}
         out = self.backbone([streams_of(encoded)], fuse=False)
         (streams,) = out.readings
-        embeddings = {m: self.read(m, stream, encoded[m].summary) for m, stream in streams.items()}
+        embeddings = {}
+        for m, stream in streams.items():
+            embeddings[m] = self.read(m, stream, encoded[m].summary, present=batch.present[m])
         tokens = {m: self.token_vectors(m, stream) for m, stream in streams.items()}
         masks = {m: stream.mask for m, stream in streams.items()}
         return ModelOutput(encoded, embeddings, tokens, masks, out.losses, out.load)
 
-    def encode(self, batch: Batch, modality: str, reconstruct: bool = True) -> EncoderOutput:
+    def encode(
+        self, batch: Batch, modality: str, reconstruct: bool = True, draws: torch.Generator | None = None
+    ) -> EncoderOutput:
         """Encode one modality of a batch, and mark the tokens of terms where the model has a term bias.
 
         Args:
             batch: holds raw inputs or cached features of the modality.
             modality: its name.
             reconstruct: whether the losses include decoding the raw input, if the batch has it.
+            draws: decides which of it is decoded.
 
         Returns:
             EncoderOutput with tokens (N, T, D).
         """
-        encoded = encode(self.encoders[modality], batch, modality, reconstruct)
+        encoded = encode(self.encoders[modality], batch, modality, reconstruct, draws=draws)
         if modality == "text" and self.terms is not None:
             in_term = self.terms(batch.inputs["text"])
             encoded.term_mask = in_term & encoded.mask
@@ -191,7 +200,14 @@ class MultimodalModel(nn.Module):
             logits.append(self.match_head(x, y))
         return MatchOutput(logits, out.losses, out.load)
 
-    def read(self, modality: str, stream: Stream, summary: Tensor, use_running_stats: bool = False) -> Tensor:
+    def read(
+        self,
+        modality: str,
+        stream: Stream,
+        summary: Tensor,
+        use_running_stats: bool = False,
+        present: Tensor | None = None,
+    ) -> Tensor:
         """Pool and project one modality's tokens.
 
         Args:
@@ -199,14 +215,15 @@ class MultimodalModel(nn.Module):
             stream: the backbone's tokens (N, T, D) and mask (N, T).
             summary: the trunk's summary (N, S), read where the model has direct projections.
             use_running_stats: centre by running statistics, see `Projection.forward`.
+            present: (N,) bool, the rows that count in the batch's statistics; None for all.
 
         Returns:
             unit vectors (N, E) float32.
         """
         pooled = self.pool[modality](stream.x, stream.mask)
-        x = self.project[modality](pooled, use_running_stats)
+        x = self.project[modality](pooled, use_running_stats, present)
         if modality in self.direct:
-            x = x + self.direct[modality](summary, use_running_stats)
+            x = x + self.direct[modality](summary, use_running_stats, present)
         return normalize(x.float(), dim=-1)
 
     def token_vectors(self, modality: str, stream: Stream) -> Tensor:
@@ -232,16 +249,23 @@ class MultimodalModel(nn.Module):
 
 
 def encode(
-    encoder: Encoder, batch: Batch, modality: str, reconstruct: bool = True, rows: Tensor | None = None
+    encoder: Encoder,
+    batch: Batch,
+    modality: str,
+    reconstruct: bool = True,
+    rows: Tensor | None = None,
+    draws: torch.Generator | None = None,
 ) -> EncoderOutput:
     """Send one modality of a batch through its encoder; cached features replace the trunk, which then does not run.
 
     Args:
         encoder: of that modality.
-        batch: holds the modality's raw inputs (N, …), its cached features (N, T, F), or both.
+        batch: holds the modality's raw inputs (N, …), its cached features (N, T, F), or both. Rows that are not present
+            are read as zeros, whatever they hold, and no token of theirs is real.
         modality: its name.
         reconstruct: whether the losses include decoding the raw input, if the batch has it.
         rows: (N,) bool, which rows are encoded; None encodes all.
+        draws: on the CPU, decides which of the raw input is decoded; None draws from torch's own.
 
     Returns:
         EncoderOutput with tokens (n, T, D) of the n rows.
@@ -253,14 +277,31 @@ def encode(
             return tensor
         return tensor[rows]
 
-    mask = chosen(batch.masks)
-    tokens = chosen(batch.features)
+    present = chosen(batch.present)
+    assert present is not None
+    mask = one_real(chosen(batch.masks), present)
+    tokens = zeroed(chosen(batch.features), present)
     features = None
     if tokens is not None:
         assert mask is not None
         features = Features(tokens.float(), mask)
-    inputs = chosen(batch.inputs)
-    return encoder(inputs, mask, features, reconstruct)
+    inputs = zeroed(chosen(batch.inputs), present)
+    return encoder(inputs, mask, features, reconstruct, present, draws)
+
+
+def zeroed(x: Tensor | None, present: Tensor) -> Tensor | None:
+    """x (N, …) with zeros in the rows that are not present, (N,) bool."""
+    if x is None:
+        return None
+    return torch.where(present.view(-1, *[1] * (x.ndim - 1)), x, 0)
+
+
+def one_real(mask: Tensor | None, present: Tensor) -> Tensor | None:
+    """mask (N, L) in which the first input alone is real in rows that are not present: no trunk meets an empty one."""
+    if mask is None:
+        return None
+    first = torch.arange(mask.shape[1], device=mask.device) == 0
+    return torch.where(present[:, None], mask, first)
 
 
 def direct_projections(encoders: Mapping[str, Encoder], head: tuple[int, int, float]) -> dict[str, Projection]:
@@ -286,21 +327,26 @@ def streams_of(encoded: Mapping[str, EncoderOutput]) -> Reading:
     return {m: Stream(e.tokens, e.mask, e.term_mask) for m, e in encoded.items()}
 
 
-def select(encoded: EncoderOutput, rows: Tensor) -> EncoderOutput:
+def select(encoded: EncoderOutput, rows: Tensor, group: Group = None) -> EncoderOutput:
     """Some rows of an encoder's output, without its losses and metrics, which belong to the whole batch.
 
     Args:
         encoded: tokens (N, T, D).
         rows: (n,) int64; a row may occur more than once.
+        group: its ranks' outputs are joined, and all of them select the same rows: row i of rank r is r · N + i.
 
     Returns:
         EncoderOutput with tokens (n, T, D).
     """
-    term_mask = None if encoded.term_mask is None else encoded.term_mask[rows]
-    tokens = encoded.tokens[rows]
-    codes = encoded.codes[rows]
-    mask = encoded.mask[rows]
-    summary = encoded.summary[rows]
+
+    def chosen(x: Tensor) -> Tensor:
+        return rows_of_ranks(x, rows, group)
+
+    term_mask = None if encoded.term_mask is None else chosen(encoded.term_mask)
+    tokens = chosen(encoded.tokens)
+    codes = chosen(encoded.codes)
+    mask = chosen(encoded.mask)
+    summary = chosen(encoded.summary)
     return EncoderOutput(tokens, codes, mask, summary, term_mask=term_mask)
 
 

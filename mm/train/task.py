@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from alignment import Aligned, DrawnPairs, LossTerms, loss_weights, stage
-from kernels.collectives import sum_over_ranks, world
+from kernels.collectives import joint_sum, rank_and_size, sum_over_ranks, world
 from mm.artifacts.run import Run
 from mm.batch import Batch
 from mm.modalities import pairs_of
 from mm.model.multimodal import MatchInput, MatchOutput, ModelOutput, select
 from mm.train.optim import build_optimizer, learning_rate, parameter_groups
+from mm.train.ranks import same_lengths
 
 SHOWN = ("contrastive/image_text", "itm/image_text")
 """Terms that the progress bar shows."""
@@ -34,6 +36,8 @@ class AlignTask(LightningModule):
         self.model = run.model
         self.loss = run.loss
         self.stages = pairs_of(self.model.modalities)
+        self.draws = torch.Generator()
+        """Of what is drawn over the global batch, in the same state on every rank; see `seed_step`."""
         self.load: Tensor | None = None
         """Of a step whose routing biases have yet to move, (layers, M, E)."""
 
@@ -56,7 +60,8 @@ class AlignTask(LightningModule):
             batch_index: unused, Lightning's.
 
         Returns:
-            the weighted sum of all losses ().
+            the weighted sum of all losses () of the global batch, the same on every rank: the gradients' mean over the
+            ranks, which the strategy takes, is that of one process, see `kernels.collectives`.
 
         Raises:
             FloatingPointError: the sum is not finite.
@@ -71,7 +76,7 @@ class AlignTask(LightningModule):
 
     def read(self, batch: Batch) -> ModelOutput:
         """The model's forward of a training step."""
-        return self.model(batch)
+        return self.model(same_lengths(batch), draws=self.draws)
 
     def losses(self, output: ModelOutput, batch: Batch) -> tuple[LossTerms, Tensor]:
         """All losses of a step: alignment terms, matching of drawn pairs, the encoders' and the router's.
@@ -81,13 +86,13 @@ class AlignTask(LightningModule):
             batch: the samples of this rank.
 
         Returns:
-            named terms and their weighted sum; expert load (layers, M, E) of all forwards of the step.
+            named terms and their weighted sum; expert load (layers, M, E) of all forwards of the step on all ranks.
         """
         weights = loss_weights(self.config.schedule, self.progress, self.stages)
         sides = aligned_sides(output, batch)
         rows = self.loss.rows(sides)
         terms = self.loss(sides, rows, batch.ids, weights)
-        drawn = self.loss.draw(sides, rows, batch.ids, weights)
+        drawn = self.loss.draw(sides, rows, batch.ids, weights, self.draws)
         matched = self.match(drawn, output)
         if matched:
             self.loss.add_matching(terms, drawn, matched.logits, weights)
@@ -98,35 +103,47 @@ class AlignTask(LightningModule):
             both = value + matched.losses[name] if matched else value
             terms.add(f"router/{name}", both, 1.0)
         loads = [output.load, matched.load] if matched else [output.load]
-        return terms, torch.stack(loads).sum(0)
+        return terms, sum_over_ranks(torch.stack(loads).sum(0), world())
 
     def match(self, drawn: list[DrawnPairs], output: ModelOutput) -> MatchOutput | None:
         """Read drawn pairs jointly, all in one call: small calls cost more than what they compute.
+
+        Each rank reads every W-th pair, and is sent the logits of the others.
 
         Args:
             drawn: rows of either side, for each pair of modalities.
             output: the model's forward, whose encoder outputs are read again.
 
         Returns:
-            MatchOutput with logits for each element of `drawn`; None if nothing was drawn.
+            MatchOutput with logits for each element of `drawn`, and the load of this rank; None if nothing was drawn.
         """
         if not drawn:
             return None
+        group = world()
+        rank, ranks = rank_and_size(group)
         pairs = []
         for pair in drawn:
-            left = select(output.encoded[pair.a], pair.rows_a)
-            right = select(output.encoded[pair.b], pair.rows_b)
+            mine = torch.arange(rank, len(pair.rows_a), ranks, device=pair.rows_a.device)
+            left = select(select(output.encoded[pair.a], pair.rows_a, group), mine)
+            right = select(select(output.encoded[pair.b], pair.rows_b, group), mine)
             pairs.append(MatchInput(pair.a, pair.b, left, right))
-        return self.model.match(pairs)
+        matched = self.model.match(pairs)
+        logits = []
+        for pair, own in zip(drawn, matched.logits, strict=True):
+            mine = torch.arange(rank, len(pair.rows_a), ranks, device=own.device)
+            of_all = own.new_zeros(len(pair.rows_a)).index_copy(0, mine, own)
+            logits.append(joint_sum(of_all, group))
+        return replace(matched, logits=logits)
 
     def seed_step(self) -> None:
-        """Make every draw of a step (dropout, hard negatives, sampled positions) a function of (seed, step, rank).
+        """Make what a step draws over the global batch (hard negatives, sampled positions) a function of (seed, step),
+        and dropout one of (seed, step, rank).
 
         No generator's state has to survive: a resumed run draws the same numbers as the uninterrupted one.
         """
-        key = f"{self.config.seed} {self.global_step} {self.global_rank}"
-        digest = hashlib.sha256(key.encode()).digest()
-        torch.manual_seed(int.from_bytes(digest[:7], "little"))
+        seed = self.config.seed
+        self.draws.manual_seed(step_seed(seed, self.global_step, 0))
+        torch.manual_seed(step_seed(seed, self.global_step, self.global_rank))
 
     def rebalance(self, load: Tensor) -> None:
         """Note the load of a step, against which the routing biases move once its backward is done.
@@ -135,16 +152,15 @@ class AlignTask(LightningModule):
         experts than the forward did.
 
         Args:
-            load: (layers, M, E) assignments of this rank.
+            load: (layers, M, E) assignments of all ranks.
         """
-        self.load = load.clone()
+        self.load = load
 
     def on_after_backward(self) -> None:
-        """Move the routing biases against the load of all ranks, which keeps them equal on every rank."""
+        """Move the routing biases against the load."""
         if self.load is None:
             return
-        total = sum_over_ranks(self.load, world())
-        self.model.backbone.rebalance(total)
+        self.model.backbone.rebalance(self.load)
         self.load = None
 
     def report(self, terms: LossTerms, output: ModelOutput, load: Tensor) -> None:
@@ -153,7 +169,7 @@ class AlignTask(LightningModule):
         Args:
             terms: named losses and their sum.
             output: the forward of the step, for the encoders' metrics.
-            load: (layers, M, E) assignments of this rank. `experts/dead` is the share of experts without any,
+            load: (layers, M, E) assignments of all ranks. `experts/dead` is the share of experts without any,
                 `experts/busiest` the largest load over the mean one.
         """
         for name, value in terms.terms.items():
@@ -216,6 +232,12 @@ class AlignTask(LightningModule):
             parameters.extend(group["params"])
         norm = clip_gradients(self, parameters, largest)
         self.log("gradient_norm", norm)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """What a rank draws in a step begins at this number, below 2^56."""
+    digest = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
+    return int.from_bytes(digest[:7], "little")
 
 
 def aligned_sides(output: ModelOutput, batch: Batch) -> dict[str, Aligned]:

@@ -1,7 +1,9 @@
 """The one builder of a Trainer: progress, metrics.csv, and checkpoints to resume from."""
 
 import logging
+import warnings
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +11,7 @@ import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mm.config import TrainConfig
@@ -16,7 +19,13 @@ from mm.device import Precision, is_reduced
 from mm.train.callbacks import KeepHistory, TrainingMode
 from mm.train.checkpoint import SyncedCheckpointIO, regular_checkpoints
 from mm.train.interrupt import StopOnSignal
+from mm.train.ranks import one_end
 from mm.train.resume import AskedRates, newest_checkpoint
+
+DDP_STARTS: dict[str, Literal["popen", "fork", "spawn"]] = {"ddp": "popen", "ddp_fork": "fork", "ddp_spawn": "spawn"}
+"""How each of Lightning's names for DDP starts its processes."""
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others: longer than an evaluation on the first one, not for ever."""
 
 
 def build_trainer(
@@ -46,7 +55,7 @@ def build_trainer(
             max_epochs=1,
             accelerator=device.type,
             devices=train.devices,
-            strategy=train.strategy,
+            strategy=strategy_of(train, device),
             precision=trainer_precision(train.precision, device),
             use_distributed_sampler=False,
             logger=CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=every),
@@ -54,7 +63,6 @@ def build_trainer(
             callbacks=[TrainingMode(), RichProgressBar(), checkpoints, *callbacks, *resumed, StopOnSignal(folder)],
             plugins=[SyncedCheckpointIO()],
             num_sanity_val_steps=0,
-            sync_batchnorm=True,
             enable_model_summary=False,
         )
     except (MisconfigurationException, ModuleNotFoundError) as error:
@@ -68,8 +76,32 @@ def fit(trainer: Trainer, task: LightningModule, data: LightningDataModule, fold
     """
     checkpoint = newest_checkpoint(folder) if resume else None
     device = next(task.parameters()).device
-    trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
+    with one_end():
+        trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
     task.to(device)  # Lightning leaves it on the CPU.
+
+
+def strategy_of(train: TrainConfig, device: torch.device) -> DDPStrategy | str:
+    """The strategy that `train.strategy` names: of DDP one for steps that leave parameters unused.
+
+    A stage of the schedule does not read the heads of later ones. `auto` is DDP on several devices.
+    """
+    name = train.strategy
+    if name == "auto" and device_count(train, device) > 1:
+        name = "ddp"
+    if name not in DDP_STARTS:
+        return name
+    # Convolutions that read channels last give such gradients; DDP copies them, which is all that it warns of.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    return DDPStrategy(start_method=DDP_STARTS[name], find_unused_parameters=True, timeout=TIMEOUT)
+
+
+def device_count(train: TrainConfig, device: torch.device) -> int:
+    """How many processes a run takes on all its nodes; `auto` is every GPU of a node, or one CPU."""
+    count = train.devices
+    if not isinstance(count, int):
+        count = torch.cuda.device_count() if device.type == "cuda" else 1
+    return count * train.num_nodes
 
 
 def trainer_precision(precision: Precision, device: torch.device) -> Literal["bf16-mixed", "32-true"]:

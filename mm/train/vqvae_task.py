@@ -14,7 +14,8 @@ from mm.batch import Batch
 from mm.modalities import build_encoder
 from mm.model.multimodal import encode
 from mm.train.optim import build_optimizer, decays, learning_rate, rate_factor
-from mm.train.task import clip_gradients, not_finite
+from mm.train.ranks import same_lengths
+from mm.train.task import clip_gradients, not_finite, step_seed
 from mm.train.vqvae_config import VQVAEConfig, encoder_of
 
 NO_STAGES = ScheduleConfig(kind="joint")
@@ -54,6 +55,8 @@ class VQVAETask(LightningModule):
         super().__init__()
         self.config = config
         self.modality = config.modality
+        self.draws = torch.Generator()
+        """Of what is drawn over the global batch, in the same state on every rank."""
         self.encoders = nn.ModuleDict({config.modality: encoder})
 
     @property
@@ -62,19 +65,19 @@ class VQVAETask(LightningModule):
         return self.encoders[self.modality]
 
     def forward(self, batch: Batch) -> EncoderOutput:
-        """Encode and decode the samples of a batch that have the modality.
+        """Encode and decode a batch; samples without the modality do not count.
 
         Args:
-            batch: samples, N of which have it.
+            batch: N rows of the modality.
 
         Returns:
             EncoderOutput with tokens (N, T, D) and all losses.
         """
-        present = batch.present[self.modality]
-        return encode(self.encoder, batch, self.modality, rows=present)
+        return encode(self.encoder, same_lengths(batch), self.modality, draws=self.draws)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step -> the sum of all losses (). Raises FloatingPointError where it is not finite."""
+        self.draws.manual_seed(step_seed(self.config.seed, self.global_step, 0))
         output = self(batch)
         losses = list(output.losses.values())
         total = torch.stack(losses).sum()

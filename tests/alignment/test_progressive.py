@@ -200,18 +200,21 @@ def test_hard_negatives_are_rows_of_the_batch_where_some_are_absent() -> None:
 def test_rows_pair_up_by_sample_and_absent_ones_drop_out() -> None:
     image = side(0, rows=3, present=torch.tensor([True, False, True]), samples=3)
     text = side(1, rows=6, present=torch.tensor([True, True, False, True, True, True]), samples=3)
-    i, j = paired_rows(image, text)
-    assert (i.tolist(), j.tolist()) == ([0, 0, 2], [0, 3, 5])
-    assert [x.tolist() for x in paired_rows(text, image)] == [[0, 3, 5], [0, 0, 2]]
+    rows = paired_rows(image, text)
+    assert (rows.a.tolist(), rows.b.tolist()) == ([0, 0, 2], [0, 3, 5])
+    assert rows.lengths == [3] and rows.order.tolist() == [0, 1, 2] and rows.first(2) == [2]
+    turned = paired_rows(text, image)
+    assert (turned.a.tolist(), turned.b.tolist()) == ([0, 3, 5], [0, 0, 2])
 
 
 def test_rows_pair_up_by_their_index_in_whatever_order_they_come() -> None:
+    """All samples once before any twice: the second text of sample 1 comes last."""
     image = side(0, rows=3, samples=3)
     image.sample_index = torch.tensor([2, 0, 1])
     text = side(1, rows=4, samples=3)
     text.sample_index = torch.tensor([1, 1, 2, 0])
-    i, j = paired_rows(image, text)
-    assert (i.tolist(), j.tolist()) == ([2, 2, 0, 1], [0, 1, 2, 3])
+    rows = paired_rows(image, text)
+    assert (rows.a.tolist(), rows.b.tolist()) == ([2, 0, 1, 2], [0, 2, 3, 1])
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])

@@ -101,7 +101,7 @@ def test_every_caption_is_drawn_about_as_often(dataset):
     assert set(drawn) == set(dataset.captions[1]) and min(drawn.values()) > 150
 
 
-def test_several_captions_come_one_of_each_sample_after_the_other(dataset):
+def test_several_captions_of_a_sample_come_one_after_the_other(dataset):
     source = view(dataset, readers={}, captions=2)
     examples = [source[index, 3] for index in range(4)]
     for i, example in enumerate(examples):
@@ -109,8 +109,8 @@ def test_several_captions_come_one_of_each_sample_after_the_other(dataset):
     assert all(e.captions[:1] == view(dataset, readers={})[i, 3].captions for i, e in enumerate(examples))
     batch = batch_of(examples)
     found = ["".join(map(chr, row[row > 0].tolist())) for row in batch.inputs["text"]]
-    assert found == [e.captions[k] for k in (0, 1) for e in examples]
-    assert len(batch) == 4 and batch.sample_index["text"].tolist() == [0, 1, 2, 3] * 2
+    assert found == [e.captions[k] for e in examples for k in (0, 1)]
+    assert len(batch) == 4 and batch.sample_index["text"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_only_the_first_captions_are_drawn_where_they_are_limited(dataset):

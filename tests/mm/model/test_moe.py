@@ -101,11 +101,11 @@ def test_an_even_load_has_the_least_balance_loss() -> None:
 
 
 def test_modality_entropy_wants_sure_tokens_and_a_spread_modality() -> None:
-    modality = torch.arange(8) % 2
+    modality = torch.arange(8) % 2  # the third has no token, and does not count
     sure_and_spread = torch.eye(4).repeat_interleave(2, 0)
     collapsed = torch.eye(4)[:1].expand(8, 4)
-    assert modality_entropy(sure_and_spread, modality).item() == pytest.approx(-math.log(4), abs=1e-4)
-    assert modality_entropy(collapsed, modality).item() == pytest.approx(0, abs=1e-4)
+    assert modality_entropy(sure_and_spread, modality, 3).item() == pytest.approx(-math.log(4), abs=1e-4)
+    assert modality_entropy(collapsed, modality, 3).item() == pytest.approx(0, abs=1e-4)
 
 
 def test_every_chosen_expert_learns_and_no_other() -> None:
