@@ -161,6 +161,7 @@ class FeatureCache:
             "weights": weights_digest(extract.original.trunk),
             "settings": self._settings(modality),
             "arithmetic": extract.arithmetic,
+            "absent": "no tokens",
             "augment": [str(self.data.augment), self.seed] if view else None,
             "content": self._content(modality, split, dataset),
         }
@@ -260,10 +261,10 @@ def stack_cached(examples: Sequence[CachedExample], collate: Collate, cache: Fea
         Batch with features (N, T, F) by modality.
     """
     batch = collate([cached.example for cached in examples])
-    for modality, first in examples[0].features.items():
+    for modality in examples[0].features:
         rows: list[Tensor] = []
-        for number in range(len(first)):
-            rows.extend(cached.features[modality][number] for cached in examples)
+        for cached in examples:
+            rows.extend(cached.features[modality])
         cache.put(batch, modality, rows)
     return batch
 
