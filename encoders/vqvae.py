@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from encoders.base import EncoderOutput, Features, Trunk
+from encoders.batch_norm import counted_rows, join_batch_norms
 from encoders.quantizer import Quantizer, QuantizerConfig, build_quantizer
 from kernels.collectives import joint_mean, rank_and_size, step_group
 from kernels.ranges import check_ranges
@@ -172,7 +173,8 @@ class Encoder(nn.Module):
         if features is None:
             if inputs is None:
                 raise ValueError("an encoder needs raw inputs or the cached features of its trunk")
-            features = self.features(inputs, mask)
+            with counted_rows(self.trunk, present):
+                features = self.features(inputs, mask)
         if present is not None:
             features = replace(features, mask=features.mask & present[:, None])
             mask = None if mask is None else mask & present[:, None]
@@ -233,10 +235,15 @@ class Encoder(nn.Module):
         return self
 
     def freeze_trunk_if_asked(self) -> None:
-        """Freeze the trunk where the settings ask for it; every constructor ends with this call."""
+        """Freeze the trunk where the settings ask for it; every constructor ends with this call.
+
+        The batch norms of one that trains are made to see the global batch.
+        """
         if self.frozen_trunk:
             self.trunk.requires_grad_(False)
             self.trunk.eval()
+        else:
+            join_batch_norms(self.trunk)
 
 
 class FeatureDecoder(nn.Module):

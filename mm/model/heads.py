@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kernels.collectives import joint_mean, joint_sum, world
+from encoders.batch_norm import JointBatchNorm, counted_rows
 
 
 class AttentionPool(nn.Module):
@@ -38,9 +38,8 @@ class AttentionPool(nn.Module):
         return attended + mean
 
 
-class Center(nn.BatchNorm1d):
-    """Centre and scale pooled vectors (N, D), without parameters: batch normalisation (Ioffe & Szegedy 2015) whose
-    batch is the global one, without the rows that are absent.
+class Center(JointBatchNorm, nn.BatchNorm1d):
+    """Centre and scale pooled vectors (N, D) by the statistics of the global batch, without parameters.
 
     Args:
         width: D, of a pooled vector.
@@ -49,42 +48,9 @@ class Center(nn.BatchNorm1d):
     def __init__(self, width: int) -> None:
         super().__init__(width, affine=False)
 
-    def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:  # type: ignore[override]  # which rows count
-        """Normalise by the batch's statistics in training, and move the running ones; by these in evaluation.
-
-        Args:
-            x: pooled vectors (N, D).
-            present: (N,) bool, the rows that count in the statistics; None for all.
-
-        Returns:
-            (N, D).
-        """
-        if not self.training:
-            return self.by_running_stats(x)
-        group = world()
-        weight = x.new_ones(len(x), 1, dtype=torch.float32) if present is None else present[:, None].float()
-        count = joint_sum(weight.sum(), group)
-        values = x.float()
-        mean = joint_mean((weight * values).sum(0), weight.sum(), group)
-        centered = values - mean
-        variance = joint_mean((weight * centered.square()).sum(0), weight.sum(), group)
-        self.follow(mean.detach(), variance.detach(), count)
-        return (centered * (variance + self.eps).rsqrt()).to(x.dtype)
-
     def by_running_stats(self, x: Tensor) -> Tensor:
-        """Normalise x (N, D) by the running statistics."""
+        """Normalise x (N, D) by the running statistics, and leave them."""
         return nn.functional.batch_norm(x, self.running_mean, self.running_var, eps=self.eps)
-
-    @torch.no_grad()
-    def follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Move the running statistics towards those (D,) of a batch of `count` () vectors; one of none leaves them."""
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        assert self.momentum is not None
-        share = self.momentum * (count > 0)
-        unbiased = variance * count / (count - 1).clamp(min=1)
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(unbiased, share)
-        self.num_batches_tracked += 1
 
 
 class Projection(nn.Module):
@@ -129,7 +95,11 @@ class Projection(nn.Module):
         Returns:
             (N, E), not normalised.
         """
-        x = self.center.by_running_stats(x) if use_running_stats else self.center(x, present)
+        if use_running_stats:
+            x = self.center.by_running_stats(x)
+        else:
+            with counted_rows(self.center, present):
+                x = self.center(x)
         y = self.linear(x)
         if self.net is None:
             return y
