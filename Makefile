@@ -6,9 +6,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 STAMP := $(VENV)/.installed
+BENCH := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check bench bench-eval soak notebooks
+.PHONY: help setup train test test-extras check bench bench-eval soak notebooks
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,11 +26,22 @@ else
 endif
 	@touch $@
 
+$(BENCH): $(STAMP)
+ifneq ($(UV),)
+	$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[test,bench]'
+else
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,bench]'
+endif
+	@touch $@
+
 train: $(STAMP)  ## train on the embedded scenes, evaluate, report (ARGS="--name mine --seed 1" for options)
 	$(BIN)/python scripts/train_align.py $(ARGS)
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-extras: $(BENCH)  ## install every extra and run the tests; one that skips because a package is missing fails
+	MM_ALL_EXTRAS=1 $(BIN)/python -m pytest $(ARGS)
 
 check: $(STAMP)  ## ruff, mypy, import contract
 	$(BIN)/ruff format --check .
@@ -37,10 +49,10 @@ check: $(STAMP)  ## ruff, mypy, import contract
 	$(BIN)/mypy mm encoders alignment kernels eval scripts
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## kernels beside their references, limits and peers (ARGS="--only grouped_mlp --json rows.json")
+bench: $(BENCH)  ## kernels beside their references, limits and peers (ARGS="--only grouped_mlp --json rows.json")
 	$(BIN)/python scripts/bench_kernels.py $(ARGS)
 
-bench-eval: $(STAMP)  ## the evaluator beside clip-benchmark and eccv_caption, where they are installed
+bench-eval: $(BENCH)  ## the evaluator beside clip-benchmark and eccv_caption
 	$(BIN)/python scripts/bench_eval.py $(ARGS)
 
 soak: $(STAMP)  ## kill and resume a run, watch memory, train every set of modalities partly absent (an hour)

@@ -53,7 +53,9 @@ class TrainConfig:
     accelerator: str = "auto"
     """cpu, gpu, or auto for a GPU where there is one: everything that the run does is done there."""
     devices: Annotated[int | Literal["auto"], "[1, inf)"] = "auto"
-    """How many of them."""
+    """How many of them, on each machine."""
+    num_nodes: Annotated[int, "[1, inf)"] = 1
+    """Machines that train together, each of which runs the same command."""
     strategy: str = "auto"
     """Any Lightning strategy: auto, ddp, fsdp, deepspeed_stage_3, …"""
 

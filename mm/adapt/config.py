@@ -145,7 +145,7 @@ def adapted_config(own: AlignConfig, config: AdaptConfig) -> AlignConfig:
         data=data,
         optim=replace(config.optim, rates=adapted_rates(own, config)),
         schedule=config.schedule,
-        train=replace(config.train, devices=1, strategy="auto"),
+        train=replace(config.train, devices=1, num_nodes=1, strategy="auto"),
     )
 
 

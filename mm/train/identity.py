@@ -37,6 +37,7 @@ FREE = (
     "optim.learning_rate",
     "train.accelerator",
     "train.devices",
+    "train.num_nodes",
     "train.strategy",
     "train.checkpoint_every",
 )

@@ -55,6 +55,7 @@ def build_trainer(
             max_epochs=1,
             accelerator=device.type,
             devices=train.devices,
+            num_nodes=train.num_nodes,
             strategy=strategy_of(train, device),
             precision=trainer_precision(train.precision, device),
             use_distributed_sampler=False,

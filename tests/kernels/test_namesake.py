@@ -46,7 +46,7 @@ def transformers_takes_us(metadata: Path) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("transformers", reason="transformers is not installed")
     program = f"""
 import importlib.metadata as metadata, sys
-sys.path[:0] = [{str(ROOT)!r}, {str(metadata)!r}]
+sys.path[:0] = [{str(metadata)!r}, {str(ROOT)!r}]
 every = metadata.distributions
 metadata.distributions = lambda **k: [d for d in every(**k) if d.name != "mm-align" or d.version == {IN_THEIR_RANGE!r}]
 from transformers.utils.import_utils import is_kernels_available
@@ -80,7 +80,7 @@ def test_bitsandbytes_does_not_complain_of_us(caplog: pytest.LogCaptureFixture) 
     """What it logs on processors with AVX512-BF16 when it is imported, found in its source and logged here."""
     spec = importlib.util.find_spec("bitsandbytes")
     if spec is None or spec.origin is None:
-        pytest.skip("bitsandbytes is not installed")
+        pytest.importorskip("bitsandbytes")
     source = (Path(spec.origin).parent / "backends" / "cpu" / "ops.py").read_text()
     (complaint,) = re.findall(r'logger.warning\(\s*"(.*%s.*)",\s*exc', source)
     assert "from kernels import get_kernel" in source and "logger = logging.getLogger(__name__)" in source
@@ -102,7 +102,7 @@ def test_no_library_looks_for_another_of_our_names(package: str) -> None:
     """Neither by an import nor by asking whether it is installed; the examples and tests inside them do not count."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        pytest.skip(f"{package} is not installed")
+        pytest.importorskip(package)
     name = "(mm|encoders|alignment|eval|scripts|configs|tests)"
     asks = re.compile(
         rf"^\s*(from {name}[. ].*import|import {name}(\.|\s|$))|(find_spec|_is_package_available)\([\"']{name}[\"']",
