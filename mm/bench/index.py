@@ -180,7 +180,7 @@ def built_by(config: IndexConfig) -> BaseEmbedder:
 def search_table(rows: list[dict[str, Any]], config: IndexConfig) -> Table:
     """Search by size."""
     title = f"the best {config.k} of N vectors of {config.width} float32; limit: reading them once"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", min_width=72)
     for column in ("N", "queries", "ms", "limit ms", "of the limit", "GB/s read"):
         table.add_column(column, justify="right")
     for row in rows:
@@ -200,7 +200,7 @@ def search_table(rows: list[dict[str, Any]], config: IndexConfig) -> Table:
 def build_table(built: dict[str, Any]) -> Table:
     """Images a second, by part."""
     title = f"an index of {built['images']:,} JPEGs of {built['side']} pixels, by {built['model']}"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", min_width=72)
     table.add_column("what")
     table.add_column("images/s", justify="right")
     for name, rate in built["images_a_second"].items():
