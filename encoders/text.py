@@ -1,19 +1,14 @@
-"""Text VQ-VAE: token ids -> trunk -> codes -> token logits.
+"""Text VQ-VAE: token ids -> trunk -> codes -> token logits."""
 
-The tokenizer is the trunk's own: open_clip's for its model, or transformers'.
-"""
-
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from encoders.base import Features, Trunk
-from encoders.clip_towers import OpenClipTextTrunk, open_clip_tokenizer
-from encoders.trunks import HuggingFaceTextTrunk, fetching, hugging_face_folder, require_transformers
+from encoders.clip_towers import OpenClipTextTrunk
+from encoders.trunks import HuggingFaceTextTrunk
 from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder
 from kernels.attention import attention
 from kernels.collectives import gather, joint_mean, rank_and_size, step_group
@@ -22,8 +17,6 @@ from kernels.ranges import check_ranges
 DECODED_TOKENS = 8
 """Token logits decoded per step for each of `bottleneck.reconstruct`: a vocabulary is wide, a sample of it estimates
 the same loss."""
-CAPTIONS_AT_ONCE = 1024
-"""Captions that are tokenized at a time to find a vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -47,144 +40,6 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "text")
-
-
-class Tokenizer:
-    """B captions -> ids (B, L) int64, mask (B, L) bool; L is the longest of these captions, at most `max_tokens`.
-
-    Args:
-        trunk: as `TextConfig.trunk`, whose tokenizer it is.
-        max_tokens: where captions are cut, start and end tokens included.
-
-    Raises:
-        ValueError: there is no such trunk, or its tokenizer cannot be fetched.
-    """
-
-    def __init__(self, trunk: str, max_tokens: int) -> None:
-        self.max_tokens = max_tokens
-        library, _, name = trunk.partition("/")
-        self.hugging_face: Any = None
-        self.bpe: Any = None
-        self.cleaned: Callable[[str], str] = str
-        """What a caption goes through first."""
-        self.strips_separator = False
-        """Whether padding stands in the separator's place."""
-        if library == "hf":
-            with fetching(trunk):
-                transformers = require_transformers(trunk)
-                folder = hugging_face_folder(name)
-                self.hugging_face = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        elif library == "open_clip":
-            self._take_open_clip(open_clip_tokenizer(name))
-        elif library == "scratch":
-            import open_clip
-
-            self.bpe = open_clip.SimpleTokenizer(context_length=max_tokens)
-        else:
-            raise ValueError(f"text.trunk={trunk!r}: use scratch, open_clip/<name> or hf/<name or folder>")
-        if self.hugging_face is not None:
-            if self.hugging_face.pad_token_id is None:
-                raise ValueError(f"the tokenizer of {trunk} has no padding token: it cannot read several captions")
-            # Trunks read by length, so the real tokens come first; what pads on the left is a decoder's habit.
-            self.hugging_face.padding_side = "right"
-
-    def _take_open_clip(self, tokenizer: Any) -> None:
-        """A model's own BPE, or the tokenizer of transformers that it trained with, and what it does around that."""
-        if not hasattr(tokenizer, "tokenizer"):
-            self.bpe = tokenizer
-            return
-        if tokenizer.tokenizer_mode:
-            raise ValueError(f"open_clip's tokenizer mode {tokenizer.tokenizer_mode!r} is not supported here")
-        self.hugging_face = tokenizer.tokenizer
-        self.cleaned = tokenizer.clean_fn
-        self.strips_separator = tokenizer.strip_sep_token
-
-    def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """Tokenize captions.
-
-        Args:
-            captions: B strings.
-
-        Returns:
-            ids (B, L) int64 and mask (B, L) bool, True where a token is real.
-        """
-        if self.hugging_face is not None:
-            return self._transformers_ids(captions)
-        ids = self.bpe(captions, context_length=self.max_tokens)
-        # open_clip pads with 0, which is also the token "!": the end token, the highest id, marks the end of a caption.
-        end = ids.argmax(1)
-        mask = torch.arange(ids.shape[1]) <= end[:, None]
-        longest = int(end.max()) + 1
-        return ids[:, :longest], mask[:, :longest]
-
-    def _transformers_ids(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """ids (B, L) and mask (B, L) by a tokenizer of transformers."""
-        cleaned = [self.cleaned(caption) for caption in captions]
-        encoded = self.hugging_face(
-            cleaned, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        )
-        ids = encoded["input_ids"]
-        if self.strips_separator:
-            ids = ids.where(ids != self.hugging_face.sep_token_id, 0)
-        return ids, encoded["attention_mask"].bool()
-
-    def word_ids(self, text: str, after: str = "") -> list[int]:
-        """Token ids of a text without start and end token.
-
-        Args:
-            text: a word or phrase.
-            after: the beginning of `text` whose tokens are dropped.
-
-        Raises:
-            ValueError: the tokens of `text` do not begin with those of `after`.
-        """
-        ids = self._plain_ids(text)
-        first = self._plain_ids(after)
-        if ids[: len(first)] != first:
-            raise ValueError(f"the tokens of {text!r} do not begin with those of {after!r}")
-        return ids[len(first) :]
-
-    def _plain_ids(self, text: str) -> list[int]:
-        """Token ids of a text without start and end token."""
-        if self.hugging_face is None:
-            return self.bpe.encode(text)
-        encoded = self.hugging_face(self.cleaned(text), add_special_tokens=False)
-        return encoded["input_ids"]
-
-    @property
-    def unknown(self) -> int | None:
-        """The id of tokens that the tokenizer does not know, if it has one."""
-        if self.hugging_face is None:
-            return None
-        return self.hugging_face.unk_token_id
-
-    def decode(self, ids: list[int]) -> str:
-        """Token ids of one caption -> text, special tokens skipped."""
-        if self.hugging_face is not None:
-            return self.hugging_face.decode(ids, skip_special_tokens=True)
-        special = (self.bpe.sot_token_id, self.bpe.eot_token_id)
-        plain = [token for token in ids if token not in special]
-        return self.bpe.decode(plain).strip()
-
-
-def observed_vocabulary(tokenizer: Tokenizer, captions: Iterable[str]) -> Tensor:
-    """The token ids that occur in captions.
-
-    A scratch embedding of these alone is a tenth of BPE's 49,408.
-
-    Args:
-        tokenizer: of the text encoder.
-        captions: of the training split.
-
-    Returns:
-        (V,) int64, sorted.
-    """
-    seen: set[int] = set()
-    remaining = iter(captions)
-    while chunk := list(islice(remaining, CAPTIONS_AT_ONCE)):
-        ids, _ = tokenizer(chunk)
-        seen.update(ids.unique().tolist())
-    return torch.tensor(sorted(seen))
 
 
 class ScratchTextTrunk(Trunk):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from encoders import AudioEncoder, BottleneckConfig, Encoder, ImageEncoder, TextEncoder
-from encoders.text import Tokenizer
+from encoders.tokenizer import Tokenizer
 from mm.batch import Batch
 from mm.readers import AudioReader, ImageReader, Reader
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from mm.cli import run_command
-from mm.data import DomainAdapter
+from mm.data.domains.base import DomainAdapter
 from mm.data.domains.chemistry import ChemistryLoader
 from mm.data.domains.table import TableLoader
 from mm.data.prepare.domain import write_domain
@@ -30,7 +30,7 @@ def prepare_domain(
     """Write `train` and `val` of a domain set.
 
     Args:
-        adapter: a subclass of mm.data.DomainAdapter by its name, its own options below it.
+        adapter: a subclass of mm.DomainAdapter by its name, its own options below it.
         out: the folder to write.
         layout: coco (annotations/, images/, audio/) or shards.
         held_out: share of the rows that become `val`; molecules are held out by whole scaffolds.

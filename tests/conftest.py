@@ -19,7 +19,7 @@ if os.environ.get("MM_ALL_EXTRAS"):  # make test-extras: a package that is missi
 
 from encoders import AudioConfig, ImageConfig, TextConfig
 from encoders.quantizer import QuantizerConfig
-from encoders.text import Tokenizer, observed_vocabulary
+from encoders.tokenizer import Tokenizer, observed_vocabulary
 from encoders.vqvae import BottleneckConfig
 from mm.artifacts.run import Run, build_run
 from mm.batch import Batch

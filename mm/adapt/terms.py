@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from encoders.text import Tokenizer
+from encoders.tokenizer import Tokenizer
 from mm.config import AlignConfig
 from mm.model.attention import Attention
 from mm.model.multimodal import MultimodalModel

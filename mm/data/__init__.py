@@ -4,7 +4,6 @@ from pathlib import Path
 
 from kernels.errors import UserError
 from mm.data.dataset import CaptionDataset
-from mm.data.domains.base import DomainAdapter
 
 
 def open_split(
@@ -32,4 +31,4 @@ def open_split(
     return CocoFolder(root, split, karpathy=karpathy, audio_root=audio_root)
 
 
-__all__ = ["CaptionDataset", "DomainAdapter", "open_split"]
+__all__ = ["CaptionDataset", "open_split"]

@@ -11,7 +11,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from encoders import Encoder, ImageConfig
-from encoders.text import Tokenizer, observed_vocabulary
+from encoders.tokenizer import Tokenizer, observed_vocabulary
 from mm.batch import Batch
 from mm.data import open_split
 from mm.data.cached import CachedExample, CachedView, FeatureCache, stack_cached

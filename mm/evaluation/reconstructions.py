@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from encoders.text import Tokenizer
+from encoders.tokenizer import Tokenizer
 from mm.batch import Batch
 from mm.model.multimodal import encode
 

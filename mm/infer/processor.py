@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from encoders.text import Tokenizer
+from encoders.tokenizer import Tokenizer
 from mm.batch import Batch, Sample
 from mm.data.collate import Collate
 from mm.data.media import decode_audio, decode_image, pixels_of

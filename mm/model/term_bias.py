@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from encoders.text import Tokenizer
+from encoders.tokenizer import Tokenizer
 
 PADDING = -1
 """Fills up a row of token ids."""

@@ -19,7 +19,7 @@ from encoders.clip_towers import (
     normalisation,
     open_clip_model,
 )
-from encoders.text import Tokenizer
+from encoders.tokenizer import Tokenizer
 from encoders.trunks import NO_WEIGHTS
 
 CAPTIONS = ["a cat", "a dog on a red mat"]

@@ -8,7 +8,8 @@ import torch
 
 from encoders import TextConfig, TextEncoder
 from encoders.quantizer import QuantizerConfig
-from encoders.text import ScratchTextTrunk, Tokenizer, observed_vocabulary
+from encoders.text import ScratchTextTrunk
+from encoders.tokenizer import Tokenizer, observed_vocabulary
 from encoders.vqvae import BottleneckConfig
 
 SMALL = TextConfig(

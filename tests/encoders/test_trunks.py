@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from encoders import BottleneckConfig, ImageConfig, ImageEncoder, TextConfig, TextEncoder
 from encoders.state import read_weights, weights_digest
-from encoders.text import Tokenizer
+from encoders.tokenizer import Tokenizer
 from encoders.trunks import (
     NO_WEIGHTS,
     HuggingFaceTextTrunk,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from encoders.text import Tokenizer, observed_vocabulary
+from encoders.tokenizer import Tokenizer, observed_vocabulary
 from mm.artifacts.run import build_run, save_run
 from mm.config import AlignConfig
 from mm.data import open_split

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoders.text import Tokenizer, observed_vocabulary
+from encoders.tokenizer import Tokenizer, observed_vocabulary
 from mm.artifacts.probe import probe
 from mm.artifacts.run import Run, load_run, save_run
 from mm.batch import Batch

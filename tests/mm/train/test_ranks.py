@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from encoders.quantizer import QUANTIZERS, QuantizerConfig
-from encoders.text import Tokenizer
+from encoders.tokenizer import Tokenizer
 from kernels.collectives import sum_over_ranks, world
 from mm.artifacts.run import Run
 from mm.batch import Batch

@@ -8,8 +8,9 @@ import PIL.Image
 import pytest
 
 from encoders import ImageConfig
-from mm.data import DomainAdapter, open_split
+from mm.data import open_split
 from mm.data.coco import write_coco
+from mm.data.domains.base import DomainAdapter
 from mm.data.shard_writer import write_shards
 from mm.data.views import EvalView
 from mm.modalities import build_readers

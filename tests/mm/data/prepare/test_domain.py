@@ -5,7 +5,8 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from mm.data import DomainAdapter, open_split
+from mm.data import open_split
+from mm.data.domains.base import DomainAdapter
 from mm.data.prepare.domain import write_domain
 
 
