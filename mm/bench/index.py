@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from PIL import Image
@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from kernels.ranges import check_ranges
 from kernels.timing import Contest, surroundings
 from mm.artifacts.run import build_run
 from mm.config import AlignConfig
@@ -35,26 +36,29 @@ QUERIES = 16
 class IndexConfig:
     """What is searched and built."""
 
-    sizes: tuple[int, ...] = (1_000, 100_000, 1_000_000)
+    sizes: Annotated[tuple[int, ...], "[1, inf)"] = (1_000, 100_000, 1_000_000)
     """Vectors that are searched."""
-    width: int = 512
+    width: Annotated[int, "[1, inf)"] = 512
     """Of each."""
-    k: int = 10
+    k: Annotated[int, "[1, inf)"] = 10
     """Vectors that are found."""
-    repeats: int = 7
+    repeats: Annotated[int, "[1, inf)"] = 7
     """Searches that are timed."""
-    images: int = 512
+    images: Annotated[int, "[0, inf)"] = 512
     """Generated images that an index is built of; 0 for none."""
-    side: int = 256
+    side: Annotated[int, "[1, inf)"] = 256
     """Pixels per side of each."""
     model: str | None = None
     """By which it is built, see mm.load; without one, the default run, untrained."""
     device: str = "auto"
     """Of vectors and model."""
-    seed: int = 0
+    seed: Annotated[int, "[0, inf)"] = 0
     """Of vectors and images."""
     json: str | None = None
     """Where to write what was measured."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def bench_index(config: IndexConfig) -> None:

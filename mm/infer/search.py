@@ -1,7 +1,7 @@
 """`mm-align search`: a folder of images indexed, and searched by text, image or sound."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -13,7 +13,7 @@ def search(
     query: str,
     index: Path | None = None,
     by: Literal["text", "image", "audio"] = "text",
-    k: int = 10,
+    k: Annotated[int, "[1, inf)"] = 10,
     images: Path | None = None,
     model: str | None = None,
     device: str = "auto",
