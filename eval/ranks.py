@@ -31,6 +31,8 @@ LARGEST_EXPONENT = 40
 """Of two, of the numbers of vectors whose inner products float32 holds with room for their width."""
 LARGEST_POWER = 1000
 """Of two, that float64 holds with room for what it multiplies."""
+CACHED = 2**17
+"""Scores that a CPU compares at once: half a MB, and as much for the marks, stay in a core's own cache."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,10 @@ def count_pairs(
         row_side = _Side(row, thresholds, parts=len(b.labels), items=len(a.vectors))
         column_side = _Side(column, thresholds, parts=len(a.labels), items=len(b.vectors)) if by_column else None
         for span, scores in tiles:
-            row_side.add(scores, span.rows, span.column_segment, 1)
-            if column_side is not None:
-                column_side.add(scores, span.columns, span.row_segment, 0)
+            for block, at in _blocks(scores, span.rows):
+                row_side.add(block, at, span.column_segment, 1)
+                if column_side is not None:
+                    column_side.add(block, span.columns, span.row_segment, 0)
     counted_by_row = row_side.counts(group, b.labels)
     counted_by_column = column_side.counts(group, a.labels) if column_side else None
     return Counts(counted_by_row, counted_by_column)
@@ -271,12 +274,13 @@ class _Tiles:
 class _Side:
     """Counts in one direction: the pairs of each item (a row, or a column) stand in slots 0, 1, 2 ... of that item.
 
-    A slot that every item fills is compared with whole tiles; the pairs of all other slots are one list, for which the
-    rows or columns are gathered.
+    A slot that at least half of the items fill is a row of a table and compared with the scores as they lie, against
+    infinity where an item has no such pair; the pairs of all other slots are one list, for which the rows or columns
+    are gathered.
     """
 
     def __init__(self, item: Tensor, thresholds: Tensor, parts: int, items: int) -> None:
-        """Sort the pairs by slot and item.
+        """Sort the pairs by item and slot.
 
         Args:
             item: (P,) in 0 .. items-1, the row (or column) of each pair.
@@ -287,52 +291,37 @@ class _Side:
         by_item = torch.argsort(item, stable=True)
         item = item[by_item]
         every_item = torch.arange(items + 1, device=item.device)
-        starts = torch.searchsorted(item, every_item)
-        slot = torch.arange(len(item), device=item.device) - starts[item]
-        filled = torch.bincount(slot) == items
-        self.full = int(filled.sum())  # slots fill up in order: these are the first ones
-        slot = slot.clamp(max=self.full)
-        by_slot = torch.argsort(slot, stable=True)
-        self.order = by_item[by_slot]
-        self.item = item[by_slot]
-        self.threshold = thresholds[self.order]
-        bounds = torch.arange(self.full + 2, device=item.device)
-        self.slots = torch.searchsorted(slot[by_slot], bounds).tolist()
-        self.greater = torch.zeros(parts, len(item), dtype=torch.int32, device=item.device)
-        self.at_least = torch.zeros_like(self.greater)
+        slot = torch.arange(len(item), device=item.device) - torch.searchsorted(item, every_item)[item]
+        filled = torch.bincount(slot)
+        dense = int((2 * filled >= items).sum())  # slots fill up in order: these are the first ones
+        tabled = slot < dense
+        self.table = thresholds.new_full((dense, items), torch.inf)
+        self.table_at = slot[tabled] * items + item[tabled]
+        self.table.view(-1)[self.table_at] = thresholds[by_item[tabled]]
+        self.item = item[~tabled]
+        self.begins = torch.searchsorted(self.item, every_item).tolist()
+        self.order = torch.cat([by_item[tabled], by_item[~tabled]])
+        self.threshold = thresholds[by_item[~tabled]]
+        self.in_table = torch.zeros(2, parts, dense, items, dtype=torch.int32, device=item.device)
+        self.in_list = torch.zeros(2, parts, len(self.item), dtype=torch.int32, device=item.device)
 
     def add(self, scores: Tensor, at: slice, part: int, dim: int) -> None:
-        """Compare one tile with the thresholds of the items it covers.
+        """Compare a block of a tile with the thresholds of the items it covers.
 
         Args:
-            scores: (R, C) of the tile.
+            scores: (R, C) of the block.
             at: the items it covers.
-            part: of the gallery in which the tile lies.
+            part: of the gallery in which the block lies.
             dim: 1 where items are rows, 0 where they are columns.
         """
-        edges = torch.tensor([at.start, at.stop], device=self.item.device)
-        for slot, begin in enumerate(self.slots[:-1]):
-            end = self.slots[slot + 1]
-            covered = begin + torch.searchsorted(self.item[begin:end], edges)
-            low, high = covered.tolist()
-            if slot < self.full:
-                self._compare(scores, low, high, part, dim)
-                continue
-            for start in range(low, high, TILE_ROWS):
-                stop = min(start + TILE_ROWS, high)
-                where = self.item[start:stop] - at.start
-                gathered = scores.index_select(1 - dim, where)
-                self._compare(gathered, start, stop, part, dim)
-
-    def _compare(self, block: Tensor, low: int, high: int, part: int, dim: int) -> None:
-        """Row (or column) i of the block with the threshold of pair low + i."""
-        cut = self.threshold[low:high].unsqueeze(dim)
-        # The comparison is written as 0/1 floats: summing floats is over a hundred times faster than summing bools.
-        marks = torch.empty(block.shape, dtype=torch.float32, device=block.device)
-        torch.gt(block, cut, out=marks)
-        self.greater[part, low:high] += marks.sum(dim).int()
-        torch.ge(block, cut, out=marks)
-        self.at_least[part, low:high] += marks.sum(dim).int()
+        for slot, thresholds in enumerate(self.table):
+            _count(scores, thresholds[at], self.in_table[:, part, slot, at], dim)
+        begin, end = self.begins[at.start], self.begins[at.stop]
+        step = max(1, _block_elements(scores) // scores.shape[dim])
+        for start in range(begin, end, step):
+            stop = min(start + step, end)
+            gathered = scores.index_select(1 - dim, self.item[start:stop] - at.start)
+            _count(gathered, self.threshold[start:stop], self.in_list[:, part, start:stop], dim)
 
     def counts(self, group: Group, labels: np.ndarray) -> PairCounts:
         """What was counted, in the order of the pairs, summed over the ranks of `group`.
@@ -341,17 +330,50 @@ class _Side:
             group: of ranks, or None.
             labels: (parts,): column p of the counts is of the part with the label p.
         """
-        sum_over_ranks(self.greater, group)
-        sum_over_ranks(self.at_least, group)
+        tabled = self.in_table.flatten(2)[:, :, self.table_at]
+        counted = sum_over_ranks(torch.cat([tabled, self.in_list], 2), group)
+        greater, at_least = counted.transpose(1, 2).cpu().numpy()
         shape = (len(self.order), int(labels.max()) + 1)
-        greater = np.zeros(shape, dtype=np.int64)
-        tied = np.zeros(shape, dtype=np.int64)
-        pairs = self.order.cpu().numpy()[:, None]
-        level = self.at_least - self.greater
-        columns = labels[None, :]
-        greater[pairs, columns] = self.greater.T.cpu().numpy()
-        tied[pairs, columns] = level.T.cpu().numpy()
-        return PairCounts(greater, tied)
+        found = PairCounts(np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64))
+        place = (self.order.cpu().numpy()[:, None], labels[None, :])
+        found.greater[place] = greater
+        found.tied[place] = at_least - greater
+        return found
+
+
+def _count(scores: Tensor, thresholds: Tensor, into: Tensor, dim: int) -> None:
+    """Add how many scores are greater, and how many at least, to into[0] and into[1].
+
+    Args:
+        scores: (R, C).
+        thresholds: (R,) or (C,): of every row where `dim` is 1, of every column where it is 0.
+        into: (2, R) or (2, C) int32.
+        dim: which is counted over.
+    """
+    cut = thresholds.unsqueeze(dim)
+    # The comparison is written as 0/1 floats: it is twice as fast as into bools, and summing bools is a hundred times
+    # slower.
+    marks = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
+    sums = torch.empty(into.shape, dtype=torch.float32, device=scores.device)
+    torch.gt(scores, cut, out=marks)
+    torch.sum(marks, dim, out=sums[0])
+    torch.ge(scores, cut, out=marks)
+    torch.sum(marks, dim, out=sums[1])
+    into += sums.int()
+
+
+def _block_elements(scores: Tensor) -> int:
+    """Scores compared at once: on a CPU what stays in its cache with the marks, elsewhere a tile in one launch."""
+    return CACHED if scores.device.type == "cpu" else TILE_ROWS * TILE_COLUMNS
+
+
+def _blocks(scores: Tensor, rows: slice) -> Iterator[tuple[Tensor, slice]]:
+    """A tile (R, C) whose rows are `rows`, in blocks of whole rows, each with its rows."""
+    step = max(1, _block_elements(scores) // scores.shape[1])
+    for block in scores.split(step):
+        at = slice(rows.start, rows.start + len(block))
+        yield block, at
+        rows = slice(at.stop, rows.stop)
 
 
 def _scores_of(tiles: _Tiles, rows: Tensor, columns: Tensor) -> Tensor:
