@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from kernels.errors import UserError
+
 
 def hard_negatives(
     similarity: Tensor, ids: Tensor, scale: float | Tensor, draws: torch.Generator | None = None
@@ -16,7 +18,7 @@ def hard_negatives(
     """
     same = ids[:, None] == ids[None, :]
     if bool(same.all(1).any()):
-        raise ValueError(f"a batch of {len(ids)} with one image has no negative pair: use a larger batch")
+        raise UserError(f"a batch of {len(ids)} with one image has no negative pair: use a larger batch")
     logits = (scale * similarity.float()).masked_fill(same, float("-inf"))
     return sampled(logits.softmax(1), draws), sampled(logits.T.softmax(1), draws)
 

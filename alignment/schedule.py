@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from kernels.errors import UserError
 from kernels.ranges import check_ranges
 
 Pair = tuple[str, str]
@@ -33,7 +34,7 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "schedule")
         if self.stage2 > self.stage3:
-            raise ValueError(
+            raise UserError(
                 f"schedule.stage2={self.stage2} comes after schedule.stage3={self.stage3}: need stage2 <= stage3"
             )
 

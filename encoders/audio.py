@@ -11,6 +11,7 @@ from encoders.base import Features, Trunk
 from encoders.trunks import TimmTrunk
 from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder, FeatureDecoder, feature_reconstruction, first_rows
 from kernels.collectives import joint_mean, step_group
+from kernels.errors import UserError
 from kernels.ranges import check_ranges
 
 MELS = 64
@@ -47,7 +48,7 @@ class AudioConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "audio")
         if self.hop < 1 or self.seconds * self.sample_rate < self.window:
-            raise ValueError(
+            raise UserError(
                 f"audio.seconds={self.seconds} at audio.sample_rate={self.sample_rate} must hold at least one window of"
                 f" {WINDOW_SECONDS} seconds"
             )
@@ -163,7 +164,7 @@ class AudioEncoder(Encoder):
     def __init__(self, config: AudioConfig, bottleneck: BottleneckConfig, width: int) -> None:
         super().__init__()
         if config.trunk != "scratch" and not config.trunk.startswith("timm/"):
-            raise ValueError(f"audio.trunk={config.trunk!r}: use scratch or timm/<name>")
+            raise UserError(f"audio.trunk={config.trunk!r}: use scratch or timm/<name>")
         self.frozen_trunk = config.frozen
         self.decoded_rows = bottleneck.reconstruct
         self.log_mel = LogMel(config)

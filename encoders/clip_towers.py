@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from encoders.base import Features, Trunk
 from encoders.trunks import NO_WEIGHTS, Weights, as_tokens, by_length, fetching, require_transformers
+from kernels.errors import UserError
 
 
 class OpenClipImageTrunk(Trunk):
@@ -139,7 +140,7 @@ def known_name(name: str) -> tuple[str, str]:
 
     model, _, tag = name.partition(":")
     if model not in open_clip.list_models():
-        raise ValueError(f"open_clip has no model named {model!r}: see open_clip.list_models()")
+        raise UserError(f"open_clip has no model named {model!r}: see open_clip.list_models()")
     return model, tag
 
 
@@ -154,11 +155,11 @@ def check_activation(model: str, tag: str) -> None:
         trained = open_clip.get_pretrained_cfg(plain, tag)
     if not trained:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
-        raise ValueError(f"open_clip/{model} has no weights named {tag!r}: it has {tags}")
+        raise UserError(f"open_clip/{model} has no weights named {tag!r}: it has {tags}")
     wanted = bool(trained.get("quick_gelu", False))
     word, other = ("QuickGELU", f"{plain}-quickgelu") if wanted else ("GELU", plain)
     if wanted != has_quick_gelu(model) and other != model and other in open_clip.list_models():
-        raise ValueError(f"open_clip/{model}:{tag} was trained with {word}: use open_clip/{other}:{tag}")
+        raise UserError(f"open_clip/{model}:{tag} was trained with {word}: use open_clip/{other}:{tag}")
 
 
 def has_quick_gelu(model: str) -> bool:
@@ -178,7 +179,7 @@ def check_weights_file(model: str, tag: str, weights: str) -> None:
     """Raises ValueError on a file that is missing, or that is OpenAI's and the tower has another activation."""
     path = Path(weights)
     if not path.is_file():
-        raise ValueError(f"weights file {path} does not exist: name the file of open_clip/{model}'s weights")
+        raise UserError(f"weights file {path} does not exist: name the file of open_clip/{model}'s weights")
     if tag or path.suffix != ".safetensors" or has_quick_gelu(model):
         return
     from safetensors import safe_open
@@ -187,9 +188,9 @@ def check_weights_file(model: str, tag: str, weights: str) -> None:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
     except SafetensorError as error:
-        raise ValueError(f"weights file {path} cannot be read ({error}): it must be whole") from error
+        raise UserError(f"weights file {path} cannot be read ({error}): it must be whole") from error
     if names >= OPENAI_MARKS:
-        raise ValueError(f"{path} holds OpenAI's weights, trained with QuickGELU: use open_clip/{model}-quickgelu")
+        raise UserError(f"{path} holds OpenAI's weights, trained with QuickGELU: use open_clip/{model}-quickgelu")
 
 
 def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

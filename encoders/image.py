@@ -12,6 +12,7 @@ from encoders.joined_trunk import JoinedTrunk, build_joined_trunk
 from encoders.trunks import ConvTrunk, TimmTrunk, square_timm_trunk
 from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder, FeatureDecoder, feature_reconstruction, first_rows
 from kernels.collectives import joint_mean, step_group
+from kernels.errors import UserError
 from kernels.ranges import check_ranges
 
 
@@ -177,8 +178,8 @@ def build_image_trunk(config: ImageConfig) -> ImageTrunk:
     if library == "open_clip":
         tower = OpenClipImageTrunk(name, config.weights)
         if tower.size != (config.size, config.size):
-            raise ValueError(f"image.size={config.size}, but {config.trunk} reads {tower.size[0]} pixels per side")
+            raise UserError(f"image.size={config.size}, but {config.trunk} reads {tower.size[0]} pixels per side")
         return tower
     if config.trunk == "scratch":
         return ConvTrunk(config.size, config.width, config.depth, config.stride)
-    raise ValueError(f"image.trunk={config.trunk!r}: use scratch, timm/<name>, open_clip/<name> or timm/<a>+timm/<b>")
+    raise UserError(f"image.trunk={config.trunk!r}: use scratch, timm/<name>, open_clip/<name> or timm/<a>+timm/<b>")

@@ -10,6 +10,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate, layer_norm
 
 from encoders.base import Features, Trunk
 from encoders.trunks import TimmTrunk, Weights, pool_grid, square_timm_trunk
+from kernels.errors import UserError
 
 
 class JoinedTrunk(Trunk):
@@ -61,7 +62,7 @@ def grid_side(trunk: TimmTrunk) -> int:
     tokens = trunk.tokens - trunk.prefix
     side = round(tokens**0.5)
     if side**2 != tokens:
-        raise ValueError(f"image.trunk joins square grids of tokens, but a part has {tokens} of them")
+        raise UserError(f"image.trunk joins square grids of tokens, but a part has {tokens} of them")
     return side
 
 
@@ -80,14 +81,12 @@ def build_joined_trunk(trunk: str, size: int, weights: Weights, pool: int) -> Jo
     if isinstance(weights, str):
         files = list(weights.split("+"))
     if len(files) != len(specs):
-        raise ValueError(
-            f"image.trunk={trunk!r} has {len(specs)} parts: image.weights needs as many files, joined by +"
-        )
+        raise UserError(f"image.trunk={trunk!r} has {len(specs)} parts: image.weights needs as many files, joined by +")
     parts = []
     for spec, file in zip(specs, files, strict=True):
         library, _, name = spec.strip().partition("/")
         name, _, pixels = name.partition("@")
         if library != "timm" or (pixels and not pixels.isdigit()):
-            raise ValueError(f"image.trunk={trunk!r}: each part must be timm/<name> or timm/<name>@<pixels>")
+            raise UserError(f"image.trunk={trunk!r}: each part must be timm/<name> or timm/<name>@<pixels>")
         parts.append(square_timm_trunk(name, int(pixels or size), file))
     return JoinedTrunk(parts, pool)

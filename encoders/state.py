@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kernels.errors import UserError
+
 BACKBONE_SIDE = ("bottleneck.up.", "bottleneck.bypass.", "bottleneck.gate", "bottleneck.position")
 
 
@@ -22,7 +24,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """A state dict from `.safetensors`, or from a torch file with `weights_only=True`; tensors are cast to float32."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"weights file {path} does not exist: name a .safetensors file, or leave it out to have the library's own"
         )
     try:
@@ -32,7 +34,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).split(". ")[0].splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"weights file {path} cannot be read ({reason}): it must hold tensors by name, and be whole"
         ) from error
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
@@ -53,7 +55,7 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     """Read `path` into `module`. Raises ValueError, naming the first difference, where it is another model's."""
     loaded = read_weights(path)
     if differs := first_difference(loaded, module.state_dict()):
-        raise ValueError(f"weights file {path} does not fit the model: {differs}")
+        raise UserError(f"weights file {path} does not fit the model: {differs}")
     module.load_state_dict(loaded)
 
 
@@ -107,7 +109,7 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> None:
     """
     loaded = read_weights(path)
     if differs := first_difference(loaded, vqvae_state(encoder)):
-        raise ValueError(
+        raise UserError(
             f"{path} does not fit this encoder: {differs}; "
             "use the settings of the run that wrote it, in config.yaml beside it"
         )

@@ -12,6 +12,7 @@ from encoders.trunks import HuggingFaceTextTrunk
 from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder
 from kernels.attention import attention
 from kernels.collectives import gather, joint_mean, rank_and_size, step_group
+from kernels.errors import UserError
 from kernels.ranges import check_ranges
 
 DECODED_TOKENS = 8
@@ -151,7 +152,7 @@ class TextEncoder(Encoder):
         self.decoded_tokens = DECODED_TOKENS * bottleneck.reconstruct
         self.trunk = build_text_trunk(config, vocabulary)
         if config.max_tokens > self.trunk.tokens:
-            raise ValueError(
+            raise UserError(
                 f"text.max_tokens={config.max_tokens}, but {config.trunk} reads at most {self.trunk.tokens}"
             )
         self.bottleneck = Bottleneck(bottleneck, self.trunk.width, width, config.max_tokens)
@@ -261,8 +262,8 @@ def build_text_trunk(config: TextConfig, vocabulary: Tensor | None) -> TextTrunk
         return OpenClipTextTrunk(name, config.weights)
     if config.trunk == "scratch":
         if vocabulary is None:
-            raise ValueError(
+            raise UserError(
                 "a scratch text trunk needs the vocabulary (V,) of its training captions: see observed_vocabulary"
             )
         return ScratchTextTrunk(vocabulary, config.width, config.depth, config.heads, config.max_tokens)
-    raise ValueError(f"text.trunk={config.trunk!r}: use scratch, open_clip/<name> or hf/<name or folder>")
+    raise UserError(f"text.trunk={config.trunk!r}: use scratch, open_clip/<name> or hf/<name or folder>")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from encoders.clip_towers import open_clip_tokenizer
 from encoders.trunks import fetching, hugging_face_folder, require_transformers
+from kernels.errors import UserError
 
 CAPTIONS_AT_ONCE = 1024
 """Captions that are tokenized at a time to find a vocabulary."""
@@ -46,10 +47,10 @@ class Tokenizer:
 
             self.bpe = open_clip.SimpleTokenizer(context_length=max_tokens)
         else:
-            raise ValueError(f"text.trunk={trunk!r}: use scratch, open_clip/<name> or hf/<name or folder>")
+            raise UserError(f"text.trunk={trunk!r}: use scratch, open_clip/<name> or hf/<name or folder>")
         if self.hugging_face is not None:
             if self.hugging_face.pad_token_id is None:
-                raise ValueError(f"the tokenizer of {trunk} has no padding token: it cannot read several captions")
+                raise UserError(f"the tokenizer of {trunk} has no padding token: it cannot read several captions")
             # Trunks read by length, so the real tokens come first; what pads on the left is a decoder's habit.
             self.hugging_face.padding_side = "right"
 
@@ -59,7 +60,7 @@ class Tokenizer:
             self.bpe = tokenizer
             return
         if tokenizer.tokenizer_mode:
-            raise ValueError(f"open_clip's tokenizer mode {tokenizer.tokenizer_mode!r} is not supported here")
+            raise UserError(f"open_clip's tokenizer mode {tokenizer.tokenizer_mode!r} is not supported here")
         self.hugging_face = tokenizer.tokenizer
         self.cleaned = tokenizer.clean_fn
         self.strips_separator = tokenizer.strip_sep_token
@@ -106,7 +107,7 @@ class Tokenizer:
         ids = self._plain_ids(text)
         first = self._plain_ids(after)
         if ids[: len(first)] != first:
-            raise ValueError(f"the tokens of {text!r} do not begin with those of {after!r}")
+            raise UserError(f"the tokens of {text!r} do not begin with those of {after!r}")
         return ids[len(first) :]
 
     def _plain_ids(self, text: str) -> list[int]:

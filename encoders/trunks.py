@@ -51,7 +51,7 @@ class ConvTrunk(Trunk):
     def __init__(self, size: int, width: int, depth: int, stride: int) -> None:
         super().__init__()
         if stride not in (8, 16, 32) or size % stride:
-            raise ValueError(
+            raise UserError(
                 f"image.stride={stride}: the scratch trunk has 8, 16 and 32, and image.size={size} must be a multiple"
             )
         self.width = width
@@ -105,7 +105,7 @@ class TimmTrunk(Trunk):
 
         known = name.split(".")[0]
         if not timm.is_model(known):
-            raise ValueError(f"timm has no model named {name!r}: see timm.list_models({known[:6]!r} + '*')")
+            raise UserError(f"timm has no model named {name!r}: see timm.list_models({known[:6]!r} + '*')")
         with fetching(f"timm/{name}"):
             self.model = timm.create_model(name, pretrained=weights is None, num_classes=0, in_chans=channels)
         if isinstance(weights, str):
@@ -135,7 +135,7 @@ def square_timm_trunk(name: str, pixels: int, weights: Weights, pool: int = 1) -
     """A timm model for images of `pixels` per side. Raises ValueError where these are not whole patches."""
     trunk = TimmTrunk(name, (pixels, pixels), weights, pool)
     if trunk.size != (pixels, pixels):
-        raise ValueError(f"timm/{name} reads whole patches: image.size={trunk.size[0]} would be, {pixels} is not")
+        raise UserError(f"timm/{name} reads whole patches: image.size={trunk.size[0]} would be, {pixels} is not")
     return trunk
 
 
@@ -222,7 +222,7 @@ def encoder_class(transformers: Any, config: Any, name: str) -> Any:
     if config.is_encoder_decoder:
         known = transformers.MODEL_FOR_TEXT_ENCODING_MAPPING
     if type(config) not in known:
-        raise ValueError(f"transformers has no text encoder for the trunk hf/{name}, a {config.model_type}")
+        raise UserError(f"transformers has no text encoder for the trunk hf/{name}, a {config.model_type}")
     return known[type(config)]
 
 
@@ -257,6 +257,12 @@ def by_length(read: Callable[[Tensor, Tensor], Tensor], ids: Tensor, mask: Tenso
     return torch.cat(groups)[order.argsort()]
 
 
+FAILURES = (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError)
+"""What the libraries raise: open_clip a RuntimeError where a download fails, transformers a ValueError at a folder."""
+NETWORK = ("httpx", "requests", "urllib3", "huggingface_hub")
+"""Packages whose own exceptions come from a network."""
+
+
 @contextmanager
 def fetching(trunk: str) -> Iterator[None]:
     """A library's failure to find, fetch or fit weights, as one line that names the trunk; it logs each attempt.
@@ -267,9 +273,14 @@ def fetching(trunk: str) -> Iterator[None]:
     logging.disable(logging.ERROR)
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except UserError:
+        raise
+    except Exception as error:
+        library = type(error).__module__.partition(".")[0]
+        if not isinstance(error, FAILURES) and library not in NETWORK:
+            raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(
+        raise UserError(
             f"trunk {trunk} could not be loaded ({reason}): name a local file or folder, or connect to its hub"
         ) from error
     finally:
@@ -299,6 +310,6 @@ def require_transformers(trunk: str):  # type: ignore[no-untyped-def]  # a modul
     try:
         import transformers
     except ModuleNotFoundError as error:
-        raise ValueError(f"the trunk {trunk} needs transformers: pip install 'mm-align[full]'") from error
+        raise UserError(f"the trunk {trunk} needs transformers: pip install 'mm-align[full]'") from error
     transformers.utils.logging.disable_progress_bar()
     return transformers

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from eval.figures import first_protocol
+from kernels.errors import UserError
 
 COLUMNS = ("adapted by", "seeds", "trainable", "GiB", "minutes", "domain", "general")
 """Of a table of rows that are evaluated alike: peak memory, minutes of training, scores before and after."""
@@ -102,7 +103,7 @@ def _adapted_row(folder: str, result: Mapping[str, Any]) -> AdaptedRow:
     """A run's row, with itself as its one seed."""
     found = result.get("adaptation") or result.get("continued")
     if not found:
-        raise ValueError(
+        raise UserError(
             f"{folder} is no adapted run: expected a result.json of scripts/finetune.py or"
             " scripts/continue_pretrain.py in it"
         )

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from rich.table import Table
 
+from kernels.errors import UserError
+
 Direction = Literal["i2t", "t2i"]
 FLOAT32 = 1.2e-7
 """Figures with more than seven decimals were printed from float32 means and are only that exact."""
@@ -145,7 +147,7 @@ def audit(value: str, direction: Direction, queries: Sequence[int] = ()) -> list
         ValueError: on anything else.
     """
     if direction not in QUERIES:
-        raise ValueError(f"direction is i2t (one query per image) or t2i (one per caption), not {direction!r}")
+        raise UserError(f"direction is i2t (one query per image) or t2i (one per caption), not {direction!r}")
     share, half = parse(value)
     sizes = dict(QUERIES[direction])
     for size in queries:
@@ -173,7 +175,7 @@ def parse(value: str) -> tuple[float, float]:
     try:
         number = Decimal(text.removesuffix("%"))
     except InvalidOperation:
-        raise ValueError(f"{value!r} is not a number such as 0.36584 or 36.58%") from None
+        raise UserError(f"{value!r} is not a number such as 0.36584 or 36.58%") from None
     percent = text.endswith("%") or number > 1
     places = -int(number.as_tuple().exponent)
     share = number
@@ -181,5 +183,5 @@ def parse(value: str) -> tuple[float, float]:
         share = number / 100
         places += 2
     if not 0 <= share <= 1:
-        raise ValueError(f"{value!r} is not a share between 0 and 1 or a percentage")
+        raise UserError(f"{value!r} is not a share between 0 and 1 or a percentage")
     return float(share), max(0.5 * 10.0**-places, FLOAT32)

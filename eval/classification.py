@@ -13,6 +13,7 @@ from eval.figures import Figures, QueryValues, mean_figures
 from eval.intervals import DEFAULT_BOOTSTRAP, Bootstrap
 from eval.protocols import Protocol, Stated
 from eval.retrieval import Ids, RetrievalResult, Vectors, retrieval
+from kernels.errors import UserError
 
 IMAGE_TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "there is a {} in the scene.")
 AUDIO_TEMPLATES = ("the sound of a {}.", "a recording of a {}.", "a {} can be heard.")
@@ -22,7 +23,7 @@ def prompts(classes: Sequence[str], templates: Sequence[str] = IMAGE_TEMPLATES) 
     """(C classes) x (P templates) captions. Raises ValueError when a template has no place for the name."""
     for template in templates:
         if "{}" not in template:
-            raise ValueError(f"the template {template!r} has no {{}} for the class name")
+            raise UserError(f"the template {template!r} has no {{}} for the class name")
     found = []
     for name in classes:
         found.append([template.format(name) for template in templates])

@@ -20,6 +20,7 @@ from eval.protocols import Protocol, Stated
 from eval.ranks import Counts, count_pairs
 from eval.retrieval import RECALL_AT, matching_pairs, result_of, retrieval_both
 from kernels.collectives import Group
+from kernels.errors import UserError
 
 FOLDS = 5
 FOLD_IMAGES = 1000
@@ -127,7 +128,7 @@ def _pair_figures(one: _Modality, other: _Modality, stated: Stated, bootstrap: B
     a = one.with_partner(other)
     b = other.with_partner(one)
     if not len(a.ids):
-        raise ValueError(f"no {a.name} shares an image with any {b.name}: their image ids differ")
+        raise UserError(f"no {a.name} shares an image with any {b.name}: their image ids differ")
     forward, backward = retrieval_both(a.vectors, b.vectors, a.ids, b.ids, group=group)
     protocol = Protocol.of_ids(np.unique(a.ids), b.ids, stated, ground_truth=f"{a.name}-{b.name}")
     directions = {

@@ -13,6 +13,7 @@ from eval.figures import first_protocol
 from eval.intervals import Interval, mean_intervals, paired_test
 from eval.protocols import Protocol
 from eval.retrieval import retrieval_both
+from kernels.errors import UserError
 
 SIGNIFICANT = 0.05
 
@@ -84,13 +85,13 @@ def compare(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
         ValueError: on less than two runs, or naming a run that was evaluated on other items.
     """
     if len(runs) < 2:
-        raise ValueError("comparing needs at least two runs")
+        raise UserError("comparing needs at least two runs")
     base, *others = runs
     found = []
     for run in others:
         for ids in ("image_ids", "caption_image_ids"):
             if not np.array_equal(getattr(run.embeddings, ids), getattr(base.embeddings, ids)):
-                raise ValueError(f"{run.name} was evaluated on other items than the first run ({ids} differ)")
+                raise UserError(f"{run.name} was evaluated on other items than the first run ({ids} differ)")
         for measure, recall in run.recalls.items():
             test = paired_test(base.recalls[measure].percent, recall.percent, recall.image)
             found.append(
@@ -117,7 +118,7 @@ def results_table(rows: Sequence[Row]) -> Table:
     first, *others = rows
     for row in others:
         if differs := first.protocol.differences(row.protocol):
-            raise ValueError(
+            raise UserError(
                 f"{first.name} and {row.name} were measured under different protocols and cannot share a"
                 f" table ({'; '.join(differs)}): print one table per protocol"
             )

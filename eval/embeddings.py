@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eval.retrieval import ids_of
+from kernels.errors import MissingError, UserError
 
 REQUIRED = ("image", "text", "image_ids", "caption_image_ids")
 VECTORS = {"image": ("image_ids",), "text": ("caption_image_ids", "caption_ids"), "audio": ("audio_image_ids",)}
@@ -44,7 +45,7 @@ class Embeddings:
                 image has a caption.
         """
         if missing := [name for name in REQUIRED if name not in arrays]:
-            raise ValueError(f"embeddings lack {', '.join(missing)}; they hold {', '.join(arrays) or 'nothing'}")
+            raise UserError(f"embeddings lack {', '.join(missing)}; they hold {', '.join(arrays) or 'nothing'}")
         found: dict[str, Any] = {}
         for name, ids in VECTORS.items():
             if name not in arrays:
@@ -54,7 +55,7 @@ class Embeddings:
                 if each in arrays:
                     found[each] = ids_of(_numbers(arrays[each], each), found[name], each)
         if "audio" in found and "audio_image_ids" not in found:
-            raise ValueError("embeddings have audio but no audio_image_ids: which image does each audio belong to?")
+            raise UserError("embeddings have audio but no audio_image_ids: which image does each audio belong to?")
         _check_widths({name: found[name] for name in VECTORS if name in found})
         check_partners(found["image_ids"], found["caption_image_ids"])
         return cls(**found)
@@ -71,7 +72,7 @@ class Embeddings:
         if path.is_dir():
             path = path / "embeddings.npz"
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file of embeddings (.npz)")
+            raise MissingError(f"{path}: no such file of embeddings (.npz)")
         try:
             arrays = np.load(path, allow_pickle=False)
             if not isinstance(arrays, np.lib.npyio.NpzFile):
@@ -79,11 +80,11 @@ class Embeddings:
             with arrays:
                 found = {name: arrays[name] for name in arrays.files}
         except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{path} is not an .npz file of plain arrays ({error})") from None
+            raise UserError(f"{path} is not an .npz file of plain arrays ({error})") from None
         try:
             return cls.of(found)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
 
     def partners(self) -> tuple[np.ndarray, np.ndarray]:
         """Positions of the images that have a caption, and of the captions whose image is there."""
@@ -147,22 +148,22 @@ class ScoredItems:
 def check_partners(image_ids: np.ndarray, text_ids: np.ndarray) -> None:
     """Raises ValueError unless image_ids (N,) are different and some are images of captions, text_ids (M,)."""
     if len(np.unique(image_ids)) != len(image_ids):
-        raise ValueError("image_ids repeat: COCO retrieval has one vector per image")
+        raise UserError("image_ids repeat: COCO retrieval has one vector per image")
     if not np.isin(text_ids, image_ids).any():
-        raise ValueError("no image has a caption: image_ids and caption_image_ids have no id in common")
+        raise UserError("no image has a caption: image_ids and caption_image_ids have no id in common")
 
 
 def _check_widths(vectors: Mapping[str, np.ndarray]) -> None:
     widths = {name: found.shape[1] for name, found in vectors.items()}
     if len(set(widths.values())) > 1:
         listed = ", ".join(f"{width} ({name})" for name, width in widths.items())
-        raise ValueError(f"vectors must come from one space, not have the widths {listed}")
+        raise UserError(f"vectors must come from one space, not have the widths {listed}")
 
 
 def _numbers(values: ArrayLike, name: str) -> np.ndarray:
     found = np.asarray(values)
     if found.dtype.kind not in "fiu":
-        raise ValueError(f"{name} holds {found.dtype}, not numbers")
+        raise UserError(f"{name} holds {found.dtype}, not numbers")
     return found
 
 
@@ -176,15 +177,15 @@ def _unit(vectors: np.ndarray, name: str) -> np.ndarray:
         ValueError: it is no matrix, or a vector has no direction or is not finite.
     """
     if vectors.ndim != 2 or not vectors.size:
-        raise ValueError(f"{name} must be a matrix of vectors (N, D) with N and D > 0, not {vectors.shape}")
+        raise UserError(f"{name} must be a matrix of vectors (N, D) with N and D > 0, not {vectors.shape}")
     wide = vectors.astype(np.result_type(vectors, np.float64))
     largest = np.abs(wide).max(axis=1, keepdims=True)
     broken = np.flatnonzero(~np.isfinite(largest[:, 0]))
     if len(broken):
-        raise ValueError(f"{name} holds NaN or infinity (first in vector {broken[0]}): the model that made it diverged")
+        raise UserError(f"{name} holds NaN or infinity (first in vector {broken[0]}): the model that made it diverged")
     zero = np.flatnonzero(largest[:, 0] == 0)
     if len(zero):
-        raise ValueError(f"{name} vector {zero[0]} is zero: it has no direction to compare")
+        raise UserError(f"{name} vector {zero[0]} is zero: it has no direction to compare")
     scaled = wide / largest
     lengths = np.sqrt((scaled * scaled).sum(axis=1, keepdims=True))
     return (scaled / lengths).astype(np.float32)

@@ -10,6 +10,7 @@ from rich.table import Table
 from eval.intervals import DEFAULT_BOOTSTRAP, SAME, Bootstrap, Interval, interval, percent_interval, resampled_means
 from eval.protocols import Protocol
 from eval.retrieval import RECALL_AT, RetrievalResult
+from kernels.errors import UserError
 
 MEDIAN_SAMPLES = 200
 """Bootstrap samples of a median's interval, which costs more than a mean's."""
@@ -201,7 +202,7 @@ def split_figures(result: Mapping[str, Any]) -> dict[str, Figures]:
         ValueError: where it has no protocol, or one with other fields.
     """
     if not result.get("protocol"):
-        raise ValueError("a result without a protocol says nothing: evaluate the run again")
+        raise UserError("a result without a protocol says nothing: evaluate the run again")
     found = {}
     for evaluation, protocol in result["protocol"].items():
         found[evaluation] = Figures(Protocol.of_dict(protocol), {}, {})

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from kernels.errors import UserError
+
 TOLERANCE = 0.01
 KEPT = 4096
 LARGEST = 65000
@@ -22,7 +24,7 @@ Probe = Callable[[], Mapping[str, ArrayLike]]
 """A fixed batch through the model, in evaluation mode -> its named float outputs."""
 
 
-class FingerprintError(ValueError):
+class FingerprintError(UserError):
     """The model does not do what the stored fingerprint says it did."""
 
 

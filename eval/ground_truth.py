@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kernels.errors import MissingError, UserError
+
 STEMS = {"cxc": "cxc", "eccv": "eccv", "pmrp": "pm"}
 """Ground truth -> the first part of its files' names."""
 
@@ -51,7 +53,7 @@ class GroundTruth:
             folder = folder / "eccv_caption"
         ids = folder / "coco_test_ids.npy"
         if not ids.is_file():
-            raise FileNotFoundError(f"{ids}: no ground truth there; point at the folder of ECCV Caption's data files")
+            raise MissingError(f"{ids}: no ground truth there; point at the folder of ECCV Caption's data files")
         captions = np.load(ids, allow_pickle=False).astype(np.int64)
         image_of = _read(folder / "original_caption_to_image.json")
         images = np.array([image_of[int(caption)][0] for caption in captions])
@@ -89,12 +91,12 @@ class GroundTruth:
         """Raises ValueError unless these are the split's images (N,), with all 25,000 captions among the (M,)."""
         images = set(self.images.tolist())
         if set(image_ids.tolist()) != images:
-            raise ValueError(
+            raise UserError(
                 f"the ground truth is for the {len(images):,} images of the Karpathy test split by COCO id; these"
                 " embeddings are of other images: do not give a ground truth"
             )
         if caption_ids is None or not np.isin(self.captions, caption_ids).all():
-            raise ValueError(
+            raise UserError(
                 "CxC and ECCV name captions by COCO id: embeddings need `caption_ids` with all 25,000 of them"
             )
 
@@ -102,11 +104,11 @@ class GroundTruth:
 def _read(path: Path) -> dict[int, list[int]]:
     """Id -> ids. Raises FileNotFoundError or ValueError naming the file."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: this ground-truth file is missing")
+        raise MissingError(f"{path}: this ground-truth file is missing")
     found = {}
     try:
         for key, values in json.loads(path.read_text()).items():
             found[int(key)] = [int(value) for value in values]
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} does not map ids to lists of ids: {error}") from None
+        raise UserError(f"{path} does not map ids to lists of ids: {error}") from None
     return found

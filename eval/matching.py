@@ -20,6 +20,7 @@ from eval.intervals import DEFAULT_BOOTSTRAP, Bootstrap, Interval, interval, per
 from eval.pairs import HARD_FROM, Matchable, PairSet, hard_pairs, random_pairs
 from eval.protocols import Protocol, Stated
 from eval.retrieval import top_k
+from kernels.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _matchable(items: ScoredItems, ground_truth: GroundTruth | None) -> Matchabl
     if ground_truth is None:
         return Matchable(e.image_ids, e.caption_image_ids)
     if e.caption_ids is None:
-        raise ValueError("to skip known matches among the negatives, embeddings need `caption_ids`")
+        raise UserError("to skip known matches among the negatives, embeddings need `caption_ids`")
     known = ground_truth.positives(e.caption_ids, e.image_ids)
     return Matchable(e.image_ids, e.caption_image_ids, e.caption_ids, known)
 
@@ -110,7 +111,7 @@ def _hard_pairs(items: Matchable, retriever: ScoredItems, seed: int) -> PairSet:
     other = retriever.embeddings
     same_images = np.array_equal(other.image_ids, items.image_ids)
     if not same_images or not np.array_equal(other.caption_image_ids, items.text_ids):
-        raise ValueError("the retriever's embeddings must be of the same images and captions in the same order")
+        raise UserError("the retriever's embeddings must be of the same images and captions in the same order")
     _, shortlist = top_k(other.text, other.image, min(HARD_FROM, len(other.image)))
     return hard_pairs(items, shortlist.numpy(), retriever.name, seed)
 

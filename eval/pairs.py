@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kernels.errors import UserError
+
 HARD_FROM = 20
 """Images of a retriever's shortlist."""
 TRIES = 64
@@ -45,7 +47,7 @@ class Matchable:
 
     def __post_init__(self) -> None:
         if self.known and self.caption_ids is None:
-            raise ValueError("known matches are named by caption id: pass caption_ids too")
+            raise UserError("known matches are named by caption id: pass caption_ids too")
 
 
 def random_pairs(items: Matchable, seed: int = 0) -> PairSet:
@@ -89,7 +91,7 @@ def _draw(items: Matchable, candidates: np.ndarray, negatives: str, seed: int) -
                 negative.append(int(choice))
                 break
     if not text:
-        raise ValueError("no caption has a non-match among its candidates")
+        raise UserError("no caption has a non-match among its candidates")
     return PairSet(np.array(image), np.array(text), np.array(negative), negatives)
 
 

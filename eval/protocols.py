@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from kernels.errors import UserError
+
 ITEMS = {"image": "images", "audio": "audio clips", "text": "captions"}
 """What the items of a modality are called."""
 COUNTED = ("samples", "present", "gallery")
@@ -138,7 +140,7 @@ class Protocol:
         """
         names = {each.name for each in fields(cls)}
         if wrong := names ^ protocol.keys():
-            raise ValueError(
+            raise UserError(
                 f"a protocol has the fields {sorted(names)}; unknown or missing here: {', '.join(sorted(wrong))}"
             )
         return cls(**protocol)

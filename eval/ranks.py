@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from kernels.collectives import Group, rank_and_size, sum_over_ranks
+from kernels.errors import UserError
 
 TILE_ROWS = 512
 TILE_COLUMNS = 5120
@@ -85,7 +86,7 @@ def count_pairs(
     a = _Parts.of(as_vectors(rows, "rows"), row_part)
     b = _Parts.of(as_vectors(columns, "columns"), column_part)
     if a.width != b.width:
-        raise ValueError(f"rows are {a.width} wide and columns {b.width}: both sides must come from one space")
+        raise UserError(f"rows are {a.width} wide and columns {b.width}: both sides must come from one space")
     pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
     device = a.vectors.device
     row = torch.from_numpy(a.place[pairs[:, 0]]).to(device)
@@ -122,13 +123,13 @@ def as_vectors(values: Tensor | ArrayLike, name: str) -> Tensor:
     """
     vectors = torch.as_tensor(values).detach()
     if vectors.ndim != 2 or not vectors.numel():
-        raise ValueError(f"{name} must be a matrix of vectors (N, D) with N and D > 0, not {tuple(vectors.shape)}")
+        raise UserError(f"{name} must be a matrix of vectors (N, D) with N and D > 0, not {tuple(vectors.shape)}")
     low, high = vectors.aminmax()
     largest = max(abs(float(low)), abs(float(high)))
     if not math.isfinite(largest):
         broken = ~torch.isfinite(vectors).all(dim=1)
         first = int(broken.nonzero()[0])
-        raise ValueError(f"{name} holds NaN or infinity (first in vector {first}): the model that made it diverged")
+        raise UserError(f"{name} holds NaN or infinity (first in vector {first}): the model that made it diverged")
     _, exponent = math.frexp(largest)
     if largest and abs(exponent) > LARGEST_EXPONENT:
         vectors = vectors.double() * 2.0 ** min(-exponent, LARGEST_POWER)

@@ -16,6 +16,7 @@ from torch import Tensor
 from eval.measures import Placed, best_rank, hit_at, true_recall_at
 from eval.ranks import TILE_COLUMNS, TILE_ROWS, as_vectors, count_pairs, exact_matmul, tile_scores
 from kernels.collectives import Group
+from kernels.errors import UserError
 
 RECALL_AT = (1, 5, 10)
 Vectors = Tensor | ArrayLike
@@ -146,7 +147,7 @@ def top_k(queries: Vectors, gallery: Vectors, k: int) -> tuple[Tensor, Tensor]:
     a = as_vectors(queries, "queries")
     b = as_vectors(gallery, "gallery")
     if not 1 <= k <= len(b):
-        raise ValueError(f"the {k} best of a gallery of {len(b)} were asked for; choose 1 <= k <= {len(b)}")
+        raise UserError(f"the {k} best of a gallery of {len(b)} were asked for; choose 1 <= k <= {len(b)}")
     scores, positions = [], []
     with exact_matmul(a.device.type):
         for rows in a.split(TILE_ROWS):
@@ -257,7 +258,7 @@ def ids_of(ids: Ids, vectors: Vectors, name: str) -> np.ndarray:
     found = np.asarray(torch.as_tensor(ids).cpu())
     count = len(torch.as_tensor(vectors))
     if found.shape != (count,) or not np.issubdtype(found.dtype, np.integer):
-        raise ValueError(f"{name} must be {count} integers, one for each vector, not {found.dtype} {found.shape}")
+        raise UserError(f"{name} must be {count} integers, one for each vector, not {found.dtype} {found.shape}")
     return found.astype(np.int64)
 
 
@@ -268,4 +269,4 @@ def _check_shortlist(chosen: np.ndarray, joint: np.ndarray, queries: int, galler
     if chosen.min() < 0 or chosen.max() >= gallery or repeated.any():
         raise ValueError(f"a shortlist holds different positions in 0 .. {gallery - 1} for each query")
     if not np.isfinite(joint).all():
-        raise ValueError("joint scores hold NaN or infinity: the joint head diverged")
+        raise UserError("joint scores hold NaN or infinity: the joint head diverged")

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 
 from eval.plots import COLOURS
+from kernels.errors import MissingError, UserError
 
 ROOT = Path(__file__).parents[1]
 STORED = ROOT / "eval" / "results" / "ablations"
@@ -68,14 +69,14 @@ class Study:
             ValueError: on any other file.
         """
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingError(
                 f"{path} is not there: `python scripts/ablate.py configs/ablations/{path.stem}.yaml"
                 f" --table {path}` makes it"
             )
         with path.open(newline="") as file:
             rows = csv.DictReader(file)
             if rows.fieldnames != COLUMNS:
-                raise ValueError(f"{path} is no table of scripts/ablate.py: it has the columns {rows.fieldnames}")
+                raise UserError(f"{path} is no table of scripts/ablate.py: it has the columns {rows.fieldnames}")
             return cls(path.stem, _by_variant(rows))
 
     @classmethod
@@ -109,7 +110,7 @@ class Study:
         b = self._by_seed(other, measure)
         shared = sorted(a.keys() & b.keys())
         if not shared:
-            raise ValueError(f"{self.name}: {variant} and {other} have no seed in common")
+            raise UserError(f"{self.name}: {variant} and {other} have no seed in common")
         gains = [a[seed] - b[seed] for seed in shared]
         return Difference.of(np.array(gains))
 
@@ -160,10 +161,10 @@ class Study:
     def _by_seed(self, variant: str, measure: str) -> SeedValues:
         """Raises ValueError naming what is there where the study lacks it."""
         if variant not in self.values:
-            raise ValueError(f"{self.name} has no variant {variant!r}: {', '.join(self.values)}")
+            raise UserError(f"{self.name} has no variant {variant!r}: {', '.join(self.values)}")
         measures = self.values[variant]
         if measure not in measures:
-            raise ValueError(f"{self.name}/{variant} has no {measure!r}: {', '.join(measures)}")
+            raise UserError(f"{self.name}/{variant} has no {measure!r}: {', '.join(measures)}")
         return measures[measure]
 
 

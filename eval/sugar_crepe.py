@@ -14,6 +14,7 @@ from eval.figures import Figures, QueryValues, mean_figures
 from eval.intervals import DEFAULT_BOOTSTRAP, Bootstrap
 from eval.matching import forced_choice
 from eval.protocols import Protocol
+from kernels.errors import MissingError, UserError
 
 SUGAR_CREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
 FIELDS = ("filename", "caption", "negative_caption")
@@ -34,7 +35,7 @@ def sugar_crepe_items(folder: Path | str) -> dict[str, list[dict[str, str]]]:
     for split in SUGAR_CREPE:
         path = Path(folder) / f"{split}.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: SugarCrepe has seven files; this one is missing")
+            raise MissingError(f"{path}: SugarCrepe has seven files; this one is missing")
         found[split] = _read(path)
     return found
 
@@ -45,7 +46,7 @@ def _read(path: Path) -> list[dict[str, str]]:
         for row in json.loads(path.read_text()).values():
             items.append({name: str(row[name]) for name in FIELDS})
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a SugarCrepe file: {type(error).__name__} {error}") from None
+        raise UserError(f"{path} is not a SugarCrepe file: {type(error).__name__} {error}") from None
     return items
 
 
@@ -73,7 +74,7 @@ def sugar_crepe(
     """
     asked = {split: rows for split, rows in items.items() if rows}
     if not asked:
-        raise ValueError("no item of SugarCrepe has its image: its images are those of COCO val2017")
+        raise UserError("no item of SugarCrepe has its image: its images are those of COCO val2017")
     number = _numbers_of_images(asked)
     groups = []
     for split, rows in asked.items():

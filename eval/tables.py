@@ -11,6 +11,7 @@ from eval.coco import DIRECTIONS
 from eval.figures import first_protocol
 from eval.retrieval import RECALL_AT
 from eval.studies import Study
+from kernels.errors import UserError
 
 BEGIN = "<!-- RESULTS: written by scripts/reproduce.py -->"
 END = "<!-- /RESULTS -->"
@@ -86,7 +87,7 @@ def between_markers(text: str, tables: str) -> str:
         ValueError: where it lacks the markers.
     """
     if BEGIN not in text or END not in text:
-        raise ValueError(f"it lacks the markers {BEGIN} and {END}")
+        raise UserError(f"it lacks the markers {BEGIN} and {END}")
     head, rest = text.split(BEGIN)
     _, tail = rest.split(END)
     return f"{head}{BEGIN}\n{tables}\n{END}{tail}"

@@ -9,6 +9,8 @@ beside each other.
 import importlib.metadata
 import logging
 
+from kernels.errors import UserError
+
 __version__ = "0"
 
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
@@ -22,6 +24,6 @@ def check_namesake() -> None:
         version = importlib.metadata.version("kernels")
     except importlib.metadata.PackageNotFoundError:
         return
-    raise ValueError(
+    raise UserError(
         f"Hugging Face's package kernels {version} is installed, whose name is taken here: pip uninstall kernels"
     )

@@ -14,6 +14,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from kernels.errors import UserError
+
 PATHS = ("reference", "cpu", "triton")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -61,7 +63,7 @@ def arithmetic_dtype(op: str, dtype: torch.dtype, device: str, path: str) -> tor
 def _path_for(op: str, device: str, dtype: torch.dtype) -> str:
     forced = os.environ.get("MM_KERNELS", "auto")
     if forced not in (*PATHS, "auto"):
-        raise ValueError(f"MM_KERNELS is {forced!r}; it must be one of {', '.join(PATHS)}, auto")
+        raise UserError(f"MM_KERNELS is {forced!r}; it must be one of {', '.join(PATHS)}, auto")
     if forced == "triton":
         _require_triton(op, device, dtype)
     path = _automatic(device, dtype) if forced == "auto" else forced
@@ -82,14 +84,14 @@ def _automatic(device: str, dtype: torch.dtype) -> str:
 def _require_triton(op: str, device: str, dtype: torch.dtype) -> None:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if not triton_installed():
-        raise ValueError(f"MM_KERNELS=triton, but Triton is not installed ({op}); install it or unset MM_KERNELS")
+        raise UserError(f"MM_KERNELS=triton, but Triton is not installed ({op}); install it or unset MM_KERNELS")
     if device != "cuda" and not interpreted:
-        raise ValueError(
+        raise UserError(
             f"MM_KERNELS=triton needs CUDA tensors, {op} was given {device}; "
             "unset MM_KERNELS, or set TRITON_INTERPRET=1 to interpret the kernels on the CPU"
         )
     if dtype not in TRITON_DTYPES:
-        raise ValueError(f"MM_KERNELS=triton: the {op} kernels take float32, float16, bfloat16, not {dtype}")
+        raise UserError(f"MM_KERNELS=triton: the {op} kernels take float32, float16, bfloat16, not {dtype}")
 
 
 @cache

@@ -163,7 +163,7 @@ def preset(name: str) -> str:
         return name
     names = [path.stem for path in presets()]
     if name not in names:
-        raise ValueError(f"--config {name}: no such file or preset; {nearest_name(name, names)}")
+        raise UserError(f"--config {name}: no such file or preset; {nearest_name(name, names)}")
     return str(CONFIGS / f"{name}.yaml")
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from kernels import dispatch
+from kernels.errors import UserError
 from kernels.timing import device_name
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,10 @@ def choose_device(accelerator: str = "auto") -> torch.device:
         ValueError: there is no such accelerator here.
     """
     if accelerator not in ("auto", "cpu", *GPU):
-        raise ValueError(f"train.accelerator={accelerator!r}: choose auto, cpu or gpu")
+        raise UserError(f"train.accelerator={accelerator!r}: choose auto, cpu or gpu")
     found = torch.cuda.is_available()
     if accelerator in GPU and not found:
-        raise ValueError(f"train.accelerator={accelerator!r}, but torch finds no GPU: use auto or cpu")
+        raise UserError(f"train.accelerator={accelerator!r}, but torch finds no GPU: use auto or cpu")
     device = torch.device("cpu")
     if found and accelerator != "cpu":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0))

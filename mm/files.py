@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from kernels.errors import UserError
 
-class InUseError(ValueError):
+
+class InUseError(UserError):
     """Another process holds a lock; the message says which."""
 
 

@@ -4,6 +4,7 @@ import importlib
 from types import ModuleType
 
 from kernels import check_namesake
+from kernels.errors import UserError
 
 
 def require(module: str) -> ModuleType:
@@ -14,4 +15,4 @@ def require(module: str) -> ModuleType:
     except ImportError as error:
         check_namesake()
         package = module.partition(".")[0]
-        raise ValueError(f"{package} is not installed: pip install 'mm-align[adapt]'") from error
+        raise UserError(f"{package} is not installed: pip install 'mm-align[adapt]'") from error

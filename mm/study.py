@@ -17,7 +17,8 @@ from typing import Any
 from rich.progress import track
 
 from eval.studies import ROOT, Study
-from mm.artifacts.settings import by_group, read_yaml
+from kernels.errors import UserError
+from mm.artifacts.settings import by_group, read_text, read_yaml
 from mm.config import AlignConfig
 from mm.modalities import MODALITIES
 from mm.train.resume import is_whole
@@ -165,7 +166,7 @@ def check_settings(run: PlannedRun, folder: Path) -> None:
     stored = folder / f"{run.name}.json"
     described = run.described()
     if stored.is_file() and stored.read_text() != described:
-        raise ValueError(
+        raise UserError(
             f"{folder / run.name} was run with other settings: remove {stored} and it, or name other --runs"
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +192,7 @@ def execute(run: PlannedRun, train: Path, folder: Path) -> None:
     if code:
         lines = log.read_text().strip().splitlines()
         last = lines[-1] if lines else "no output"
-        raise ValueError(f"{run.name} ended with code {code}: {last} (log: {log}); run the same again to go on")
+        raise UserError(f"{run.name} ended with code {code}: {last} (log: {log}); run the same again to go on")
 
 
 def write_table(path: Path, study: str, done: Sequence[PlannedRun], folder: Path) -> None:
@@ -236,11 +237,11 @@ def last_logged(run: Path) -> dict[str, str]:
 
 def _content(path: Path) -> dict[str, Any]:
     """The YAML of a study, every part of which is known and of the right kind."""
-    content = read_yaml(path.read_text(), str(path))
+    content = read_yaml(read_text(path), str(path))
     if not isinstance(content, dict) or "variants" not in content:
-        raise ValueError(f"{path} is no study: it needs `variants`, a name and its settings each")
+        raise UserError(f"{path} is no study: it needs `variants`, a name and its settings each")
     for name, value in content.items():
         kind = PARTS.get(name, ())
         if not isinstance(value, kind):
-            raise ValueError(f"{path}: {name} is no part of a study, or of another kind: see scripts/ablate.py")
+            raise UserError(f"{path}: {name} is no part of a study, or of another kind: see scripts/ablate.py")
     return content

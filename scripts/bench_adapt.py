@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from eval.adapted import adapted_rows, adapted_table
+from kernels.errors import UserError
 from mm.artifacts.results import read_result
 from mm.cli import run_command
 from mm.files import write_json
@@ -24,7 +25,7 @@ def bench_adapt(runs: Sequence[Path], out: Path | None = None) -> None:
         out: also write the rows as JSON.
     """
     if not runs:
-        raise ValueError("runs is empty: name folders that scripts/finetune.py or continue_pretrain.py wrote")
+        raise UserError("runs is empty: name folders that scripts/finetune.py or continue_pretrain.py wrote")
     rows = adapted_rows({str(folder): read_result(folder / "result.json") for folder in runs})
     console = Console()
     for group in dict.fromkeys(row.group for row in rows):

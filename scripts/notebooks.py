@@ -12,6 +12,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from rich.progress import track
 
+from kernels.errors import UserError
 from mm.cli import run_command
 
 NOTEBOOKS = Path(__file__).parents[1] / "eval" / "notebooks"
@@ -26,7 +27,7 @@ def notebooks(only: list[str] | None = None, out: Path = Path("runs/notebooks"))
     """
     there = {path.stem: path for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
     if unknown := set(only or ()) - there.keys():
-        raise ValueError(f"there is no notebook {sorted(unknown)[0]!r}: choose from {', '.join(there)}")
+        raise UserError(f"there is no notebook {sorted(unknown)[0]!r}: choose from {', '.join(there)}")
     out.mkdir(parents=True, exist_ok=True)
     for name in track(only or list(there), "notebooks"):
         book = nbformat.read(there[name], as_version=4)
@@ -34,7 +35,7 @@ def notebooks(only: list[str] | None = None, out: Path = Path("runs/notebooks"))
             # Cells that train take minutes; the kernel finds the packages where the notebooks' repository is.
             NotebookClient(book, timeout=None, resources={"metadata": {"path": str(NOTEBOOKS.parents[1])}}).execute()
         except CellExecutionError as error:
-            raise ValueError(
+            raise UserError(
                 f"{there[name]}: {error.ename}: {error.evalue} (as far as it came: {out / name}.ipynb)"
             ) from error
         finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from eval.studies import Study
 from eval.tables import between_markers, gather, is_run, readme_tables, stored_name, without_places
+from kernels.errors import UserError
 from mm.artifacts.results import read_result
 from mm.artifacts.upgrade import upgrade_result
 from mm.cli import run_command
@@ -34,7 +35,7 @@ def reproduce(
     found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
     runs = [upgrade_result(content) for content in found.values() if is_run(content)]
     if not runs:
-        raise ValueError(f"{results} holds no result of a run: add one with --add '[runs/<name>/result.json]'")
+        raise UserError(f"{results} holds no result of a run: add one with --add '[runs/<name>/result.json]'")
     studies = {path.stem: Study.load(path) for path in sorted((results / "ablations").glob("*.csv"))}
     tables = readme_tables(gather(runs, studies, found))
     readme.write_text(between_markers(readme.read_text(), tables))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
 
 from kernels.collectives import joint_mean, step_group, sum_over_ranks
+from kernels.errors import UserError
 from kernels.ranges import check_ranges
 
 COMMITMENT = 0.25
@@ -34,9 +35,9 @@ class QuantizerConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "bottleneck.quantizer")
         if self.quantizers > 1 and self.kind != "residual":
-            raise ValueError(f"quantizers={self.quantizers} needs kind='residual', not {self.kind!r}")
+            raise UserError(f"quantizers={self.quantizers} needs kind='residual', not {self.kind!r}")
         if self.kind == "fsq" and not self.levels:
-            raise ValueError("bottleneck.quantizer.levels is empty: fsq needs one or more channels")
+            raise UserError("bottleneck.quantizer.levels is empty: fsq needs one or more channels")
 
 
 @dataclass

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from kernels.errors import UserError
 from mm.adapt.config import AdaptConfig
 from mm.artifacts.run import Run, load_run
 from mm.artifacts.seen import load_seen
@@ -35,7 +36,7 @@ class EvaluationSet:
         metrics = self.metrics(run)
         if self.metric not in metrics:
             measured = ", ".join(metrics)
-            raise ValueError(f"metric={self.metric!r} is not measured on {self.dataset.name}: choose from {measured}")
+            raise UserError(f"metric={self.metric!r} is not measured on {self.dataset.name}: choose from {measured}")
         return metrics[self.metric]
 
 
@@ -79,7 +80,7 @@ def own_set(run: Run, data: AlignData) -> EvaluationSet:
     try:
         dataset = data.open(split)
     except OSError as error:
-        raise ValueError(f"the run's own set cannot be read ({error}); finetune.py --general false skips it") from error
+        raise UserError(f"the run's own set cannot be read ({error}); finetune.py --general false skips it") from error
     data.cache_features(run.model.encoders, {split: dataset})
     return EvaluationSet(data, dataset, split, "RSUM")
 

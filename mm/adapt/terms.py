@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from encoders.tokenizer import Tokenizer
+from kernels.errors import UserError
 from mm.config import AlignConfig
 from mm.model.attention import Attention
 from mm.model.multimodal import MultimodalModel
@@ -31,7 +32,7 @@ def add_term_bias(model: MultimodalModel, tokenizer: Tokenizer | None, terms: It
         ValueError: where it can see none.
     """
     if tokenizer is None or "text" not in model.modalities:
-        raise ValueError(f"--terms: the run does not read text, it has {', '.join(model.modalities)}")
+        raise UserError(f"--terms: the run does not read text, it has {', '.join(model.modalities)}")
     trunk = model.encoders["text"].trunk
     vocabulary = getattr(trunk, "vocabulary", None)
     sequences, seen, skipped = token_sequences(terms, tokenizer, vocabulary)
@@ -40,7 +41,7 @@ def add_term_bias(model: MultimodalModel, tokenizer: Tokenizer | None, terms: It
     if not seen:
         examples = [f" ({term!r}: {reason})" for term, reason in skipped.items()]
         example = "".join(examples[:1])
-        raise ValueError(f"--terms: none of {len(skipped)} terms can be seen{example}")
+        raise UserError(f"--terms: none of {len(skipped)} terms can be seen{example}")
     model.add_term_bias(sequences)
     print(f"terms: attention is drawn to {len(seen)}, {len(skipped)} skipped")
     return {"seen": seen, "skipped": skipped}

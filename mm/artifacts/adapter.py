@@ -10,7 +10,8 @@ from torch import nn
 
 from encoders.state import first_difference, read_weights, write_weights
 from eval.fingerprint import Fingerprint
-from mm.artifacts.settings import read_yaml, settings_from_dict
+from kernels.errors import UserError
+from mm.artifacts.settings import read_text, read_yaml, settings_from_dict
 from mm.compress.lora import LoraConfig, adapter_tensors, attach, peft_config, peft_layers
 from mm.compress.nf4 import quantize
 from mm.files import write_json
@@ -76,8 +77,8 @@ def read_description(folder: Path) -> AdapterDescription:
         config = settings_from_dict(LoraConfig, content["config"], str(folder / DESCRIPTION))
         base = Fingerprint.of_json(content["base"])
         packed_but = content["packed_but"]
-    except (FileNotFoundError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder} holds no adapter: expected adapter.json of scripts/finetune.py in it") from error
+    except (FileNotFoundError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder} holds no adapter: expected adapter.json of scripts/finetune.py in it") from error
     return AdapterDescription(config, base, None if packed_but is None else tuple(packed_but))
 
 
@@ -113,7 +114,7 @@ def read_adapted(folder: Path) -> Adapted:
     places = (folder / "config.yaml", folder.parent / "config.yaml")
     for path in places:
         if path.is_file():
-            content = read_yaml(path.read_text(), str(path))
+            content = read_yaml(read_text(path), str(path))
             try:
                 given = content["data"]
                 data = {name: given[name] for name in ADAPTED_DATA}
@@ -121,8 +122,8 @@ def read_adapted(folder: Path) -> Adapted:
                     data[name] = given.get(name, default)
                 return Adapted(Path(content["run"]), data, given.get("fit"))
             except (KeyError, TypeError) as error:
-                raise ValueError(f"{path} is not of scripts/finetune.py: it names no run and data.root") from error
-    raise ValueError(
+                raise UserError(f"{path} is not of scripts/finetune.py: it names no run and data.root") from error
+    raise UserError(
         f"the adapter {folder} does not say what its base is: put the config.yaml of its fine-tuning beside it"
     )
 
@@ -136,8 +137,8 @@ def load_adapter(run: Adaptable, folder: str | Path) -> LoraConfig:
     described = read_description(folder)
     try:
         run.check_fingerprint(described.base)
-    except ValueError as error:
-        raise ValueError(f"the adapter {folder} was trained on another base: {error}") from error
+    except UserError as error:
+        raise UserError(f"the adapter {folder} was trained on another base: {error}") from error
     if described.packed_but is not None:
         quantize(run.model, described.packed_but)
     attach(run.model, described.config)
@@ -145,7 +146,7 @@ def load_adapter(run: Adaptable, folder: str | Path) -> LoraConfig:
     for own, name in ((linear, LINEAR), (experts, EXPERTS)):
         loaded = read_weights(folder / name) if own else {}
         if differs := first_difference(loaded, own):
-            raise ValueError(f"the adapter {folder / name} does not fit its adapter.json: {differs}")
+            raise UserError(f"the adapter {folder / name} does not fit its adapter.json: {differs}")
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(loaded[key])

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kernels.errors import MissingError, UserError
 from mm.artifacts.upgrade import upgrade_result
 
 
@@ -15,8 +16,8 @@ def read_result(path: Path) -> dict[str, Any]:
         ValueError: naming a file that is something else.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a finished run holds its result.json and embeddings.npz")
+        raise MissingError(f"{path}: no such file; a finished run holds its result.json and embeddings.npz")
     try:
         return upgrade_result(json.loads(path.read_text()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a run's result: {type(error).__name__} {error}") from error
+        raise UserError(f"{path} is not a run's result: {type(error).__name__} {error}") from error

@@ -78,7 +78,7 @@ class Run:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Raises ValueError, naming the first difference, where the state is another model's."""
         if differs := first_difference(state, self.state_dict()):
-            raise ValueError(f"model.safetensors does not fit the settings in model.json: {differs}; {REMEDY}")
+            raise UserError(f"model.safetensors does not fit the settings in model.json: {differs}; {REMEDY}")
         model = {name: tensor for name, tensor in state.items() if not name.startswith("loss.")}
         loss = {name.removeprefix("loss."): tensor for name, tensor in state.items() if name not in model}
         self.model.load_state_dict(model)
@@ -93,7 +93,7 @@ def build_run(config: AlignConfig, vocabulary: Tensor | None = None) -> Run:
     encoders = {m: build_encoder(m, settings[m], config.bottleneck, width, vocabulary) for m in settings}
     for modality, path in config.encoder_weights.items():
         if modality not in encoders:
-            raise ValueError(f"encoder_weights of {modality!r}: the model has {', '.join(encoders)}")
+            raise UserError(f"encoder_weights of {modality!r}: the model has {', '.join(encoders)}")
         load_encoder(encoders[modality], path)
     model = MultimodalModel(config.model, encoders)
     loss = ProgressiveAlignment(config.loss, config.model.token_embedding, pairs_of(encoders))
@@ -136,8 +136,8 @@ def load_run(folder: str | Path, adapters: tuple[Path, ...] = ()) -> Run:
         run.load_state_dict(state)
         run = replace(run, config=config)
         run.check_fingerprint(Fingerprint.of_json(described["fingerprint"]))
-    except ValueError as error:
-        raise ValueError(f"the run {folder} cannot be loaded: {error}") from error
+    except UserError as error:
+        raise UserError(f"the run {folder} cannot be loaded: {error}") from error
     return run.eval()
 
 
@@ -158,13 +158,11 @@ def load_adapted(folder: Path, adapters: tuple[Path, ...] = ()) -> Run:
     adapted = read_adapted(folder)
     waiting = (*adapters, folder.resolve())
     if adapted.base.resolve() in waiting:
-        raise ValueError(
-            f"the adapter {folder} has no run beneath it: its base {adapted.base} is an adapter of its own"
-        )
+        raise UserError(f"the adapter {folder} has no run beneath it: its base {adapted.base} is an adapter of its own")
     try:
         run = load_run(adapted.base, waiting)
-    except ValueError as error:
-        raise ValueError(f"the adapter {folder} needs its base: {error}") from error
+    except UserError as error:
+        raise UserError(f"the adapter {folder} needs its base: {error}") from error
     load_adapter(run, folder)
     merge_and_unload(run.model)
     dequantize(run.model)
@@ -203,14 +201,14 @@ def _described(folder: Path) -> dict:
     """The content of model.json."""
     path = folder / "model.json"
     if not (folder / "model.safetensors").is_file() or not path.is_file():
-        raise ValueError(f"{folder} holds no finished run: expected model.safetensors and model.json in it")
+        raise UserError(f"{folder} holds no finished run: expected model.safetensors and model.json in it")
     try:
         described = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): {REMEDY}") from error
+        raise UserError(f"{path} is not JSON ({error}): {REMEDY}") from error
     kind = described.get("kind") if isinstance(described, dict) else None
     if kind != "align":
-        raise ValueError(f"{folder} is a {kind} run: this needs one of scripts/train_align.py")
+        raise UserError(f"{folder} is a {kind} run: this needs one of scripts/train_align.py")
     if absent := {"config", "fingerprint"} - described.keys():
-        raise ValueError(f"{path} has no {min(absent)}: {REMEDY}")
+        raise UserError(f"{path} has no {min(absent)}: {REMEDY}")
     return described

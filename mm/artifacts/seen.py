@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from kernels.errors import UserError
 from mm.artifacts.adapter import is_adapter, read_adapted
 from mm.data.collection import Collection
 from mm.data.config import DataConfig
@@ -41,7 +42,7 @@ def load_seen(folder: Path, data: DataConfig) -> list[Collection]:
             content = json.loads(path.read_text())
             return [Collection(**each | {"items": frozenset(each["items"])}) for each in content]
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is not a run's list of sets: {type(error).__name__} {error}") from error
+            raise UserError(f"{path} is not a run's list of sets: {type(error).__name__} {error}") from error
     if is_adapter(folder):
         base = read_adapted(folder).base
         return [*load_seen(base, data), Collection.of(data)]

@@ -112,7 +112,7 @@ def upgrade_result(result: Mapping[str, Any]) -> dict[str, Any]:
     first. Of `config` the settings that were only renamed get their new names. Raises ValueError on what is no result.
     """
     if not isinstance(result, Mapping) or not result.get("protocol"):
-        raise ValueError("it has no protocol")
+        raise UserError("it has no protocol")
     found = {name: dict(value) if isinstance(value, Mapping) else value for name, value in result.items()}
     further = found.pop("protocols", {})
     if "judged" in found:
@@ -171,7 +171,7 @@ def _upgrade_bottleneck(flat: Mapping[str, Any]) -> dict[str, Any]:
     for block in own[1:]:
         for name in block:
             if block[name] != own[0].get(name, block[name]):
-                raise ValueError(f"{name} differs between modalities, which share one bottleneck now")
+                raise UserError(f"{name} differs between modalities, which share one bottleneck now")
     for block in own:
         kept.update(block)
     return kept

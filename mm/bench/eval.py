@@ -29,6 +29,7 @@ from eval.ground_truth import GroundTruth
 from eval.intervals import DEFAULT_BOOTSTRAP, Bootstrap
 from eval.protocols import Stated
 from eval.retrieval import RECALL_AT, retrieval_both
+from kernels.errors import MissingError
 from kernels.ranges import check_ranges
 from mm.artifacts.environment import hardware
 
@@ -314,7 +315,7 @@ def high_water() -> int:
         if line.startswith("VmHWM"):
             _, kilobytes, _ = line.split()
             return 1024 * int(kilobytes)
-    raise OSError("/proc/self/status has no VmHWM: peak memory is measured on Linux")
+    raise MissingError("/proc/self/status has no VmHWM: peak memory is measured on Linux")
 
 
 def matmul_rate() -> float:

@@ -17,6 +17,7 @@ from typing import Any
 from alignment import LossConfig, ScheduleConfig
 from encoders import AudioConfig, BottleneckConfig, ImageConfig, TextConfig
 from encoders.quantizer import QuantizerConfig
+from kernels.errors import UserError
 from mm.artifacts.run import write_config
 from mm.batch import Sample
 from mm.config import AlignConfig, EvalConfig, TrainConfig
@@ -111,7 +112,7 @@ def run_row(row: PresenceRow, folder: Path, start: Start) -> dict[str, Any]:
     run = folder / row.name
     result = json.loads((run / "result.json").read_text())
     if not (run / "report.html").is_file():
-        raise ValueError(f"{row.name}: no report")
+        raise UserError(f"{row.name}: no report")
     check_result(row, result)
     return result
 
@@ -186,7 +187,7 @@ def train_in_processes(script: Path) -> Start:
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode:
             last = (ended.stderr.strip() or "not a word").splitlines()[-1]
-            raise ValueError(f"{config.name} ended with code {ended.returncode}: {last}")
+            raise UserError(f"{config.name} ended with code {ended.returncode}: {last}")
 
     return start
 
@@ -213,15 +214,15 @@ def check_result(row: PresenceRow, result: Mapping[str, Any]) -> None:
     protocol = result["protocol"]["val"]
     for name, expected in expected_protocol(row).items():
         if protocol[name] != expected:
-            raise ValueError(f"{row.name}: the protocol's {name} is {protocol[name]}, not {expected}")
+            raise UserError(f"{row.name}: the protocol's {name} is {protocol[name]}, not {expected}")
     metrics = result["metrics"]
     for name, value in metrics.items():
         if not math.isfinite(value):
-            raise ValueError(f"{row.name}: {name} is {value}")
+            raise UserError(f"{row.name}: {name} is {value}")
     for direction, size in protocol["gallery"].items():
         matches = CAPTIONS if direction.endswith("to_text") else 1
         if abs(metrics[f"chance/{direction}/R@1"] - 100 * matches / size) > 1e-3:
-            raise ValueError(f"{row.name}: chance of {direction} is not of its gallery of {size}")
+            raise UserError(f"{row.name}: chance of {direction} is not of its gallery of {size}")
 
 
 def run_all(folder: Path, script: Path) -> dict[str, str]:

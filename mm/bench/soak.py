@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from kernels.errors import UserError
 from mm.bench.presence import run_all
 from mm.files import write_json
 
@@ -72,7 +73,7 @@ def run_soak(start: Starter, plan: Plan, json: Path | None) -> None:
     """
     for name in (WHOLE, KILLED, LONG, PRESENCE):
         if (start.runs / name).exists():
-            raise ValueError(f"{start.runs / name} exists: give another --runs, or remove it")
+            raise UserError(f"{start.runs / name} exists: give another --runs, or remove it")
     found: dict[str, Any] = {}
     if plan.kills:
         found |= kill_and_resume(start, plan)
@@ -85,9 +86,9 @@ def run_soak(start: Starter, plan: Plan, json: Path | None) -> None:
         write_json(json, found)
     differ = found.get("tensors_that_differ")
     if differ:
-        raise ValueError(f"{start.runs / KILLED} resumed to other weights than {start.runs / WHOLE}: {differ[0]}")
+        raise UserError(f"{start.runs / KILLED} resumed to other weights than {start.runs / WHOLE}: {differ[0]}")
     if failed := found.get("presence_failed"):
-        raise ValueError(f"{len(failed)} combinations are not evaluated as they should be: {', '.join(failed)}")
+        raise UserError(f"{len(failed)} combinations are not evaluated as they should be: {', '.join(failed)}")
 
 
 def kill_and_resume(start: Starter, plan: Plan) -> dict[str, Any]:
@@ -169,7 +170,7 @@ def finish(process: subprocess.Popen[bytes]) -> None:
     code = process.wait()
     if code:
         command: Any = process.args
-        raise ValueError(f"`{' '.join(command)}` ended with code {code}; its log is beside the run")
+        raise UserError(f"`{' '.join(command)}` ended with code {code}; its log is beside the run")
 
 
 def last_step(run: Path) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from encoders import Encoder
+from kernels.errors import UserError
 from kernels.ranges import check_ranges
 from mm.compress.parametrization import remove_parametrization
 from mm.model.moe import EXPERT_WEIGHTS
@@ -39,7 +40,7 @@ class LoraConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "lora")
         if not self.targets:
-            raise ValueError("lora.targets is empty: name what is adapted, such as q_proj")
+            raise UserError("lora.targets is empty: name what is adapted, such as q_proj")
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def coverage(model: nn.Module, config: LoraConfig) -> Coverage:
         rows, columns = shape[-2:]
         most = min(rows, columns)
         if config.rank > most:
-            raise ValueError(
+            raise UserError(
                 f"lora.rank={config.rank} is larger than {name}, whose matrices are {rows}×{columns}: at most {most}"
             )
     return Coverage(targeted, untargeted)
@@ -266,13 +267,13 @@ def _require_targets(model: nn.Module, config: LoraConfig, found: list[str]) -> 
         if not any(_last(name) == target for name in found):
             unreached = [name for name in _linears(model) if _last(name) == target and name.startswith(frozen)]
             if unreached:
-                raise ValueError(
+                raise UserError(
                     f"lora.targets: {target!r} is only in a frozen trunk ({unreached[0]}), whose cached features are"
                     " read in its place, so that it would never train: leave the target out, or adapt a run that was"
                     " trained with that encoder's frozen=false"
                 )
             there = {_last(name) for name in _linears(model)}.union(EXPERT_WEIGHTS)
-            raise ValueError(
+            raise UserError(
                 f"lora.targets: {target!r} is no linear layer nor expert weight of this model; it has"
                 f" {', '.join(sorted(there))}"
             )

@@ -25,7 +25,7 @@ def open_split(
         return ShardFolder(root, split)
     foreign = img2dataset_shards(Path(root))
     if foreign and not (Path(root) / "annotations").is_dir():
-        raise ValueError(foreign_shard(foreign[0]))
+        raise UserError(foreign_shard(foreign[0]))
     from mm.data.coco import CocoFolder
 
     return CocoFolder(root, split, karpathy=karpathy, audio_root=audio_root)

@@ -16,6 +16,7 @@ from typing import Any
 
 from pycocotools.coco import COCO
 
+from kernels.errors import MissingError, UserError
 from mm.data.fields import caption_text, whole_id
 from mm.files import leaves_folder
 
@@ -56,7 +57,7 @@ def find_annotations(root: Path, split: str) -> Path:
     if there:
         remedy = f"the splits there are {', '.join(there)}"
     wanted = folder / f"captions_{split}.json"
-    raise FileNotFoundError(f"no {wanted}; {remedy}")
+    raise MissingError(f"no {wanted}; {remedy}")
 
 
 def read_annotations(path: Path, skipped: Counter[str]) -> list[AnnotatedImage]:
@@ -68,15 +69,15 @@ def read_annotations(path: Path, skipped: Counter[str]) -> list[AnnotatedImage]:
     """
     content = _read_json(path)
     if not (isinstance(content, dict) and {"images", "annotations"} <= content.keys()):
-        raise ValueError(f"{path} is not a COCO caption file: it has no lists `images` and `annotations`")
+        raise UserError(f"{path} is not a COCO caption file: it has no lists `images` and `annotations`")
     try:
         coco = _indexed(content)
         _count_unknown(coco, skipped)
         return [_coco_image(coco, image_id, skipped) for image_id in coco.imgs]
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a COCO caption file: {type(error).__name__} {error}") from error
+        raise UserError(f"{path} is not a COCO caption file: {type(error).__name__} {error}") from error
 
 
 def read_karpathy(path: Path, split: str) -> list[AnnotatedImage]:
@@ -89,15 +90,15 @@ def read_karpathy(path: Path, split: str) -> list[AnnotatedImage]:
     for name in wanted:
         if name not in KARPATHY_SPLITS:
             known = ", ".join(KARPATHY_SPLITS)
-            raise ValueError(f"{name!r} is not a Karpathy split; use {known} or train+restval")
+            raise UserError(f"{name!r} is not a Karpathy split; use {known} or train+restval")
     content = _read_json(path)
     try:
         images = content["images"]
         return [_karpathy_image(image) for image in images if image["split"] in wanted]
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not Karpathy's dataset_coco.json: {type(error).__name__} {error}") from error
+        raise UserError(f"{path} is not Karpathy's dataset_coco.json: {type(error).__name__} {error}") from error
 
 
 class ImageFinder:
@@ -123,7 +124,7 @@ class ImageFinder:
         """The image's path, None if it is not on disk. Raises ValueError for a name that leaves the data folder."""
         name = PurePosixPath(file_name)
         if leaves_folder(file_name) or not name.name:
-            raise ValueError(f"{self.source}: file name {file_name!r} of image {image_id} leaves the data folder")
+            raise UserError(f"{self.source}: file name {file_name!r} of image {image_id} leaves the data folder")
         for folder, candidate in self._places(name):
             path = folder / candidate
             if self._exists(path):
@@ -176,9 +177,9 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise FileNotFoundError(f"annotation file {path} does not exist") from None
+        raise MissingError(f"annotation file {path} does not exist") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"annotation file {path} is not JSON: {error}") from error
+        raise UserError(f"annotation file {path} is not JSON: {error}") from error
 
 
 def _indexed(content: dict[str, Any]) -> COCO:
@@ -192,7 +193,7 @@ def _indexed(content: dict[str, Any]) -> COCO:
         name = image["file_name"]
         other = coco.imgs[image_id]["file_name"]
         if name != other:
-            raise ValueError(f"image id {image_id} stands for {name!r} and for {other!r}")
+            raise UserError(f"image id {image_id} stands for {name!r} and for {other!r}")
     return coco
 
 

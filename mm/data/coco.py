@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kernels.errors import MissingError, UserError
 from mm.batch import Sample
 from mm.data.annotations import AnnotatedImage, ImageFinder, find_annotations, read_annotations, read_karpathy
 from mm.data.dataset import files_stamp, noted
@@ -53,7 +54,7 @@ class CocoFolder:
         self.root = Path(root)
         self.split = split
         if not self.root.is_dir():
-            raise FileNotFoundError(f"data folder {self.root} does not exist")
+            raise MissingError(f"data folder {self.root} does not exist")
         self.name = f"{self.root.resolve().name}/{split}"
         skipped: Counter[str] = Counter()
         self.skipped: dict[str, int] = skipped
@@ -71,7 +72,7 @@ class CocoFolder:
         self.caption_ids: list[tuple[int, ...]] = []
         self._collect(images, ImageFinder(self.root, split, source), skipped)
         if not self.files:
-            raise ValueError(self._nothing_usable(source, skipped))
+            raise UserError(self._nothing_usable(source, skipped))
         self.keys = _unique_keys(self.files, self.image_ids)
         audio_folder = Path(audio_root or self.root) / "audio"
         self._audio = self._audio_files(audio_folder, skipped)
@@ -204,7 +205,7 @@ def write_coco(
         encoded = encode_sample(sample, image_format, audio_format, quality)
         images_of_it = encoded.members.keys() & set(IMAGE_EXTENSIONS)
         if encoded.key in keys or not images_of_it:
-            raise ValueError(f"sample {encoded.key!r} of {split} has no image, or its key occurs twice")
+            raise UserError(f"sample {encoded.key!r} of {split} has no image, or its key occurs twice")
         keys.add(encoded.key)
         for name in _write_images(encoded, folder):
             images.append({"id": encoded.image_id, "file_name": name})

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernels.errors import UserError
 from mm.data import open_split
 from mm.data.config import DataConfig
 from mm.data.dataset import CaptionDataset, StampedDataset
@@ -55,7 +56,7 @@ class Collection:
         """A split of the set where it lay; None where it cannot be opened any more."""
         try:
             return open_split(Path(self.folder), split, karpathy=self.karpathy)
-        except (OSError, ValueError):
+        except (OSError, UserError):
             return None
 
     def has(self, dataset: CaptionDataset, split: str, folder: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from kernels.errors import UserError
 from mm.batch import Sample
 from mm.data.skipped import Unreadable
 from mm.files import private_name
@@ -130,7 +131,7 @@ def require_readable(dataset: CaptionDataset) -> None:
     for modality, reasons in failed.items():
         if len(reasons) > decoded[modality]:
             tried = len(reasons) + decoded[modality]
-            raise ValueError(
+            raise UserError(
                 f"{dataset.name}: {len(reasons)} of {tried} {modality} files that were tried do not decode, the first:"
                 f" {reasons[0]}"
             )

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from encoders import Encoder, Features
 from kernels.dispatch import compute_dtype
+from kernels.errors import UserError
 from mm.device import Precision, autocast
 from mm.files import InUseError, locked, write_json
 
@@ -159,7 +160,7 @@ class FeatureStore:
         path = folder / "tokens.bin"
         actual = path.stat().st_size
         if actual != expected:
-            raise ValueError(
+            raise UserError(
                 f"feature cache {folder} holds {actual} bytes where {expected} belong: delete the folder and run again"
             )
         self.tokens = np.memmap(path, np.float16, "r", shape=(total, width))
@@ -264,7 +265,7 @@ def _halved(tokens: Tensor, description: str) -> Tensor:
     """Features (n, F) as float16 in the memory of the CPU. Raises ValueError for one that float16 cannot hold."""
     half = tokens.half().cpu()
     if not half.isfinite().all():
-        raise ValueError(
+        raise UserError(
             f"{description}: the frozen trunk gives {float(tokens.abs().max()):g}, and a store holds float16, at most"
             f" {LARGEST:,.0f}: check the trunk's weights, or set frozen=false for it, which stores nothing"
         )

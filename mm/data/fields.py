@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from kernels.errors import UserError
+
 SMALLEST_ID = -(2**63)
 LARGEST_ID = 2**63 - 1
 """Ids are int64 from here on."""
@@ -23,10 +25,10 @@ def whole_id(value: Any, kind: str) -> int:
     if isinstance(value, str):
         whole = value.removeprefix("-").isdecimal()
     if not whole:
-        raise ValueError(f"{kind} id {value!r} is not a whole number: number the {kind}s")
+        raise UserError(f"{kind} id {value!r} is not a whole number: number the {kind}s")
     found = int(value)
     if not SMALLEST_ID <= found <= LARGEST_ID:
-        raise ValueError(f"{kind} id {found} does not fit 64 bits: number the {kind}s from 1")
+        raise UserError(f"{kind} id {found} does not fit 64 bits: number the {kind}s from 1")
     return found
 
 
@@ -43,7 +45,5 @@ def caption_text(value: Any, caption_id: int) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise ValueError(
-            f"caption {caption_id} is {repr(value)[:40]}, not a string: give each caption an id of its own"
-        )
+        raise UserError(f"caption {caption_id} is {repr(value)[:40]}, not a string: give each caption an id of its own")
     return value

@@ -21,6 +21,7 @@ from torchvision.io import ImageReadMode, encode_jpeg, encode_png
 from torchvision.io import decode_image as torchvision_decode
 from torchvision.transforms.v2 import functional as transforms
 
+from kernels.errors import UserError
 from mm.batch import Sample
 from mm.data.skipped import Unreadable
 from mm.readers import RATES
@@ -78,7 +79,7 @@ def decode_image(data: bytes, name: str) -> Tensor:
         pixels = torchvision_decode(content, mode, apply_exif_orientation=True)
         return _opaque(transforms.to_dtype(pixels, torch.uint8, scale=True))
     except Exception as error:  # Decoders raise struct.error, RuntimeError, KeyError … of what they are fed.
-        raise ValueError(f"image {name} does not decode: {_line(error)}") from error
+        raise UserError(f"image {name} does not decode: {_line(error)}") from error
 
 
 def pixels_of(image: Image) -> Tensor:
@@ -115,7 +116,7 @@ def encode_image(pixels: Tensor, extension: str, quality: int = 90) -> bytes:
     elif extension in ("jpg", "jpeg"):
         encoded = encode_jpeg(pixels, quality)
     else:
-        raise ValueError(f"image extension {extension!r} is not one of {', '.join(WRITTEN_IMAGES)}")
+        raise UserError(f"image extension {extension!r} is not one of {', '.join(WRITTEN_IMAGES)}")
     return encoded.numpy().tobytes()
 
 
@@ -127,12 +128,12 @@ def decode_audio(data: bytes, name: str) -> tuple[np.ndarray, int]:
     try:
         waveform, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except Exception as error:  # As of images.
-        raise ValueError(f"audio {name} does not decode: {_line(error)}") from error
+        raise UserError(f"audio {name} does not decode: {_line(error)}") from error
     lowest, highest = RATES
     if not lowest <= rate <= highest:
-        raise ValueError(f"audio {name} claims {rate:,} hertz, not one of {lowest:,} to {highest:,}")
+        raise UserError(f"audio {name} claims {rate:,} hertz, not one of {lowest:,} to {highest:,}")
     if not np.isfinite(waveform).all():
-        raise ValueError(f"audio {name} holds samples that are not finite numbers")
+        raise UserError(f"audio {name} holds samples that are not finite numbers")
     mono = waveform[:, 0] if waveform.shape[1] == 1 else waveform.mean(axis=1)
     return mono, rate
 
@@ -143,7 +144,7 @@ def encode_audio(waveform: np.ndarray, sample_rate: int, extension: str = "flac"
     Raises ValueError for another extension.
     """
     if extension not in WRITTEN_AUDIO:
-        raise ValueError(f"audio extension {extension!r} is not one of {', '.join(WRITTEN_AUDIO)}")
+        raise UserError(f"audio extension {extension!r} is not one of {', '.join(WRITTEN_AUDIO)}")
     buffer = io.BytesIO()
     soundfile.write(buffer, waveform, sample_rate, format=extension.upper(), subtype="PCM_16")
     return buffer.getvalue()
@@ -225,7 +226,7 @@ def _audio_frames(data: bytes, name: str) -> int:
     try:
         return int(soundfile.info(io.BytesIO(data)).frames)
     except Exception as error:  # As of images.
-        raise ValueError(f"audio {name} does not decode: {_line(error)}") from error
+        raise UserError(f"audio {name} does not decode: {_line(error)}") from error
 
 
 def _torchvision_mode(opened: Image) -> ImageReadMode | None:
@@ -259,7 +260,7 @@ def _eight_bits(image: Image) -> Image:
     least = numbers.min()
     most = numbers.max()
     if not (least >= 0 and most <= 65535):  # Written so that NaN is refused too.
-        raise ValueError(f"its numbers lie between {least:g} and {most:g}, not in 0 to 1, to 255 or to 65,535")
+        raise UserError(f"its numbers lie between {least:g} and {most:g}, not in 0 to 1, to 255 or to 65,535")
     if image.mode.startswith("I;16") or most > WHITE:
         numbers = numbers // 256
     elif image.mode == "F" and most <= 1:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from encoders import Encoder, ImageConfig
 from encoders.tokenizer import Tokenizer, observed_vocabulary
+from kernels.errors import UserError
 from mm.batch import Batch
 from mm.data import open_split
 from mm.data.cached import CachedExample, CachedView, FeatureCache, stack_cached
@@ -93,7 +94,7 @@ class AlignData(LightningDataModule):
         dataset = self._opened(split)
         image_id, samples = Counter(dataset.image_ids).most_common(1)[0]
         if samples > 1:
-            raise ValueError(
+            raise UserError(
                 f"{dataset.name}: {samples} samples have image id {image_id}, and every copy would match each of its"
                 " captions; keep all captions of an image in one sample"
             )

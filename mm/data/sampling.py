@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+from kernels.errors import UserError
+
 Key = tuple[int, int]
 """(index, epoch) of a sample."""
 
@@ -52,16 +54,16 @@ class StepSampler(Sampler[list[Key]]):
         limit: int = 0,
     ) -> None:
         if limit > size:
-            raise ValueError(f"a limit of {limit} images, but the split has {size}")
+            raise UserError(f"a limit of {limit} images, but the split has {size}")
         self.chosen = epoch_order(size, 0, 0)[:limit] if limit else np.arange(size)
         self.size = len(self.chosen)
         if batch_size < 1 or batch_size > self.size:
-            raise ValueError(
+            raise UserError(
                 f"a batch of {batch_size} cannot be drawn from a split of {self.size} images; "
                 f"set a batch size between 1 and {self.size}"
             )
         if batch_size % world_size:
-            raise ValueError(f"the global batch of {batch_size} does not divide over {world_size} processes")
+            raise UserError(f"the global batch of {batch_size} does not divide over {world_size} processes")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not one of {world_size} processes")
         if start_step < 0 or steps < 0:

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NotRequired, TypedDict
 
+from kernels.errors import UserError
 from mm.data.fields import caption_text, whole_id
 
 INDEX_VERSION = 1
@@ -128,18 +129,18 @@ def read_index(folder: Path, split: str) -> Index:
     try:
         index = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"shard index {path} is not JSON ({error}); {remedy}") from error
+        raise UserError(f"shard index {path} is not JSON ({error}); {remedy}") from error
     version = index.get("version") if isinstance(index, dict) else None
     if version != INDEX_VERSION:
-        raise ValueError(f"shard index {path} has version {version}, this program reads {INDEX_VERSION}; {remedy}")
+        raise UserError(f"shard index {path} has version {version}, this program reads {INDEX_VERSION}; {remedy}")
     absent = sorted({"shards", "samples"} - index.keys())
     if absent:
-        raise ValueError(f"shard index {path} has no {', '.join(absent)}; {remedy}")
+        raise UserError(f"shard index {path} has no {', '.join(absent)}; {remedy}")
     try:
         for sample in index["samples"]:
             sample |= sample_text(sample, f"shard index {path}: sample {sample['key']}")
     except (KeyError, TypeError) as error:
-        raise ValueError(f"shard index {path} lists what is no sample ({error}); {remedy}") from error
+        raise UserError(f"shard index {path} lists what is no sample ({error}); {remedy}") from error
     return index
 
 
@@ -178,7 +179,7 @@ def scan_shard(path: Path) -> ShardRecord:
                     continue
                 members = places.setdefault(key, {})
                 if extension in members:
-                    raise ValueError(f"shard {path} holds {member.name!r} twice; write it again without the repetition")
+                    raise UserError(f"shard {path} holds {member.name!r} twice; write it again without the repetition")
                 members[extension] = [member.offset_data, member.size]
                 if extension == "json":
                     file.seek(member.offset_data)
@@ -187,14 +188,14 @@ def scan_shard(path: Path) -> ShardRecord:
                     texts[key] = sample_text(content, f"shard {path}: sample {key}")
             _require_end(file, path)
     except (tarfile.TarError, json.JSONDecodeError, KeyError, TypeError, EOFError) as error:
-        raise ValueError(f"shard {path} is truncated or not a caption shard: {error}") from error
+        raise UserError(f"shard {path} is truncated or not a caption shard: {error}") from error
     size = path.stat().st_size
     record = ShardRecord(name=path.name, size=size, sha256=sha256(path), samples=[])
     if skipped:
         record["skipped"] = dict(skipped)
     for key, members in places.items():
         if key not in texts:
-            raise ValueError(f"shard {path}: sample {key} has no .json member with its captions")
+            raise UserError(f"shard {path}: sample {key} has no .json member with its captions")
         sample = SampleEntry(key=key, members=members, **texts[key])
         record["samples"].append(sample)
     return record
@@ -229,7 +230,7 @@ def foreign_shard(path: Path) -> str:
 def _refuse_img2dataset(content: Any, path: Path) -> None:
     """Raise ValueError if a `.json` member says what img2dataset says of a sample."""
     if isinstance(content, dict) and "captions" not in content and {"caption", "key"} <= content.keys():
-        raise ValueError(foreign_shard(path))
+        raise UserError(foreign_shard(path))
 
 
 def sample_text(content: Any, where: str) -> SampleText:
@@ -247,13 +248,13 @@ def sample_text(content: Any, where: str) -> SampleText:
         image_id = whole_id(content["image_id"], "image")
         caption_ids = [whole_id(caption_id, "caption") for caption_id in content["caption_ids"]]
         if len(content["captions"]) != len(caption_ids):
-            raise ValueError(
+            raise UserError(
                 f"{len(content['captions'])} captions but {len(caption_ids)} caption ids for image {image_id}"
             )
         pairs = zip(content["captions"], caption_ids, strict=True)
         captions = [caption_text(caption, caption_id) for caption, caption_id in pairs]
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
     return {"image_id": image_id, "captions": captions, "caption_ids": caption_ids}
 
 
@@ -270,7 +271,7 @@ def _split_name(member: tarfile.TarInfo, path: Path) -> tuple[str, str, str]:
     if member.isdir():
         return "", "", "directory in a shard"
     if name.is_absolute() or ".." in name.parts or not member.isreg():
-        raise ValueError(f"shard {path} holds {member.name!r}, which is not a plain `key.extension` member")
+        raise UserError(f"shard {path} holds {member.name!r}, which is not a plain `key.extension` member")
     if name.name.startswith("."):
         return "", "", "dot file in a shard"
     cut = re.fullmatch(r"((?:.*/|)[^.]+)[.]([^/]*)", member.name, re.DOTALL)
@@ -287,4 +288,4 @@ def _require_end(file: BinaryIO, path: Path) -> None:
     size = path.stat().st_size
     file.seek(max(0, size - 1024))
     if file.read().strip(b"\0"):
-        raise ValueError(f"shard {path} is truncated: its end-of-archive blocks are missing")
+        raise UserError(f"shard {path} is truncated: its end-of-archive blocks are missing")

@@ -8,6 +8,7 @@ from typing import Any
 
 import webdataset
 
+from kernels.errors import UserError
 from mm.batch import Sample
 from mm.data.media import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, KEY, EncodedSample, encode_sample
 from mm.data.shard_index import (
@@ -107,7 +108,7 @@ class SplitWriter:
         """
         records = [self._records[number] for number in sorted(self._records)]
         if not any(record["samples"] for record in records):
-            raise ValueError(f"no samples to write for split {self.split!r} in {self.folder}")
+            raise UserError(f"no samples to write for split {self.split!r} in {self.folder}")
         written = {self.folder / record["name"] for record in records}
         for path in shard_files(self.folder, self.split):
             path.with_suffix(".json").unlink(missing_ok=True)
@@ -122,7 +123,7 @@ class SplitWriter:
         for sample in record["samples"]:
             key = sample["key"]
             if key in self._keys:
-                raise ValueError(f"two samples of {self.split} have the key {key!r}; keys must be unique")
+                raise UserError(f"two samples of {self.split} have the key {key!r}; keys must be unique")
             self._keys.add(key)
         self._records[number] = record
         return record
@@ -140,7 +141,7 @@ def _write_tar(samples: Iterable[EncodedSample], path: Path) -> None:
 def _members(sample: EncodedSample) -> dict[str, Any]:
     """A sample as webdataset takes it. Raises ValueError for what a reader would not find again."""
     if not KEY.fullmatch(sample.key):
-        raise ValueError(f"sample key {sample.key!r} cannot name a tar member; use letters, digits, _ and -")
+        raise UserError(f"sample key {sample.key!r} cannot name a tar member; use letters, digits, _ and -")
     unknown = sample.members.keys() - {*IMAGE_EXTENSIONS, *AUDIO_EXTENSIONS}
     if unknown:
         raise ValueError(f"sample {sample.key} has a member of unknown kind {min(unknown)!r}")

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from kernels.errors import MissingError, UserError
 from mm.batch import Sample
 from mm.data.dataset import files_stamp, noted
 from mm.data.media import (
@@ -130,7 +131,7 @@ class ShardFolder:
         for shard in self._shards:
             path = self.root / shard["name"]
             if sha256(path) != shard["sha256"]:
-                raise ValueError(f"shard {path} does not match its checksum; prepare it again")
+                raise UserError(f"shard {path} does not match its checksum; prepare it again")
 
     def stamp(self, source: str) -> str:
         """What the shards hold, by size and time of change, and where in them images or audio clips lie, see
@@ -169,20 +170,20 @@ class ShardFolder:
         if index_path(self.root, self.split).is_file():
             return read_index(self.root, self.split)
         if unfinished_path(self.root, self.split).is_file():
-            raise ValueError(f"writing the shards of {self.split!r} in {self.root} was interrupted; prepare them again")
+            raise UserError(f"writing the shards of {self.split!r} in {self.root} was interrupted; prepare them again")
         records = scan_split(self.root, self.split)
         if not records:
-            raise FileNotFoundError(f"no shards {self.root / self.split}-*.tar")
+            raise MissingError(f"no shards {self.root / self.split}-*.tar")
         logger.warning("%s: no index, read the shards' own member tables instead", self.name)
         return join_records(records, None)
 
     def _check_size(self, shard: ShardEntry) -> None:
         path = self.root / _safe_name(shard["name"])
         if not path.is_file():
-            raise FileNotFoundError(f"shard {path} is in the index but not on disk")
+            raise MissingError(f"shard {path} is in the index but not on disk")
         size = path.stat().st_size
         if size != shard["size"]:
-            raise ValueError(
+            raise UserError(
                 f"shard {path} is truncated or changed: {size} bytes, the index says {shard['size']}; prepare it again"
             )
 
@@ -237,7 +238,7 @@ class ShardFolder:
             self._files[shard] = self._path(shard).open("rb", buffering=0)
         data = os.pread(self._files[shard].fileno(), size, offset)
         if len(data) != size:
-            raise ValueError(f"shard {self._path(shard)} is truncated: it ends inside a member")
+            raise UserError(f"shard {self._path(shard)} is truncated: it ends inside a member")
         return data
 
     def _path(self, shard: int) -> Path:
@@ -254,5 +255,5 @@ def _member(sample: SampleEntry, extensions: Iterable[str]) -> str | None:
 
 def _safe_name(name: str) -> str:
     if name != Path(name).name or name in ("", ".", ".."):
-        raise ValueError(f"shard name {name!r} in the index is not a plain file name")
+        raise UserError(f"shard name {name!r} in the index is not a plain file name")
     return name

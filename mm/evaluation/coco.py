@@ -56,7 +56,7 @@ class _References:
     @classmethod
     def of(cls, data: EvaluationData) -> "_References":
         if data.retriever and not data.validation:
-            raise ValueError(
+            raise UserError(
                 "data.retriever gives hard negatives of balanced matching: name data.validation too, which"
                 " fixes its threshold"
             )
@@ -81,7 +81,7 @@ def evaluate_file(path: Path, data: EvaluationData, trained_on: str, bootstrap: 
     validation = None
     if data.validation:
         if Path(data.validation).resolve() == path.resolve():
-            raise ValueError(f"data.validation is the file that is evaluated: {ANOTHER_SPLIT}")
+            raise UserError(f"data.validation is the file that is evaluated: {ANOTHER_SPLIT}")
         validation = _read(Path(data.validation))
     stated = stated_beside(path, items.embeddings)
     if stated is None:
@@ -133,9 +133,9 @@ def evaluate_model(model: EvaluatedModel, data: EvaluationData, bootstrap: Boots
     """
     split = data.split or "val"
     if data.validation == split:
-        raise ValueError(f"data.validation is {split}, which is evaluated: {ANOTHER_SPLIT}")
+        raise UserError(f"data.validation is {split}, which is evaluated: {ANOTHER_SPLIT}")
     if isinstance(model, FinishedRun) and split in PROTOCOLS:
-        raise ValueError(f"a split called {split} would be taken for the protocol of that name: rename it")
+        raise UserError(f"a split called {split} would be taken for the protocol of that name: rename it")
     references = _References.of(data)
     dataset = model.open(split)
     described: dict[str, Any] = {}
@@ -147,7 +147,7 @@ def evaluate_model(model: EvaluatedModel, data: EvaluationData, bootstrap: Boots
         found = model.embed(dataset, split)
     if not {"image", "text"} <= found.arrays.keys():
         if data.validation or data.ground_truth:
-            raise ValueError(
+            raise UserError(
                 "COCO's ground truth and balanced matching are of images and captions;"
                 f" the model has {', '.join(model.modalities)}"
             )

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.progress import track
 
 from eval.studies import COLUMNS
+from kernels.errors import UserError
 from mm.evaluation.config import RerankDepths
 from mm.evaluation.models import FinishedRun
 
@@ -42,8 +43,8 @@ def evaluate_depth(config: RerankDepths, depth: int) -> dict[str, float]:
         # Whoever comes first would pay for the features of frozen trunks.
         run.data.cache_features(run.run.model.encoders, {config.split: dataset})
         result, _ = run.evaluate(dataset, config.split)
-    except ValueError as error:
-        raise ValueError(f"depth {depth}: {error}") from error
+    except UserError as error:
+        raise UserError(f"depth {depth}: {error}") from error
     measures = {"seconds": result["seconds"]}
     for name in RECALLS:
         source = f"reranked/{name}" if depth else name

@@ -15,6 +15,7 @@ from encoders.clip_towers import image_transform, open_clip_model
 from encoders.pretraining import pretraining
 from eval.embeddings import Scorer
 from eval.protocols import RANDOM_WEIGHTS
+from kernels.errors import UserError
 from mm.artifacts.run import load_run
 from mm.artifacts.seen import load_seen, trained_on
 from mm.config import encoders_of, plan_of, trunks_of
@@ -214,7 +215,7 @@ class OpenClipPeer:
     def open(self, split: str) -> CaptionDataset:
         """A split of `root`. Raises ValueError without one."""
         if self.root is None:
-            raise ValueError("--open_clip needs --data.root DIR, the images and captions to evaluate it on")
+            raise UserError("--open_clip needs --data.root DIR, the images and captions to evaluate it on")
         dataset = open_split(self.root, split, karpathy=self.karpathy)
         require_readable(dataset)
         return dataset
@@ -261,7 +262,7 @@ class OpenClipPeer:
                 found = self.model.encode_image(torch.stack(images).to(self.device), normalize=True)
                 vectors.append(found.cpu())
         if not vectors:
-            raise ValueError(f"{dataset.name} has no image")
+            raise UserError(f"{dataset.name} has no image")
         return torch.cat(vectors), ids
 
     def _embed_captions(self, captions: list[str], description: str) -> Tensor:

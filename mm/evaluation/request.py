@@ -12,6 +12,7 @@ from rich.console import Console
 from eval.figures import Figures, figures_table, first_protocol
 from eval.intervals import Bootstrap
 from eval.protocols import RANDOM_WEIGHTS
+from kernels.errors import UserError
 from mm.artifacts.environment import commit, hardware
 from mm.evaluation.coco import Evaluated, evaluate_file, evaluate_model, result_of
 from mm.evaluation.config import EvalCoco
@@ -127,7 +128,7 @@ def check_options(request: EvalCoco) -> None:
     }
     for message, wrong in refused.items():
         if wrong:
-            raise ValueError(message)
+            raise UserError(message)
 
 
 def model_of(request: EvalCoco) -> EvaluatedModel:

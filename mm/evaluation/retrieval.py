@@ -7,6 +7,7 @@ from torch import Tensor
 
 from alignment import Pair
 from eval.retrieval import RetrievalResult, reranked, retrieval_both, rsum, top_k
+from kernels.errors import UserError
 from mm.artifacts.run import Run
 from mm.config import EvalConfig
 from mm.data.dataset import CaptionDataset
@@ -77,7 +78,7 @@ def evaluate_split(run: Run, data: AlignData, dataset: CaptionDataset, split: st
             evaluation.reranked[f"{a}_to_{b}"] = rerank(run, (a, b), x, y, config, swap=False)
             evaluation.reranked[f"{b}_to_{a}"] = rerank(run, (a, b), x, y, config, swap=True)
     if not evaluation.results:
-        raise ValueError(f"{dataset.name}: no sample has two of {', '.join(run.model.modalities)} to retrieve between")
+        raise UserError(f"{dataset.name}: no sample has two of {', '.join(run.model.modalities)} to retrieve between")
     return evaluation
 
 

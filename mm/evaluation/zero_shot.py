@@ -17,6 +17,7 @@ from eval.figures import Figures
 from eval.intervals import DEFAULT_BOOTSTRAP, Bootstrap
 from eval.protocols import Stated
 from eval.sugar_crepe import sugar_crepe, sugar_crepe_items
+from kernels.errors import MissingError, UserError
 from mm.batch import Sample
 from mm.data.dataset import files_stamp, noted
 from mm.data.media import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, EncodedSample, Member, decode_sample
@@ -175,7 +176,7 @@ def _files_of(listed: Items, images: Path) -> dict[str, Path]:
         if path is not None:
             found[name] = path
     if not found:
-        raise ValueError(
+        raise UserError(
             f"{images} holds none of SugarCrepe's {len(names):,} images, such as {names[0]}:"
             " they are those of COCO val2017"
         )
@@ -202,7 +203,7 @@ def _with_captions(items: Items, files: Mapping[str, Path], name: str) -> Listed
 def _image_file(folder: Path, name: str) -> Path | None:
     """The image in one of the `IMAGE_FOLDERS`. Raises ValueError on a name that leads out of them."""
     if Path(name).name != name:
-        raise ValueError(f"SugarCrepe names an image {name!r}: a file name is not a path")
+        raise UserError(f"SugarCrepe names an image {name!r}: a file name is not a path")
     for place in IMAGE_FOLDERS:
         path = folder / place / name
         if path.is_file():
@@ -270,7 +271,7 @@ class _Classes:
     def of(cls, folder: Path) -> "_Classes":
         """Raises FileNotFoundError or ValueError where it is none."""
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: no such folder of classes (<class name>/<image or audio>)")
+            raise MissingError(f"{folder}: no such folder of classes (<class name>/<image or audio>)")
         folders = sorted(path for path in folder.iterdir() if path.is_dir())
         files = []
         modalities: set[str] = set()
@@ -283,13 +284,13 @@ class _Classes:
                 else:
                     skipped[f"file of a kind that is not read ({path.suffix or path.name})"] += 1
             if not paths:
-                raise ValueError(f"{folder}: class {each.name!r} holds no image and no audio")
+                raise UserError(f"{folder}: class {each.name!r} holds no image and no audio")
             files.append(paths)
             modalities |= {_modality(path) for path in paths}
         if len(folders) < 2:
-            raise ValueError(f"{folder}: classification needs at least two folders, one a class")
+            raise UserError(f"{folder}: classification needs at least two folders, one a class")
         if len(modalities) > 1:
-            raise ValueError(f"{folder} holds images and audio clips: classify either, in a folder of its own")
+            raise UserError(f"{folder} holds images and audio clips: classify either, in a folder of its own")
         names = [path.name.replace("_", " ") for path in folders]
         name = f"{folder.resolve().name}/classes"
         warn_of_skipped(name, skipped)
@@ -321,7 +322,7 @@ def _needs(model: EvaluatedModel, *modalities: str) -> None:
     missing = [modality for modality in modalities if modality not in model.modalities]
     if missing:
         known = ", ".join(model.modalities)
-        raise ValueError(f"the model has no encoder of {' and '.join(missing)}, only of {known}")
+        raise UserError(f"the model has no encoder of {' and '.join(missing)}, only of {known}")
 
 
 def _modality(path: Path) -> str:

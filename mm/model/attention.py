@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.attention import attention
+from kernels.errors import UserError
 
 LARGEST_TERM_BIAS = 4.0
 """Bound of what is added to the logits of a term's tokens: the others keep at least e^-4 of their weight beside it."""
@@ -28,7 +29,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+            raise UserError(f"width {width} is not a multiple of heads {heads}")
         head_width = width // heads
         self.heads = heads
         self.q_proj = nn.Linear(width, width)

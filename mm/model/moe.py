@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
 
 from kernels.collectives import Group, joint_mean, joint_sum, step_group, sum_over_ranks
+from kernels.errors import UserError
 from kernels.grouped_mlp import grouped_mlp
 from kernels.ranges import check_ranges
 
@@ -45,7 +46,7 @@ class MoEConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "model.backbone.moe")
         if not 1 <= self.top_k <= self.num_experts:
-            raise ValueError(
+            raise UserError(
                 f"moe.top_k={self.top_k} of moe.num_experts={self.num_experts}: need 1 <= top_k <= num_experts"
             )
 

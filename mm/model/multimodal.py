@@ -11,6 +11,7 @@ from torch.utils._pytree import register_dataclass
 
 from encoders import Encoder, EncoderOutput, Features
 from kernels.collectives import Group, rows_of_ranks
+from kernels.errors import UserError
 from kernels.ranges import check_ranges
 from mm.batch import Batch
 from mm.modalities import MODALITIES
@@ -41,7 +42,7 @@ class ModelConfig:
         check_ranges(self, "model")
         unknown = set(self.modalities) - MODALITIES.keys()
         if unknown or not self.modalities:
-            raise ValueError(f"model.modalities={list(self.modalities)}: choose from {', '.join(MODALITIES)}")
+            raise UserError(f"model.modalities={list(self.modalities)}: choose from {', '.join(MODALITIES)}")
 
 
 @dataclass
@@ -241,7 +242,7 @@ class MultimodalModel(nn.Module):
             ValueError: the model has no text encoder.
         """
         if "text" not in self.encoders:
-            raise ValueError(f"terms are of text, which this model does not read: it has {', '.join(self.modalities)}")
+            raise UserError(f"terms are of text, which this model does not read: it has {', '.join(self.modalities)}")
         self.terms = Terms(sequences)
         for block in self.backbone.blocks:
             block.self_attention.add_term_bias()
@@ -317,7 +318,7 @@ def direct_projections(encoders: Mapping[str, Encoder], head: tuple[int, int, fl
     projections = {}
     for modality, encoder in encoders.items():
         if encoder.bottleneck.bypass is None:
-            raise ValueError("model.direct goes around the codes of bottleneck.mode=vq: use mode=both")
+            raise UserError("model.direct goes around the codes of bottleneck.mode=vq: use mode=both")
         projections[modality] = Projection(encoder.bottleneck.summary_width, *head)
     return projections
 

@@ -8,6 +8,7 @@ import torch
 from lightning import Callback, seed_everything
 
 from encoders.state import weights_digest
+from kernels.errors import UserError
 from mm.artifacts.environment import is_main_process
 from mm.artifacts.run import build_run, save_run
 from mm.artifacts.seen import save_seen
@@ -88,7 +89,7 @@ def require_two_modalities(data: AlignData, dataset: CaptionDataset) -> None:
     if (counts < 2).all():
         in_data = ", ".join(sorted(dataset.modalities))
         in_model = ", ".join(data.encoders)
-        raise ValueError(
+        raise UserError(
             f"{dataset.name} has {in_data}, the model {in_model}: to be aligned, two must be in both, and in one sample"
         )
 

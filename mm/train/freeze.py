@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
+from kernels.errors import UserError
 from mm.train.task import AlignTask, named_parameters
 
 
@@ -26,7 +27,7 @@ def fitting(task: AlignTask, pattern: str, option: str) -> list[Tensor]:
         for name, _ in named:
             top = name.split(".")[:2]
             parts.add(".".join(top) + "*")
-        raise ValueError(f"{option}: no parameter is called {pattern!r}; there are {', '.join(sorted(parts))}")
+        raise UserError(f"{option}: no parameter is called {pattern!r}; there are {', '.join(sorted(parts))}")
     return found
 
 
@@ -51,4 +52,4 @@ def freeze(task: AlignTask, patterns: Iterable[str]) -> None:
         for parameter in fitting(task, pattern, "freeze"):
             parameter.requires_grad_(False)
     if patterns and not task.named_trainable():
-        raise ValueError(f"freeze={patterns} leaves nothing to train")
+        raise UserError(f"freeze={patterns} leaves nothing to train")

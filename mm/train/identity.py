@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from kernels.errors import UserError
 from mm.artifacts.environment import is_main_process
 from mm.artifacts.run import write_config
 from mm.data.dataset import CaptionDataset
@@ -75,9 +76,9 @@ class Identity:
             stored = json.loads(path.read_text())
             return cls(stored["settings"], stored["digests"])
         except FileNotFoundError:
-            raise ValueError(f"--resume true, but {folder} holds no run: leave --resume out to start it") from None
+            raise UserError(f"--resume true, but {folder} holds no run: leave --resume out to start it") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read ({error}): leave --resume out to begin the run anew") from error
+            raise UserError(f"{path} cannot be read ({error}): leave --resume out to begin the run anew") from error
 
     def difference(self, other: "Identity") -> str:
         """The first thing in which another identity differs, in words; "" where they are equal."""
@@ -132,7 +133,7 @@ def held(folder: Path) -> Iterator[None]:
         with locked(folder, wait=False):
             yield
     except InUseError as error:
-        raise ValueError(f"{folder} is in use by {error}: wait for it, or give another --name") from None
+        raise UserError(f"{folder} is in use by {error}: wait for it, or give another --name") from None
 
 
 def begin(folder: Path, identity: Identity, config: Any, resume: bool) -> None:
@@ -152,7 +153,7 @@ def begin(folder: Path, identity: Identity, config: Any, resume: bool) -> None:
     if resume:
         stored = Identity.load(folder)
         if differs := stored.difference(identity):
-            raise ValueError(
+            raise UserError(
                 f"--resume true, but {folder} was begun with {differs}: give the same settings, or another --name and"
                 " no --resume"
             )

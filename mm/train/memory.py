@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from kernels.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 # glibc's mallopt parameters, malloc.h.
@@ -51,6 +53,6 @@ def memory_in_use(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     pages = Path("/proc/self/statm")
     if not pages.is_file():
-        raise ValueError("this system does not say how much memory a process holds (no /proc/self/statm)")
+        raise UserError("this system does not say how much memory a process holds (no /proc/self/statm)")
     resident = int(pages.read_text().split()[1])
     return resident * os.sysconf("SC_PAGE_SIZE")

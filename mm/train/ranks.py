@@ -11,6 +11,7 @@ from torch.multiprocessing import ProcessRaisedException
 from torch.nn.functional import pad
 
 from kernels.collectives import largest_over_ranks, world
+from kernels.errors import UserError
 from mm.artifacts.environment import is_main_process
 from mm.batch import Batch
 
@@ -71,11 +72,11 @@ def one_end() -> Iterator[None]:
         said = USERS.match(str(error).strip().splitlines()[-1])
         if said is None:
             raise
-        raise ValueError(said[1]) from error
+        raise UserError(said[1]) from error
     except RuntimeError as error:
         if world() is None or LOST.search(str(error)) is None:
             raise
-        raise ValueError(
+        raise UserError(
             "another process of this run has ended, or does not answer: see what it said; --resume true goes on from"
             " the newest checkpoint"
         ) from error

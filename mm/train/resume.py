@@ -6,6 +6,8 @@ from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 
+from kernels.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 
@@ -30,7 +32,7 @@ def newest_checkpoint(folder: Path) -> Path:
             names = " nor ".join(spoiled)
             logger.warning("checkpoint %s is not whole: going on from %s", names, path)
         return path
-    raise ValueError(f"--resume true, but {checkpoints} holds no whole checkpoint: leave --resume out to start the run")
+    raise UserError(f"--resume true, but {checkpoints} holds no whole checkpoint: leave --resume out to start the run")
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from alignment import Aligned, DrawnPairs, LossTerms, loss_weights, stage
 from kernels.collectives import joint_sum, rank_and_size, sum_over_ranks, world
+from kernels.errors import DivergedError
 from mm.artifacts.run import Run
 from mm.batch import Batch
 from mm.modalities import pairs_of
@@ -310,14 +311,14 @@ def broken_gradients(task: LightningModule) -> list[str]:
     return names
 
 
-def not_finite(step: int, what: str) -> FloatingPointError:
+def not_finite(step: int, what: str) -> DivergedError:
     """The error with which a diverged run ends.
 
     Args:
         step: at which it diverged.
         what: names what is not finite.
     """
-    return FloatingPointError(
+    return DivergedError(
         f"step {step}: {what} is not finite; lower optim.learning_rate or set train.precision=fp32,"
         " then go on with --resume true"
     )

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from kernels.errors import UserError
 from mm.config import TrainConfig
 from mm.device import Precision, is_reduced
 from mm.train.callbacks import KeepHistory, TrainingMode
@@ -67,7 +68,7 @@ def build_trainer(
             enable_model_summary=False,
         )
     except (MisconfigurationException, ModuleNotFoundError) as error:
-        raise ValueError(f"train.devices or train.strategy: {error}") from error
+        raise UserError(f"train.devices or train.strategy: {error}") from error
 
 
 def fit(trainer: Trainer, task: LightningModule, data: LightningDataModule, folder: Path, resume: bool) -> None:

@@ -9,6 +9,7 @@ import torch
 from lightning import seed_everything
 
 from encoders.state import save_encoder, weights_digest
+from kernels.errors import UserError
 from mm.artifacts.environment import commit, hardware
 from mm.data.config import BatchPlan
 from mm.data.dataset import CaptionDataset
@@ -59,7 +60,7 @@ def _train_vqvae(config: VQVAEConfig, device: torch.device, folder: Path) -> Non
     validation = data.open(config.data.val)
     for dataset in (data.train, validation):
         if config.modality not in dataset.modalities:
-            raise ValueError(f"{dataset.name} has no {config.modality}: name another data.root, or another modality")
+            raise UserError(f"{dataset.name} has no {config.modality}: name another data.root, or another modality")
     splits = {config.data.train: data.train, config.data.val: validation}
     data.cache_features({config.modality: encoder}, splits)
     digests = {"initial weights": weights_digest(task), "training samples": samples_digest(data.train)}

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from encoders import AudioConfig, BottleneckConfig, ImageConfig, TextConfig
+from kernels.errors import UserError
 from kernels.ranges import check_ranges
 from mm.config import OptimConfig, TrainConfig
 from mm.data.config import DataConfig
@@ -37,12 +38,12 @@ class VQVAEConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.modality not in MODALITIES:
-            raise ValueError(f"modality={self.modality!r}: choose from {', '.join(MODALITIES)}")
+            raise UserError(f"modality={self.modality!r}: choose from {', '.join(MODALITIES)}")
         if self.bottleneck.mode == "continuous":
-            raise ValueError("bottleneck.mode=continuous has no codes to train: use both or vq")
+            raise UserError("bottleneck.mode=continuous has no codes to train: use both or vq")
         own = encoder_of(self)
         if own.frozen and own.trunk == "scratch":
-            raise ValueError(
+            raise UserError(
                 f"{self.modality}.frozen=true with a trunk from scratch: its VQ-VAE is what is trained; leave it out"
             )
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL.Image import Image
 from torch import Tensor
 
+from kernels.errors import UserError
 from mm.batch import Sample
 from mm.data.dataset import noted
 from mm.data.media import decode_audio, decode_image, pixels_of
@@ -89,7 +90,7 @@ class DomainDataset:
         self.name = f"{adapter.name}/{split}"
         self.rows = list(rows)
         if not self.rows:
-            raise ValueError(f"{self.name} is empty: a domain set needs at least one row")
+            raise UserError(f"{self.name} is empty: a domain set needs at least one row")
         read = adapter.augmented if augment else adapter.__getitem__
         self._records: list[dict[str, Any]] = []
         self.image_ids = self.rows
@@ -166,14 +167,14 @@ def _checked(record: Any, where: str) -> dict[str, Any]:
     fields = ", ".join(FIELDS)
     if not isinstance(record, Mapping):
         found = type(record).__name__
-        raise ValueError(f"{where}: __getitem__ gave {found}, not a dict of {fields}")
+        raise UserError(f"{where}: __getitem__ gave {found}, not a dict of {fields}")
     for field in record:
         if field not in FIELDS:
-            raise ValueError(f"{where}: unknown field {field!r}; a row holds any of {fields}")
+            raise UserError(f"{where}: unknown field {field!r}; a row holds any of {fields}")
     present = {field: value for field, value in record.items() if value is not None}
     captions = _captions(present.get("text", ()), where)
     if not captions and not present.keys() - {"text"}:
-        raise ValueError(f"{where} holds nothing; give at least one of {fields}")
+        raise UserError(f"{where} holds nothing; give at least one of {fields}")
     for field in VALUES:
         if field in present:
             _check_value(field, present[field], where)
@@ -185,7 +186,7 @@ def _captions(text: Any, where: str) -> tuple[str, ...]:
     captions = (text,) if isinstance(text, str) else tuple(text)
     for caption in captions:
         if not isinstance(caption, str) or not caption.strip():
-            raise ValueError(f"{where}: {caption!r} is no caption; text is a string that is not empty, or several")
+            raise UserError(f"{where}: {caption!r} is no caption; text is a string that is not empty, or several")
     return captions
 
 
@@ -194,11 +195,11 @@ def _check_value(field: str, value: Any, where: str) -> None:
     kind = VALUES[field]
     if isinstance(value, str | Path):
         if not Path(value).is_file():
-            raise ValueError(f"{where}: {field} {value} is not on disk")
+            raise UserError(f"{where}: {field} {value} is not on disk")
         return
     if not isinstance(value, kind) and not callable(value):
         found = type(value).__name__
-        raise ValueError(f"{where}: {field} is {found}, not a path, a function or {kind.__name__}")
+        raise UserError(f"{where}: {field} is {found}, not a path, a function or {kind.__name__}")
 
 
 def _drawn(value: Any, where: str) -> Tensor:
@@ -206,7 +207,7 @@ def _drawn(value: Any, where: str) -> Tensor:
     image = value if isinstance(value, Image) else value()
     if not isinstance(image, Image):
         found = type(image).__name__
-        raise ValueError(f"{where}: the function of its image gave {found}, not an image")
+        raise UserError(f"{where}: the function of its image gave {found}, not an image")
     return pixels_of(image)
 
 
@@ -215,11 +216,11 @@ def _waveform(value: Any, where: str) -> tuple[np.ndarray, int]:
     pair = value() if callable(value) else value
     problem = f"{where}: audio is a pair of a waveform (S,) and its sample rate in hertz"
     if not isinstance(pair, tuple) or len(pair) != 2:
-        raise ValueError(problem)
+        raise UserError(problem)
     samples, rate = pair
     if rate <= 0:
-        raise ValueError(problem)
+        raise UserError(problem)
     waveform = np.asarray(samples, dtype=np.float32)
     if waveform.ndim != 1 or not np.isfinite(waveform).all():
-        raise ValueError(f"{where}: the waveform must be one row (S,) of finite numbers, got shape {waveform.shape}")
+        raise UserError(f"{where}: the waveform must be one row (S,) of finite numbers, got shape {waveform.shape}")
     return waveform, int(rate)

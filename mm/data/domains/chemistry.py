@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from PIL.Image import Image
 
+from kernels.errors import UserError
 from kernels.ranges import check_values, ranges_of
 from mm.data.domains.base import DomainAdapter
 from mm.optional import require
@@ -110,7 +111,7 @@ class ChemistryLoader(DomainAdapter):
                     found[self.chemistry.MolToSmiles(molecule)] = None
         if not found:
             reason = skipped[0] if skipped else "it is empty"
-            raise ValueError(f"{self.path} holds no molecule: {reason}")
+            raise UserError(f"{self.path} holds no molecule: {reason}")
         return list(found), skipped
 
     def _written(self) -> Iterator[tuple[int, str]]:
@@ -118,7 +119,7 @@ class ChemistryLoader(DomainAdapter):
         try:
             lines = self.path.read_text().splitlines()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self.path} is not a text file of SMILES: {error}") from error
+            raise UserError(f"{self.path} is not a text file of SMILES: {error}") from error
         for number, line in enumerate(lines, 1):
             written = re.split(r"[\s,]+", line.strip())[0]
             header = number == 1 and "smiles" in written.lower()
@@ -144,7 +145,7 @@ def tokens(smiles: str) -> list[str]:
     """Atoms, bonds, branches and ring closures. Raises ValueError on a character that belongs to none."""
     found = TOKEN.findall(smiles)
     if "".join(found) != smiles:
-        raise ValueError(f"{smiles!r} holds characters that no SMILES token has")
+        raise UserError(f"{smiles!r} holds characters that no SMILES token has")
     return found
 
 

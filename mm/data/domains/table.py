@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kernels.errors import UserError
 from mm.data.domains.base import DomainAdapter
 
 
@@ -43,7 +44,7 @@ class TableLoader(DomainAdapter):
         for column in columns:
             if column not in header:
                 known = ", ".join(header) or "none"
-                raise ValueError(f"{path} has no column {column!r}; its columns are {known}")
+                raise UserError(f"{path} has no column {column!r}; its columns are {known}")
 
     @property
     def name(self) -> str:
@@ -65,7 +66,7 @@ class TableLoader(DomainAdapter):
         """A file of the folder. ValueError on a name that leads out of it: names are data, not paths."""
         path = self.folder / name
         if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise ValueError(f"{self.name}, row {index}: {name!r} lies outside of {self.folder}: set its `folder`")
+            raise UserError(f"{self.name}, row {index}: {name!r} lies outside of {self.folder}: set its `folder`")
         return path
 
 
@@ -77,5 +78,5 @@ def _read_table(path: Path) -> tuple[list[dict[str, str]], list[str]]:
             rows = list(reader)
             columns = list(reader.fieldnames or ())
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from error
+        raise UserError(f"{path} is not a CSV file in UTF-8: {error}") from error
     return rows, columns

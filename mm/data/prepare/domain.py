@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.progress import track
 
+from kernels.errors import UserError
 from mm.batch import Sample
 from mm.data.coco import write_coco
 from mm.data.dataset import CaptionDataset
@@ -30,7 +31,7 @@ def write_domain(
     Raises ValueError for an adapter without rows, and for a row that is wrong.
     """
     if not len(adapter):
-        raise ValueError(f"{adapter.name} is empty: a domain set needs at least one row")
+        raise UserError(f"{adapter.name} is empty: a domain set needs at least one row")
     print_list(f"{len(adapter.skipped)} rows skipped:", adapter.skipped)
     write = write_coco if layout == "coco" else write_shards
     for split, rows in adapter.splits(held_out, seed).items():

@@ -14,6 +14,7 @@ from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
+from kernels.errors import MissingError, UserError
 from mm.data.prepare.console import console, download_bar
 from mm.files import leaves_folder
 
@@ -76,14 +77,14 @@ def fetch(address: str, folder: str | Path, progress: Progress = lambda there, t
             if _is_whole(part, error):
                 return part.rename(path)
             if not _may_pass(error.code):
-                raise OSError(f"cannot download {address}: {error}") from error
+                raise MissingError(f"cannot download {address}: {error}") from error
             trouble = error
         except (OSError, HTTPException) as error:
             trouble = getattr(error, "reason", error)
         if attempt + 1 < ATTEMPTS:
             logger.warning("%s broke off (%s); going on from byte %d", address, trouble, _size(part))
             time.sleep(min(2**attempt / 4, 10))
-    raise OSError(f"cannot download {address}: {trouble}; run again to go on from byte {_size(part)}")
+    raise MissingError(f"cannot download {address}: {trouble}; run again to go on from byte {_size(part)}")
 
 
 def unpack(archive: Path, folder: str | Path) -> int:
@@ -97,7 +98,7 @@ def unpack(archive: Path, folder: str | Path) -> int:
             for member in file.infolist():
                 written += _extract(file, member, Path(folder))
     except zipfile.BadZipFile as error:
-        raise ValueError(f"archive {archive} is broken ({error}); delete it and download it again") from error
+        raise UserError(f"archive {archive} is broken ({error}); delete it and download it again") from error
     return written
 
 
@@ -166,7 +167,7 @@ def _extract(file: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> bo
     """Write one member, unless it is there in full size. Raises ValueError for a name that leaves the folder."""
     name = member.filename
     if leaves_folder(name):
-        raise ValueError(f"archive {file.filename} holds {name!r}, which would leave {folder}")
+        raise UserError(f"archive {file.filename} holds {name!r}, which would leave {folder}")
     target = folder / name
     if member.is_dir() or _size(target) == member.file_size:
         return False

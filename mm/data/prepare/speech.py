@@ -11,6 +11,7 @@ from typing import Annotated
 
 import numpy as np
 
+from kernels.errors import UserError
 from kernels.ranges import check_ranges
 from mm.data.coco import CocoFolder
 from mm.data.media import encode_audio
@@ -101,7 +102,7 @@ def speak_split(
         voice = voice_of(image_id, synthesizer.voices)
         try:
             waveform, rate = _spoken(synthesizer, text, voice)
-        except ValueError as error:
+        except UserError as error:
             return f"image {image_id}: {error}"
         clip = encode_audio(resample(waveform, rate, sample_rate), sample_rate, "flac")
         _write(_clip_path(dataset, audio, index), clip)
@@ -117,7 +118,7 @@ def speak_split(
     finally:
         pool.shutdown(cancel_futures=True)
     if failed and len(failed) == len(dataset):
-        raise ValueError(f"none of {len(failed)} captions could be spoken: {failed[0]}")
+        raise UserError(f"none of {len(failed)} captions could be spoken: {failed[0]}")
     return Spoken(len(waiting) - len(failed), kept, failed)
 
 
@@ -141,7 +142,7 @@ def _claim(path: Path, settings: dict[str, object]) -> None:
     if before != settings:
         keys = [key for key in settings if before.get(key) != settings[key]]
         changed = ", ".join(keys)
-        raise ValueError(f"{path.parent} holds speech of another {changed}; choose another --out or delete that folder")
+        raise UserError(f"{path.parent} holds speech of another {changed}; choose another --out or delete that folder")
     write_json(path, settings)
 
 
@@ -163,7 +164,7 @@ def _spoken(synthesizer: Synthesizer, text: str, voice: str) -> tuple[np.ndarray
     """(waveform (S,), its sample rate in hertz) of a text. Raises ValueError if it cannot be spoken."""
     waveform, rate = synthesizer(text, voice)
     if not len(waveform):
-        raise ValueError(f"{synthesizer.name} has no audio for {text!r}")
+        raise UserError(f"{synthesizer.name} has no audio for {text!r}")
     return waveform, rate
 
 

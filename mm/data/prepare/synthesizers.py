@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from kernels.errors import MissingError, UserError
 from mm.data.media import decode_audio
 
 TIMEOUT = 60
@@ -47,7 +48,7 @@ class CommandSynthesizer:
 
     def __call__(self, text: str, voice: str) -> tuple[np.ndarray, int]:
         if not self.command or shutil.which(self.command[0]) is None:
-            raise FileNotFoundError(f"speech synthesizer {self.name!r} is not installed; {self.remedy}")
+            raise MissingError(f"speech synthesizer {self.name!r} is not installed; {self.remedy}")
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "speech.wav"
             places = {"{voice}": voice, "{output}": str(output), "{text}": text}
@@ -62,11 +63,11 @@ class CommandSynthesizer:
         try:
             done = subprocess.run(arguments, input=piped, capture_output=True, timeout=TIMEOUT, check=False)
         except subprocess.TimeoutExpired as error:
-            raise ValueError(f"{self.name} did not finish {text!r} within a minute") from error
+            raise UserError(f"{self.name} did not finish {text!r} within a minute") from error
         if done.returncode or not output.is_file():
             lines = done.stderr.decode(errors="replace").strip().splitlines()
             reason = lines[0] if lines else "no output"
-            raise ValueError(f"{self.name} cannot speak {text!r} (exit code {done.returncode}): {reason}")
+            raise UserError(f"{self.name} cannot speak {text!r} (exit code {done.returncode}): {reason}")
 
 
 def espeak_ng() -> Synthesizer:
@@ -96,11 +97,11 @@ def build_synthesizer(name: str, command: str | None = None) -> Synthesizer:
     """
     if command is not None:
         if "{output}" not in command:
-            raise ValueError(f"the command {command!r} must say {{output}} where it writes its audio file")
+            raise UserError(f"the command {command!r} must say {{output}} where it writes its audio file")
         words = shlex.split(command)
         return CommandSynthesizer(words[0], tuple(words))
     if name not in SYNTHESIZERS:
-        raise ValueError(f"synthesizer {name!r} is not one of {', '.join(SYNTHESIZERS)}; or use --command")
+        raise UserError(f"synthesizer {name!r} is not one of {', '.join(SYNTHESIZERS)}; or use --command")
     return SYNTHESIZERS[name]()
 
 

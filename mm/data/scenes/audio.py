@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from kernels.errors import UserError
 from mm.data.scenes.scene import BACKGROUNDS, COLOURS, Scene, SceneObject
 
 SLOT_SECONDS = 0.4
@@ -51,7 +52,7 @@ def render_audio(scene: Scene, sample_rate: int = 16_000) -> np.ndarray:
     Raises ValueError below 16 kHz.
     """
     if sample_rate < 16_000:
-        raise ValueError(f"{sample_rate} Hz cannot carry audio of up to 8 kHz, as scenes have: take 16000 or more")
+        raise UserError(f"{sample_rate} Hz cannot carry audio of up to 8 kHz, as scenes have: take 16000 or more")
     parts = [_note(thing, sample_rate) for thing in scene.objects]
     silence = round(TAIL_SECONDS * sample_rate)
     parts.append(np.zeros(silence, np.float32))

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict, Unpack, get_args
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kernels.errors import UserError
 from mm.batch import Sample
 from mm.data.coco import write_coco
 from mm.data.media import pixels_of
@@ -87,14 +88,14 @@ def _recipe(
 ) -> dict[str, Any]:
     """What scenes.json says of these scenes. Raises ValueError for options that are impossible."""
     if layout not in get_args(Layout):
-        raise ValueError(f"unknown layout {layout!r}: choose one of {', '.join(get_args(Layout))}")
+        raise UserError(f"unknown layout {layout!r}: choose one of {', '.join(get_args(Layout))}")
     if seed < 0:
-        raise ValueError(f"the seed of the scenes is {seed}: it must not be negative")
+        raise UserError(f"the seed of the scenes is {seed}: it must not be negative")
     if not sizes:
-        raise ValueError("no split to write: give sizes such as {'train': 4000, 'val': 1000}")
+        raise UserError("no split to write: give sizes such as {'train': 4000, 'val': 1000}")
     for split, size in sizes.items():
         if not 1 <= size <= capacity(split):
-            raise ValueError(f"split {split!r} cannot have {size} scenes: give 1 to {capacity(split)}")
+            raise UserError(f"split {split!r} cannot have {size} scenes: give 1 to {capacity(split)}")
     return {"version": VERSION, "seed": seed, "sizes": dict(sizes), "image_size": image_size, "layout": layout}
 
 
@@ -113,7 +114,7 @@ def _write(root: Path, recipe: dict[str, Any]) -> None:
     if root.exists() and _written_recipe(root) is None:
         holds_others = not root.is_dir() or any(root.iterdir())
         if holds_others:
-            raise ValueError(f"{root} exists and was not written by prepare_scenes: name another folder for the scenes")
+            raise UserError(f"{root} exists and was not written by prepare_scenes: name another folder for the scenes")
     partial = _beside(root, "partial")
     old = _beside(root, "old")
     for left_by_a_killed_process in (partial, old):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL.Image import Image, fromarray
 
+from kernels.errors import UserError
 from mm.data.scenes.scene import RADIUS, Scene, SceneObject
 
 COLOUR_RGB = {
@@ -39,7 +40,7 @@ Inside = Callable[[Array, Array], Array]
 def render_image(scene: Scene, size: int = 64) -> Image:
     """An RGB image of `size` × `size` pixels. Raises ValueError below 16."""
     if size < 16:
-        raise ValueError(f"an image of {size} pixels is too small to show a scene: take 16 or more")
+        raise UserError(f"an image of {size} pixels is too small to show a scene: take 16 or more")
     canvas = np.empty((size, size, 3), np.float32)
     canvas[:] = BACKGROUND_RGB[scene.background]
     for thing in scene.objects:
