@@ -1,6 +1,7 @@
 """How a script starts: its options from the types of its arguments; what a user got wrong is one line, exit code 2."""
 
 import difflib
+import errno
 import inspect
 import json
 import logging
@@ -23,12 +24,14 @@ from jsonargparse import DefaultHelpFormatter, auto_cli, set_parsing_settings
 from kernels.errors import UserError
 from kernels.ranges import check_values, ranges_of
 from mm.artifacts.interrupted import Interrupted, sigterm_raises
-from mm.artifacts.settings import CLASS, by_group, group_in, nested_names, parts_of, read_yaml
+from mm.artifacts.settings import CLASS, by_group, group_in, nested_names, parts_of, read_text, read_yaml
 from mm.artifacts.upgrade import renamed_flag, upgrade_config
 from mm.effects import Needs, require_effects
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 """Presets: beside the package in a checkout, and where a wheel puts them."""
+
+FROM_A_WORKER = re.compile(r"Caught \w+ in .*Original Traceback .*\n[\w.]*Error: (?P<said>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,10 @@ def run_command(
     `arguments` stand in for the command line's; with `positional`, what has no default needs no --name; the words in
     front of any option are the list `listed`; `log` shows what training logs; `program` is what runs, by default the
     script; `needs` says which options have an effect only beside others. `--config NAME` finds configs/NAME.yaml
-    wherever the package lies. Errors that a user can cause (ValueError, OSError such as a missing file,
-    FloatingPointError of a diverged run, an option nobody knows) end the process with code 2 and one line on stderr
-    that starts with the program's name; SIGTERM with 143 and Ctrl-C with 130 and one line, of training with the command
-    that goes on; any other exception is a bug and keeps its traceback.
+    wherever the package lies. A UserError, what the disk refuses (a path that is not there or not allowed, no space) and
+    an option nobody knows end the process with code 2 and one line on stderr that starts with the program's name;
+    SIGTERM with 143 and Ctrl-C with 130 and one line, of training with the command that goes on; any other exception is
+    a bug and keeps its traceback.
     """
     if log:
         log_training()
@@ -83,30 +86,45 @@ def run_command(
     given = list(sys.argv[1:] if arguments is None else arguments)
     words = with_listed(given, listed) if listed else given
     try:
-        words = with_settings(words, component)
         with sigterm_raises():
-            found = auto_cli(
-                within_ranges(component),
-                args=words,
-                as_positional=positional,
-                allow_abbrev=False,
-                exit_on_error=False,
-                usage=f"{program.call} [--config FILE] [--OPTION VALUE …]",
-                description=program.description,
-                formatter_class=HelpFormatter,
-            )
-            if needs:
-                require_effects(found, typed_options(words, component), needs)
+            found = parsed(component, words, positional, needs, program)
             if then is not None:
                 then(found)
     except ArgumentError as error:
         _stop(f"{program.name}: {_renamed(words) or _line(error)}; `{program.call} --help` lists the options")
-    except (ValueError, OSError, FloatingPointError) as error:
+    except UserError as error:
+        _stop(f"{program.name}: {_line(error)}")
+    except OSError as error:
+        if not is_of_the_disk(error):
+            raise
         _stop(f"{program.name}: {_line(error)}")
     except Interrupted as end:
         _stop(f"{program.name}: {_ended(end, program, given)}", 128 + end.number)
     except KeyboardInterrupt:
         _stop(f"{program.name}: {_ended(Interrupted(signal.SIGINT), program, given)}", 128 + signal.SIGINT)
+
+
+def parsed(
+    component: Callable[..., Any], given: list[str], positional: bool, needs: Sequence[Needs], program: Program
+) -> Any:
+    """The settings that words ask for, or what a function returned that was called by them.
+
+    Raises ArgumentError on a word that nobody knows, UserError on an option without effect.
+    """
+    words = with_settings(given, component)
+    found = auto_cli(
+        within_ranges(component),
+        args=words,
+        as_positional=positional,
+        allow_abbrev=False,
+        exit_on_error=False,
+        usage=f"{program.call} [--config FILE] [--OPTION VALUE …]",
+        description=program.description,
+        formatter_class=HelpFormatter,
+    )
+    if needs:
+        require_effects(found, typed_options(words, component), needs)
+    return found
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -250,7 +268,7 @@ def _checked_settings(option: str, value: str, settings: Callable[..., Any]) -> 
     text = value
     if _is_file(value):
         source = value
-        text = Path(value).read_text()
+        text = read_text(Path(value))
     content = read_yaml(text, source)
     if not isinstance(content, dict):
         if content is None or option == "--config":
@@ -278,8 +296,18 @@ def _renamed(words: Sequence[str]) -> str | None:
     return None
 
 
+def is_of_the_disk(error: OSError) -> bool:
+    """Whether a path that the user gave is not there or not allowed, or the disk is full."""
+    return error.filename is not None or error.errno == errno.ENOSPC
+
+
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """A message on one line; of an error in a worker process, without the traceback that torch puts around it."""
+    said = str(error)
+    wrapped = FROM_A_WORKER.fullmatch(said)
+    if wrapped:
+        said = wrapped["said"]
+    return " ".join(said.split()) or type(error).__name__
 
 
 def _ended(end: Interrupted, program: Program, words: Sequence[str]) -> str:

@@ -1,13 +1,18 @@
 """What a user got wrong is one line and exit code 2; what we got wrong keeps its traceback."""
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
+from eval.fingerprint import FingerprintError
+from kernels.errors import DivergedError, MissingError, UserError
 from mm import cli
 from mm.cli import Program, run_command
+from mm.files import InUseError
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,7 @@ class Inner:
 
     def __post_init__(self) -> None:
         if self.steps < 0:
-            raise ValueError("steps must not be negative")
+            raise UserError("steps must not be negative")
 
 
 @dataclass(frozen=True)
@@ -136,9 +141,49 @@ def test_a_value_that_the_dataclass_refuses_is_its_own_line(stopped: Callable[..
     assert stopped(lambda settings: None, "--inner.steps", "-1") == "work: steps must not be negative"
 
 
-@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, FloatingPointError])
+@pytest.mark.parametrize("kind", [UserError, MissingError, DivergedError, InUseError, FingerprintError])
 def test_what_a_user_can_cause_is_one_line(stopped: Callable[..., str], kind: type[Exception]) -> None:
     assert stopped(fails(kind("bad\nvalue"))) == "work: bad value"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file", "there.json"),
+        PermissionError(errno.EACCES, "not allowed", "there.json"),
+        OSError(errno.ENOSPC, "No space left"),
+    ],
+)
+def test_what_the_disk_refuses_is_one_line(stopped: Callable[..., str], error: OSError) -> None:
+    assert stopped(fails(error)) == f"work: {error}"
+
+
+class Broken(Dataset):
+    """A dataset whose every sample is a user's fault, or ours."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        raise self.error
+
+
+def test_an_error_in_a_loader_s_worker_is_one_line_too(stopped: Callable[..., str]) -> None:
+    def then(settings: Settings) -> None:
+        next(iter(DataLoader(Broken(UserError("a.jpg: it does\nnot decode")), num_workers=1)))
+
+    assert stopped(then) == "work: a.jpg: it does not decode"
+
+
+def test_a_bug_in_a_loader_s_worker_keeps_its_traceback() -> None:
+    def then(settings: Settings) -> None:
+        next(iter(DataLoader(Broken(ValueError("bug")), num_workers=1)))
+
+    with pytest.raises(ValueError, match="Original Traceback"):
+        run_command(Settings, then, arguments=[])
 
 
 def test_help_has_what_stands_below_a_field(capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,6 +192,10 @@ def test_help_has_what_stands_below_a_field(capsys: pytest.CaptureFixture[str]) 
     assert ended.value.code == 0 and "How far. (type: int, default: 1)" in capsys.readouterr().out
 
 
-def test_a_bug_keeps_its_traceback() -> None:
-    with pytest.raises(KeyError):
-        run_command(Settings, fails(KeyError("bug")), arguments=[])
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("bug"), ValueError("all keys need to be the same shape"), OSError("bug"), FloatingPointError("x")],
+)
+def test_a_bug_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        run_command(Settings, fails(error), arguments=[])
