@@ -150,6 +150,41 @@ def test_eval_starts_no_process_and_knows_no_model() -> None:
     assert not used & {"subprocess", "multiprocessing", "mm", "encoders", "alignment", "lightning"}
 
 
+CALLERS = {
+    "encoders/audio.py",
+    "encoders/image.py",
+    "encoders/quantizers/base.py",
+    "encoders/text.py",
+    "encoders/vqvae.py",
+    "eval/classification.py",
+    "eval/compare.py",
+    "eval/diagnostics.py",
+    "eval/embeddings.py",
+    "eval/intervals.py",
+    "eval/measures.py",
+    "eval/pairs.py",
+    "eval/ranks.py",
+    "eval/report.py",
+    "eval/retrieval.py",
+    "mm/compress/lora.py",
+    "mm/data/prepare/download.py",
+    "mm/data/sampling.py",
+    "mm/data/scenes/scene.py",
+    "mm/data/shard_writer.py",
+    "mm/infer/embedder.py",
+    "mm/infer/processor.py",
+    "mm/readers.py",
+}
+"""Where functions refuse what only a program can hand them, such as arrays of a wrong shape; so do all kernels."""
+
+
+def test_what_a_user_got_wrong_is_a_user_error() -> None:
+    """An exception of another class would be printed with its traceback."""
+    plain = re.compile(r"raise (ValueError|OSError|FileNotFoundError)\(")
+    found = {str(p) for p in sources() if plain.search((ROOT / p).read_text())}
+    assert {p for p in found if not p.startswith("kernels/")} == CALLERS
+
+
 def test_nothing_imports_scripts() -> None:
     assert not [p for p in sources() if any(i.split(".")[0] == "scripts" for i in imports(p))]
 
