@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from kernels.errors import UserError
 from mm.data import open_split
 from mm.data.coco import CocoFolder, write_coco
 from mm.data.prepare.speech import link_images, speak_split, voice_of
@@ -19,7 +20,7 @@ class Humming:
     def __call__(self, text, voice):
         self.said.append((text, voice))
         if "caption 9" in text:
-            raise ValueError(f"cannot say {text!r}")
+            raise UserError(f"cannot say {text!r}")
         return np.sin(np.arange(100 * len(text)) * (0.05 if voice == "low" else 0.1)).astype(np.float32), 8000
 
 
