@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from eval.measures import Placed, best_rank, hit_at, true_recall_at
-from eval.ranks import TILE_COLUMNS, TILE_ROWS, as_vectors, count_pairs, exact_matmul, tile_scores
+from eval.ranks import TILE_COLUMNS, TILE_ROWS, count_pairs
+from eval.scores import as_vectors, exact_matmul, tile_scores
 from kernels.collectives import Group
 from kernels.errors import UserError
 

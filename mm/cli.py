@@ -73,8 +73,8 @@ def run_command(
     `arguments` stand in for the command line's; with `positional`, what has no default needs no --name; the words in
     front of any option are the list `listed`; `log` shows what training logs; `program` is what runs, by default the
     script; `needs` says which options have an effect only beside others. `--config NAME` finds configs/NAME.yaml
-    wherever the package lies. A UserError, what the disk refuses (a path that is not there or not allowed, no space) and
-    an option nobody knows end the process with code 2 and one line on stderr that starts with the program's name;
+    wherever the package lies. A UserError, what the disk refuses (a path that is not there or not allowed, no space)
+    and an option nobody knows end the process with code 2 and one line on stderr that starts with the program's name;
     SIGTERM with 143 and Ctrl-C with 130 and one line, of training with the command that goes on; any other exception is
     a bug and keeps its traceback.
     """
@@ -200,11 +200,12 @@ def with_settings(words: list[str], component: Callable[..., Any]) -> list[str]:
     """A command line whose presets and files of settings are found, checked and put in.
 
     Raises:
-        ArgumentError: there is no such preset, or a file holds what is no setting of `component`.
+        UserError: there is no such preset.
+        ArgumentError: a file holds what is no setting of `component`.
     """
+    if "config" not in inspect.signature(component).parameters:
+        words = with_presets(words)
     try:
-        if "config" not in inspect.signature(component).parameters:
-            words = with_presets(words)
         return with_checked_files(words, component)
     except UserError as error:
         raise ArgumentError(None, str(error)) from error

@@ -171,8 +171,6 @@ CALLERS = {
     "mm/data/sampling.py",
     "mm/data/scenes/scene.py",
     "mm/data/shard_writer.py",
-    "mm/infer/embedder.py",
-    "mm/infer/processor.py",
     "mm/readers.py",
 }
 """Where functions refuse what only a program can hand them, such as arrays of a wrong shape; so do all kernels."""

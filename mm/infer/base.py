@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.errors import UserError
 from mm.infer.ahead import Course, read_ahead
 from mm.infer.inputs import INPUTS, Inputs
 
@@ -111,7 +112,7 @@ class BaseEmbedder(ABC):
             ValueError: the vectors are not of one width.
         """
         if a.shape[-1] != b.shape[-1]:
-            raise ValueError(f"vectors of width {a.shape[-1]} and {b.shape[-1]} are of different models")
+            raise UserError(f"vectors of width {a.shape[-1]} and {b.shape[-1]} are of different models")
         return a @ b.T if b.ndim == 2 else a @ b
 
     def match(self, image: Any, text: Any) -> Tensor:
@@ -127,7 +128,7 @@ class BaseEmbedder(ABC):
         Raises:
             ValueError: the model reads no two modalities jointly.
         """
-        raise ValueError(f"{self.name} has no joint reading of image and text: `similarity` compares their vectors")
+        raise UserError(f"{self.name} has no joint reading of image and text: `similarity` compares their vectors")
 
     def codes(self, *, image: Any = None, audio: Any = None, text: Any = None) -> Tensor:
         """Quantize inputs of one modality.
@@ -143,7 +144,7 @@ class BaseEmbedder(ABC):
         Raises:
             ValueError: not exactly one modality is given, or the model has no codes.
         """
-        raise ValueError(f"{self.name} has no codes: only a run with a quantizer has")
+        raise UserError(f"{self.name} has no codes: only a run with a quantizer has")
 
     @cached_property
     def digest(self) -> str:
@@ -157,7 +158,7 @@ class BaseEmbedder(ABC):
             ValueError: it is not of the modality, or the model does not read that.
         """
         if modality not in self.modalities:
-            raise ValueError(f"{self.name} has no encoder of {modality}, only of {', '.join(self.modalities)}")
+            raise UserError(f"{self.name} has no encoder of {modality}, only of {', '.join(self.modalities)}")
         return INPUTS[modality](given)
 
     def batches(self, modality: str, inputs: Inputs) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from encoders import EncoderOutput
 from encoders.state import weights_digest
+from kernels.errors import UserError
 from mm.artifacts.run import Run, load_run
 from mm.batch import Batch
 from mm.config import encoders_of
@@ -66,7 +67,7 @@ class Embedder(BaseEmbedder):
         texts = self.inputs("text", text)
         counts = [len(inputs) for inputs in (images, texts) if not inputs.single] or [1]
         if len(set(counts)) > 1:
-            raise ValueError(f"{counts[0]} images and {counts[1]} texts: matching takes them in pairs")
+            raise UserError(f"{counts[0]} images and {counts[1]} texts: matching takes them in pairs")
         left = self._encoded("image", images, counts[0])
         right = self._encoded("text", texts, counts[0])
         logits = []
@@ -86,7 +87,7 @@ class Embedder(BaseEmbedder):
         modality, given = one_of(image=image, audio=audio, text=text)
         inputs = self.inputs(modality, given)
         if self.run.model.encoders[modality].bottleneck.quantizer is None:
-            raise ValueError(f"{self.name} has no codes of {modality}: its bottleneck is continuous")
+            raise UserError(f"{self.name} has no codes of {modality}: its bottleneck is continuous")
         with torch.inference_mode():
             found = [encoded.codes.cpu() for encoded in self._encoded(modality, inputs, len(inputs))]
         longest = max(codes.shape[1] for codes in found)
@@ -100,7 +101,7 @@ class Embedder(BaseEmbedder):
             return item
         batch = self.processor.images([item]) if modality == "image" else self.processor.audio([item])
         if not batch.present[modality].all():
-            raise ValueError(f"{item} holds no {modality}")
+            raise UserError(f"{item} holds no {modality}")
         return batch
 
     def stack(self, modality: str, rows: list[Any]) -> Batch:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from kernels.errors import UserError
+
 SCORES = 1 << 24
 """Scores that are held at a time, 64 MiB."""
 
@@ -22,9 +24,9 @@ def nearest(vectors: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         ValueError: k is not positive, or the widths differ.
     """
     if k < 1:
-        raise ValueError(f"k={k}: ask for at least one")
+        raise UserError(f"k={k}: ask for at least one")
     if vectors.shape[1] != queries.shape[1]:
-        raise ValueError(f"queries of width {queries.shape[1]} among vectors of width {vectors.shape[1]}")
+        raise UserError(f"queries of width {queries.shape[1]} among vectors of width {vectors.shape[1]}")
     count = len(queries)
     best = queries.new_empty(count, 0)
     places = torch.empty(count, 0, dtype=torch.int64, device=queries.device)

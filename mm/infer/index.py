@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kernels.errors import UserError
 from mm.data.media import IMAGE_EXTENSIONS
 from mm.data.skipped import warn_of_skipped
 from mm.files import private_name
@@ -103,7 +104,7 @@ class Index:
         if known is not None:
             require_model(known.model.digest, known.model.name, model)
             if known.root != root:
-                raise ValueError(f"the older index is of {known.root}, not of {root}: build it into another folder")
+                raise UserError(f"the older index is of {known.root}, not of {root}: build it into another folder")
             kept = dict(zip(known.files, known.vectors, strict=True))
         new = [file for file in found if file not in kept]
         fresh, skipped = embed_files(model, root, new)
@@ -113,7 +114,7 @@ class Index:
             counted = (
                 f"{len(skipped)} could not be read" if skipped else f"{', '.join(IMAGE_EXTENSIONS)} are looked for"
             )
-            raise ValueError(f"{root} holds no image that can be searched: {counted}")
+            raise UserError(f"{root} holds no image that can be searched: {counted}")
         logger.info("%s: %s images, %s of them read now", root, f"{len(files):,}", f"{len(fresh):,}")
         return cls(model, root, files, torch.stack([vectors[file] for file in files]), skipped)
 
@@ -180,7 +181,7 @@ class Index:
         """
         path = Path(folder) / FILE
         if not path.is_file():
-            raise ValueError(f"{folder} holds no index: build one with Index.build(model, images).save(folder)")
+            raise UserError(f"{folder} holds no index: build one with Index.build(model, images).save(folder)")
         try:
             with safe_open(path, "pt") as stored:
                 about = stored.metadata()
@@ -190,14 +191,14 @@ class Index:
             root, name, digest = about["root"], about["model"], about["digest"]
             skipped = dict(listing["skipped"])
             if vectors.shape[0] != len(files) or vectors.dtype != torch.float32:
-                raise ValueError(f"{len(files)} files and vectors {tuple(vectors.shape)} of {vectors.dtype}")
+                raise UserError(f"{len(files)} files and vectors {tuple(vectors.shape)} of {vectors.dtype}")
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no index, or a damaged one ({error}): build it again") from error
+            raise UserError(f"{path} is no index, or a damaged one ({error}): build it again") from error
         if model is None:
             try:
                 model = load(name, device)
             except ValueError as error:
-                raise ValueError(f"the model of the index {folder} is not there: {error}") from error
+                raise UserError(f"the model of the index {folder} is not there: {error}") from error
         require_model(digest, name, model)
         return cls(model, Path(root), files, vectors, skipped)
 
@@ -215,7 +216,7 @@ def require_model(digest: str, name: str, model: BaseEmbedder) -> None:
         ValueError: it is another one: their vectors cannot be compared.
     """
     if model.digest != digest:
-        raise ValueError(
+        raise UserError(
             f"the index was built by {name} ({digest}), not by {model.name} ({model.digest}):"
             " search it with that model, or build it again"
         )
@@ -228,7 +229,7 @@ def images_in(root: Path) -> Iterator[IndexedFile]:
         ValueError: there is no such folder.
     """
     if not root.is_dir():
-        raise ValueError(f"{root}: no such folder of images")
+        raise UserError(f"{root}: no such folder of images")
     others: Counter[str] = Counter()
 
     def unread(error: OSError) -> None:

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kernels.errors import UserError
+
 OVERSHOOT = 1.5
 """Largest amplitude that is taken for a waveform in [-1, 1]: resampling overshoots a little, integers by far."""
 IMAGES = "PIL images, paths, arrays (H, W, 3) uint8 or tensors (3, H, W) uint8"
@@ -64,7 +66,7 @@ def audio_inputs(given: Any) -> Inputs:
     if isinstance(given, str | PathLike) or is_clip(given):
         return Inputs([as_clip(given, "the audio clip")], True)
     if isinstance(given, np.ndarray | Tensor):
-        raise ValueError("a waveform needs its rate: give the pair (waveform, rate in hertz)")
+        raise UserError("a waveform needs its rate: give the pair (waveform, rate in hertz)")
     items = listed(given, "audio", CLIPS)
     return Inputs([as_clip(item, f"audio clip {number}") for number, item in enumerate(items)], False)
 
@@ -82,9 +84,9 @@ def text_inputs(given: Any) -> Inputs:
     items = [given] if single else listed(given, "text", "strings")
     for number, item in enumerate(items):
         if not isinstance(item, str):
-            raise ValueError(f"text {number} is of type {type(item).__name__}, not a string")
+            raise UserError(f"text {number} is of type {type(item).__name__}, not a string")
         if not item.strip():
-            raise ValueError(f"text {number} is blank: there is nothing to encode")
+            raise UserError(f"text {number} is blank: there is nothing to encode")
     return Inputs(items, single)
 
 
@@ -104,10 +106,10 @@ def listed(given: Any, modality: str, taken: str) -> list[Any]:
         ValueError: it is empty, or nothing to iterate over.
     """
     if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable):
-        raise ValueError(f"{modality}: takes {taken}, one or a list, not {type(given).__name__}")
+        raise UserError(f"{modality}: takes {taken}, one or a list, not {type(given).__name__}")
     items = list(given)
     if not items:
-        raise ValueError(f"{modality}: an empty list, there is nothing to encode")
+        raise UserError(f"{modality}: an empty list, there is nothing to encode")
     return items
 
 
@@ -119,7 +121,7 @@ def one_of(**given: Any) -> tuple[str, Any]:
     """
     stated = [(name, value) for name, value in given.items() if value is not None]
     if len(stated) != 1:
-        raise ValueError(f"give one of {', '.join(given)}, got {len(stated)}")
+        raise UserError(f"give one of {', '.join(given)}, got {len(stated)}")
     return stated[0]
 
 
@@ -141,14 +143,14 @@ def as_pixels(image: Any, name: str) -> Any:
     if isinstance(image, Image.Image):
         return image
     if not isinstance(image, np.ndarray | Tensor):
-        raise ValueError(f"{name} is of type {type(image).__name__}: {IMAGES} are taken")
+        raise UserError(f"{name} is of type {type(image).__name__}: {IMAGES} are taken")
     shape = tuple(image.shape)
     layout = "(3, H, W)" if isinstance(image, Tensor) else "(H, W, 3)"
     channels = 0 if isinstance(image, Tensor) else 2
     fits = len(shape) == 3 and shape[channels] == 3 and min(shape) > 0
     if not fits or image.dtype not in (torch.uint8, np.uint8):
         kind = "tensor" if isinstance(image, Tensor) else "array"
-        raise ValueError(f"{name} must be a {kind} {layout} of uint8, got {shape} of {image.dtype}")
+        raise UserError(f"{name} must be a {kind} {layout} of uint8, got {shape} of {image.dtype}")
     if isinstance(image, Tensor):
         return image.detach().permute(1, 2, 0).contiguous().cpu().numpy()
     return image
@@ -178,13 +180,13 @@ def as_clip(clip: Any, name: str) -> Any:
     if isinstance(clip, str | PathLike):
         return Path(clip)
     if not is_clip(clip):
-        raise ValueError(f"{name} is of type {type(clip).__name__}: {CLIPS} are taken")
+        raise UserError(f"{name} is of type {type(clip).__name__}: {CLIPS} are taken")
     given, rate = clip
     waveform = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     if waveform.ndim != 1 or waveform.dtype.kind != "f" or not len(waveform):
-        raise ValueError(f"{name} must be one row (S,) of float, got {waveform.shape} of {waveform.dtype}")
+        raise UserError(f"{name} must be one row (S,) of float, got {waveform.shape} of {waveform.dtype}")
     if not np.isfinite(waveform).all() or np.abs(waveform).max() > OVERSHOOT:
-        raise ValueError(f"{name} leaves [-1, 1], or holds numbers that are not finite")
+        raise UserError(f"{name} leaves [-1, 1], or holds numbers that are not finite")
     if rate != int(rate) or rate <= 0:
-        raise ValueError(f"{name} has a rate of {rate} hertz: it must be a positive whole number")
+        raise UserError(f"{name} has a rate of {rate} hertz: it must be a positive whole number")
     return waveform.astype(np.float32), int(rate)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from kernels.errors import UserError
 from mm.device import choose_device
 from mm.infer.base import BaseEmbedder
 from mm.infer.embedder import Embedder
@@ -29,7 +30,7 @@ def load(name: str | PathLike[str], device: str = "auto") -> BaseEmbedder:
     library, _, model = str(name).partition("/")
     if not Path(name).is_dir():
         if library not in TOWERS:
-            raise ValueError(
+            raise UserError(
                 f"{name}: no such folder; a model is the folder of a run, open_clip/<model>:<tag or file>"
                 " or timm/<model>[:<file>]"
             )
@@ -55,5 +56,5 @@ def device_of(device: str) -> torch.device:
         torch.empty(0, device=placed)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device {device!r} cannot be used ({reason}): auto takes what there is") from error
+        raise UserError(f"device {device!r} cannot be used ({reason}): auto takes what there is") from error
     return placed

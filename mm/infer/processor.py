@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from encoders.tokenizer import Tokenizer
+from kernels.errors import UserError
 from mm.batch import Batch, Sample
 from mm.data.collate import Collate
 from mm.data.media import decode_audio, decode_image, pixels_of
@@ -121,7 +122,7 @@ class Processor:
 
     def _require(self, modality: str) -> None:
         if modality not in self.encoders:
-            raise ValueError(f"the run has no encoder of {modality}, only of {', '.join(self.encoders)}")
+            raise UserError(f"the run has no encoder of {modality}, only of {', '.join(self.encoders)}")
 
 
 def present(rows: Sequence[Row | None]) -> Tensor:
@@ -146,11 +147,11 @@ def as_image(image: ImageInput) -> Tensor:
         return pixels_of(image)
     if isinstance(image, Tensor):
         if image.ndim != 3 or len(image) != 3 or image.dtype != torch.uint8:
-            raise ValueError(f"an image tensor must be (3, H, W) uint8, not {tuple(image.shape)} {image.dtype}")
+            raise UserError(f"an image tensor must be (3, H, W) uint8, not {tuple(image.shape)} {image.dtype}")
         return image.cpu()
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"an image array must be (H, W, 3) uint8, not {image.shape} {image.dtype}")
+            raise UserError(f"an image array must be (H, W, 3) uint8, not {image.shape} {image.dtype}")
         return torch.tensor(image).permute(2, 0, 1)
     content = Path(image).read_bytes()
     return decode_image(content, str(image))
@@ -175,5 +176,5 @@ def as_waveform(clip: AudioInput) -> tuple[np.ndarray, int]:
     samples, rate = clip
     waveform = np.asarray(samples, dtype=np.float32)
     if waveform.ndim != 1 or not np.isfinite(waveform).all():
-        raise ValueError(f"a waveform must be one row (S,) of finite numbers, got shape {waveform.shape}")
+        raise UserError(f"a waveform must be one row (S,) of finite numbers, got shape {waveform.shape}")
     return waveform, rate

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from kernels.errors import UserError
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -32,10 +34,10 @@ def search(
     from rich.console import Console
 
     if index is None:
-        raise ValueError("name the folder of the index: --index DIR")
+        raise UserError("name the folder of the index: --index DIR")
     opened = open_index(index, images, model, device)
     if by != "text" and not Path(query).is_file():
-        raise ValueError(f"{query}: no such {by} file")
+        raise UserError(f"{query}: no such {by} file")
     hits = opened.search(k=k, **{by: query})
     Console().print(hits_table(hits, query, opened))
 
@@ -57,7 +59,7 @@ def open_index(folder: Path, images: Path | None, model: str | None, device: str
 
     there = (folder / FILE).is_file()
     if not there and (images is None or model is None):
-        raise ValueError(f"{folder} holds no index: give --images FOLDER and --model RUN to build one")
+        raise UserError(f"{folder} holds no index: give --images FOLDER and --model RUN to build one")
     loaded = None if model is None else load(model, device)
     known = Index.load(folder, loaded, device) if there else None
     if images is None:

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 from encoders.clip_towers import image_transform, open_clip_model, open_clip_tokenizer
 from encoders.state import load_weights, weights_digest
 from encoders.trunks import fetching
+from kernels.errors import UserError
 from mm.data.media import pil_image
 from mm.infer.base import BaseEmbedder
 from mm.infer.processor import as_image
@@ -69,7 +70,7 @@ class OpenClip(Tower):
     def __init__(self, name: str) -> None:
         _, _, tag = name.partition(":")
         if not tag:
-            raise ValueError(f"open_clip/{name} names no weights: add :<tag or file>")
+            raise UserError(f"open_clip/{name} names no weights: add :<tag or file>")
         model = open_clip_model(name, None).eval()
         self.tokenizer = open_clip_tokenizer(name)
         super().__init__(f"open_clip/{name}", model, ("image", "text"), _width(model), image_transform(name, model))
@@ -99,7 +100,7 @@ class Timm(Tower):
 
         architecture, _, weights = name.partition(":")
         if not timm.is_model(architecture.split(".")[0]):
-            raise ValueError(f"timm has no model named {architecture!r}: see `mm-align list trunks`")
+            raise UserError(f"timm has no model named {architecture!r}: see `mm-align list trunks`")
         with fetching(f"timm/{name}"):
             model = timm.create_model(architecture, pretrained=not weights, num_classes=0).eval()
         if weights:
