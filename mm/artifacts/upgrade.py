@@ -90,7 +90,7 @@ def upgrade_config(values: Mapping[str, Any], source: str) -> dict[str, Any]:
             logger.warning("%s: %s=%s is no setting any more, it is %s for every run", source, name, value, needed)
     if upgraded.keys() != flat.keys():
         logger.info("%s: settings of an older version, read by their new names", source)
-    return _nested(upgraded)
+    return _nested(upgraded, source)
 
 
 def upgrade_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -202,7 +202,7 @@ def _rename_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         renamed[new.replace("quantizer.codes", "quantizer.num_codes")] = value
     if renamed.get("schedule.kind") == "global_only":
         renamed["schedule.kind"] = "contrastive_only"
-    return _nested(renamed)
+    return _nested(renamed, "the settings in a result")
 
 
 def _upgrade_protocol(old: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,7 +246,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield path, value
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def _nested(flat: Mapping[str, Any], source: str) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         *parents, last = name.split(".")
@@ -254,6 +254,6 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
         for parent in parents:
             part = part.setdefault(parent, {})
             if not isinstance(part, dict):
-                raise UserError(f"{name} and {parent} are both given: one is a part of the other")
+                raise UserError(f"{source}: {name} and {parent} are both given: one is a part of the other")
         part[last] = value
     return nested

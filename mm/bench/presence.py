@@ -17,12 +17,14 @@ from typing import Any
 from alignment import LossConfig, ScheduleConfig
 from encoders import AudioConfig, BottleneckConfig, ImageConfig, TextConfig
 from encoders.quantizer import QuantizerConfig
+from encoders.state import save_encoder
 from kernels.errors import UserError
-from mm.artifacts.run import write_config
+from mm.artifacts.run import build_run, write_config
 from mm.batch import Sample
-from mm.config import AlignConfig, EvalConfig, TrainConfig
+from mm.config import AlignConfig, EvalConfig, TrainConfig, encoders_of, plan_of
 from mm.data.coco import write_coco
 from mm.data.config import DataConfig
+from mm.data.module import AlignData
 from mm.data.scenes.folder import sample_at
 from mm.data.shard_writer import write_shards
 from mm.modalities import pairs_of
@@ -149,6 +151,11 @@ def _write_folder(samples: Sequence[Sample], folder: Path, split: str) -> None:
 def config_of(row: PresenceRow, data: Path, runs: Path) -> AlignConfig:
     """The smallest model of the row's modalities, all of whose losses are on at the second of two steps."""
     moe = MoEConfig(num_experts=8, top_k=2, hidden=8, shared=16)
+    encoders: dict[str, Any] = {
+        "image": ImageConfig(size=32, width=16, depth=1, frozen=row.frozen),
+        "audio": AudioConfig(seconds=0.32, width=16, depth=1, frozen=row.frozen),
+        "text": TextConfig(width=16, depth=1, heads=2, max_tokens=24, frozen=row.frozen),
+    }
     return AlignConfig(
         name=row.name,
         runs=str(runs),
@@ -168,11 +175,9 @@ def config_of(row: PresenceRow, data: Path, runs: Path) -> AlignConfig:
             strategy="ddp" if row.processes > 1 else "auto",
         ),
         loss=LossConfig(filip_rows=4, itm_rows=4),
-        schedule=ScheduleConfig(stage2=0.1, stage3=0.2),
+        schedule=ScheduleConfig(kind="progressive", stage2=0.1, stage3=0.2),
         eval=EvalConfig(rerank=2),
-        image=ImageConfig(size=32, width=16, depth=1, frozen=row.frozen),
-        audio=AudioConfig(seconds=0.32, width=16, depth=1, frozen=row.frozen),
-        text=TextConfig(width=16, depth=1, heads=2, max_tokens=24, frozen=row.frozen),
+        **{modality: encoders[modality] for modality in row.modalities},
         bottleneck=BottleneckConfig(quantizer=QuantizerConfig(num_codes=16, width=8), reconstruct=2),
     )
 
@@ -182,7 +187,8 @@ def train_in_processes(script: Path) -> Start:
 
     def start(config: AlignConfig) -> None:
         settings = Path(config.runs) / "settings" / config.name
-        write_config(config, settings)
+        settings.mkdir(parents=True, exist_ok=True)
+        write_config(with_weights(config, settings), settings)
         command = [sys.executable, str(script), "--config", str(settings / "config.yaml")]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode:
@@ -190,6 +196,20 @@ def train_in_processes(script: Path) -> Start:
             raise UserError(f"{config.name} ended with code {ended.returncode}: {last}")
 
     return start
+
+
+def with_weights(config: AlignConfig, folder: Path) -> AlignConfig:
+    """Settings whose frozen trunks start from files in `folder`: a command line takes no random ones."""
+    frozen = [modality for modality, encoder in encoders_of(config).items() if encoder.frozen]
+    if not frozen:
+        return config
+    data = AlignData(config.data, encoders_of(config), plan_of(config), config.train.precision)
+    data.setup()
+    encoders = build_run(config, data.vocabulary).model.encoders
+    files = {modality: str(folder / f"{modality}.safetensors") for modality in frozen}
+    for modality, path in files.items():
+        save_encoder(encoders[modality], path)
+    return replace(config, encoder_weights=files)
 
 
 def expected_protocol(row: PresenceRow) -> dict[str, Any]:

@@ -50,7 +50,9 @@ class Center(JointBatchNorm, nn.BatchNorm1d):
 
     def by_running_stats(self, x: Tensor) -> Tensor:
         """Normalise x (N, D) by the running statistics, and leave them."""
-        return nn.functional.batch_norm(x, self.running_mean, self.running_var, eps=self.eps)
+        assert self.running_mean is not None and self.running_var is not None
+        # Copies, because a later forward of the same step moves the statistics that this one's backward reads.
+        return nn.functional.batch_norm(x, self.running_mean.clone(), self.running_var.clone(), eps=self.eps)
 
 
 class Projection(nn.Module):

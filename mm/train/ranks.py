@@ -17,7 +17,7 @@ from mm.batch import Batch
 
 LOST = re.compile(r"closed by peer|reset by peer|broken pipe|timed out|timeout|connection refused", re.IGNORECASE)
 """What torch.distributed says of a rank that does not answer."""
-USERS = re.compile(r"^(?:ValueError|FloatingPointError|(?:\w+\.)*\w*OSError|FileNotFoundError): (.+)")
+USERS = re.compile(r"^(?:kernels\.errors\.\w+|mm\.files\.InUseError|FileNotFoundError|PermissionError): (.+)")
 """The last line of a traceback whose error is the user's."""
 
 

@@ -25,6 +25,7 @@ def adapt(script: Callable[..., None], run: Path, sets: tuple[Path, Path], tmp_p
     """adapt(*words) -> the adapted run's folder."""
 
     def start(*words: object) -> Path:
+        rank = () if "full" in words else ("--lora.rank", 4)
         script(
             "finetune.py",
             "--run",
@@ -35,8 +36,7 @@ def adapt(script: Callable[..., None], run: Path, sets: tuple[Path, Path], tmp_p
             tmp_path,
             "--name",
             "adapted",
-            "--lora.rank",
-            4,
+            *rank,
             "--train.steps",
             4,
             "--train.batch_size",
@@ -240,11 +240,11 @@ def test_a_killed_run_goes_on_to_the_same_weights(
         0.5,
         "--train.checkpoint_every",
         2,
-        "--lora.targets",
-        "[v_proj,w_in]",
         "--train.steps",
         6,
     ]
+    if strategy == "qlora":
+        words += ["--lora.targets", "[v_proj,w_in]"]
     expected = load_file(adapt(*words) / "model.safetensors")
     whole = adaptation(tmp_path / "adapted")["selected"]
     (tmp_path / "adapted").rename(tmp_path / "whole")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kernels.errors import UserError
 from mm.batch import Sample
 from mm.data.coco import write_coco
 from mm.data.scenes.folder import sample_at
@@ -140,7 +141,7 @@ def test_an_error_on_one_rank_ends_both_in_a_line(train: Callable[..., None], tm
         train("broken", 2)
 
     def broken(task: AlignTask) -> None:
-        raise ValueError("an image does not decode")
+        raise UserError("an image does not decode")
 
     assert on_ranks(2, start, tmp_path / "broken") == [2, 2]
     said = [(tmp_path / f"broken.{rank}").read_text().splitlines() for rank in (0, 1)]

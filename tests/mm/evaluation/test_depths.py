@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from kernels.errors import UserError
 from mm.evaluation.config import RerankDepths
 from mm.evaluation.depths import rerank_depths
 
@@ -26,7 +27,7 @@ class Evaluated:
 
     def evaluate(self, dataset: str, split: str) -> tuple[dict, None]:
         if self.depth == 13:
-            raise ValueError("eval_coco: 13 brings bad luck")
+            raise UserError("eval_coco: 13 brings bad luck")
         kinds = {"": 0, "reranked/": self.depth} if self.depth else {"": 0}
         metrics = {kind + name: 50.0 + d for kind, d in kinds.items() for name in NAMES}
         intervals = {name: [value - 2, value + 2] for name, value in metrics.items()}
