@@ -6,7 +6,6 @@ COCO's instance annotations and are not among ECCV Caption's files. It is evalua
 checked by hand-made cases alone.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from kernels.errors import MissingError, UserError
+from kernels.parsing import parse_json
 
 STEMS = {"cxc": "cxc", "eccv": "eccv", "pmrp": "pm"}
 """Ground truth -> the first part of its files' names."""
@@ -107,7 +107,7 @@ def _read(path: Path) -> dict[int, list[int]]:
         raise MissingError(f"{path}: this ground-truth file is missing")
     found = {}
     try:
-        for key, values in json.loads(path.read_text()).items():
+        for key, values in parse_json(path.read_bytes(), "it").items():
             found[int(key)] = [int(value) for value in values]
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not map ids to lists of ids: {error}") from None

@@ -4,7 +4,6 @@ Seven kinds of edit (an attribute or object added, replaced or swapped, a relati
 val2017. A forced choice: chance is 50 %. The published figure is the mean over the seven files, not over the items.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from eval.intervals import DEFAULT_BOOTSTRAP, Bootstrap
 from eval.matching import forced_choice
 from eval.protocols import Protocol
 from kernels.errors import MissingError, UserError
+from kernels.parsing import parse_json
 
 SUGAR_CREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
 FIELDS = ("filename", "caption", "negative_caption")
@@ -43,9 +43,9 @@ def sugar_crepe_items(folder: Path | str) -> dict[str, list[dict[str, str]]]:
 def _read(path: Path) -> list[dict[str, str]]:
     items = []
     try:
-        for row in json.loads(path.read_text()).values():
+        for row in parse_json(path.read_bytes(), "it").values():
             items.append({name: str(row[name]) for name in FIELDS})
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a SugarCrepe file: {type(error).__name__} {error}") from None
     return items
 

@@ -1,10 +1,10 @@
 """The result.json of a run or of an evaluation, read from disk."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from kernels.errors import MissingError, UserError
+from kernels.parsing import parse_json
 from mm.artifacts.upgrade import upgrade_result
 
 
@@ -18,6 +18,6 @@ def read_result(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MissingError(f"{path}: no such file; a finished run holds its result.json and embeddings.npz")
     try:
-        return upgrade_result(json.loads(path.read_text()))
+        return upgrade_result(parse_json(path.read_bytes(), "it"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a run's result: {type(error).__name__} {error}") from error

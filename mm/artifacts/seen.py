@@ -1,11 +1,11 @@
 """seen.json of a run: every set that it was trained on, from the first of the runs that it goes back to."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from kernels.errors import UserError
+from kernels.parsing import parse_json
 from mm.artifacts.adapter import is_adapter, read_adapted
 from mm.data.collection import Collection
 from mm.data.config import DataConfig
@@ -39,7 +39,9 @@ def load_seen(folder: Path, data: DataConfig) -> list[Collection]:
     path = folder / FILE
     if path.is_file():
         try:
-            content = json.loads(path.read_text())
+            content = parse_json(path.read_bytes(), "it")
+            if not content:
+                raise UserError("it lists none")
             return [Collection(**each | {"items": frozenset(each["items"])}) for each in content]
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is not a run's list of sets: {type(error).__name__} {error}") from error

@@ -6,7 +6,6 @@ Fei-Fei 2015, arXiv:1412.2306.
 
 import contextlib
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 from pycocotools.coco import COCO
 
 from kernels.errors import MissingError, UserError
+from kernels.parsing import parse_json
 from mm.data.fields import caption_text, whole_id
 from mm.files import leaves_folder
 
@@ -175,11 +175,10 @@ def _by_year(names: list[str], source: Path) -> list[str]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         raise MissingError(f"annotation file {path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"annotation file {path} is not JSON: {error}") from error
+    return parse_json(content, f"annotation file {path}")
 
 
 def _indexed(content: dict[str, Any]) -> COCO:

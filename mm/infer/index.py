@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kernels.errors import UserError
+from kernels.parsing import parse_json
 from mm.data.media import IMAGE_EXTENSIONS
 from mm.data.skipped import warn_of_skipped
 from mm.files import private_name
@@ -186,7 +187,7 @@ class Index:
             with safe_open(path, "pt") as stored:
                 about = stored.metadata()
                 vectors = stored.get_tensor("vectors")
-                listing = json.loads(stored.get_tensor("listing").numpy().tobytes())
+                listing = parse_json(stored.get_tensor("listing").numpy().tobytes(), "its listing")
             files = [IndexedFile(*file) for file in listing["files"]]
             root, name, digest = about["root"], about["model"], about["digest"]
             skipped = dict(listing["skipped"])

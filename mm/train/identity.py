@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels.errors import UserError
+from kernels.parsing import parse_json
 from mm.artifacts.environment import is_main_process
 from mm.artifacts.run import write_config
 from mm.data.dataset import CaptionDataset
@@ -73,7 +74,7 @@ class Identity:
         """Of the run in a folder. Raises ValueError where there is none that can be read."""
         path = folder / FILE
         try:
-            stored = json.loads(path.read_text())
+            stored = parse_json(path.read_bytes(), "it")
             return cls(stored["settings"], stored["digests"])
         except FileNotFoundError:
             raise UserError(f"--resume true, but {folder} holds no run: leave --resume out to start it") from None

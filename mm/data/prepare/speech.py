@@ -1,6 +1,5 @@
 """Captions spoken by an installed synthesizer, so that captioned photographs become a tri-modal set."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Annotated
 import numpy as np
 
 from kernels.errors import UserError
+from kernels.parsing import parse_json
 from kernels.ranges import check_ranges
 from mm.data.coco import CocoFolder
 from mm.data.media import encode_audio
@@ -138,7 +138,7 @@ def link_images(root: Path, folder: Path) -> None:
 
 def _claim(path: Path, settings: dict[str, object]) -> None:
     """Note the settings beside the clips. Raises ValueError if the clips there were made with others."""
-    before = json.loads(path.read_text()) if path.is_file() else settings
+    before = parse_json(path.read_bytes(), str(path)) if path.is_file() else settings
     if before != settings:
         keys = [key for key in settings if before.get(key) != settings[key]]
         changed = ", ".join(keys)

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypedDict, Unpack, get_args
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kernels.errors import UserError
+from kernels.parsing import parse_json
 from mm.batch import Sample
 from mm.data.coco import write_coco
 from mm.data.media import pixels_of
@@ -102,10 +103,10 @@ def _recipe(
 def _written_recipe(root: Path) -> Any:
     """What scenes.json says, None where there is none."""
     try:
-        return json.loads((root / RECIPE).read_text())
+        return parse_json((root / RECIPE).read_bytes(), RECIPE)
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError:
+    except ValueError:
         return {}
 
 

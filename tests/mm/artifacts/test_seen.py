@@ -24,7 +24,7 @@ def test_of_a_run_without_a_list_its_own_set_is_known(tmp_path: Path) -> None:
     assert (seen.name, seen.folder, seen.items) == ("own/all", str(tmp_path / "own"), frozenset())
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '[{"name": "x"}]', "5"])
+@pytest.mark.parametrize("text", ["{", "[1]", '[{"name": "x"}]', "5", "[]", "{}", "\\xff"])
 def test_another_file_is_one_line_with_its_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "seen.json").write_text(text)
     with pytest.raises(ValueError, match=r"seen\.json is not a run's list of sets"):
