@@ -3,6 +3,7 @@ stay in their folder.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -26,6 +27,20 @@ def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
     temporary = private_name(path)
     temporary.write_text(json.dumps(content, indent=indent) + "\n")
     temporary.replace(path)
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(path: Path, stated: str | None) -> None:
+    """Raise UserError where a file is not the one of a checksum; None of files older than their checksums."""
+    if stated is not None and sha256(path) != stated:
+        raise UserError(
+            f"{path} is damaged or another file: its sha256 is not the one it was saved with; copy it again"
+        )
 
 
 def private_name(path: Path) -> Path:

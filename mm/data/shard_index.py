@@ -9,11 +9,14 @@ import json
 import re
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NotRequired, TypedDict
 
 from kernels.errors import UserError
+from kernels.parsing import parse_json
 from mm.data.fields import caption_text, whole_id
+from mm.files import sha256, write_json
 
 INDEX_VERSION = 1
 Members = dict[str, list[int]]
@@ -74,6 +77,8 @@ class Index(TypedDict):
     """Members of the tars that belong to no sample, counted by reason."""
     reencoded: NotRequired[int]
     """Images that were reduced or encoded anew when the tars were written; how, the settings say."""
+    digest: NotRequired[str]
+    """Of the index itself, see `digest_of`; none in those of earlier versions."""
 
 
 def shard_path(folder: Path, split: str, number: int) -> Path:
@@ -118,30 +123,70 @@ def join_records(records: list[ShardRecord], settings: Any) -> Index:
     return index
 
 
+def write_index(path: Path, index: Index) -> None:
+    """Write an index with its digest."""
+    index["digest"] = digest_of(index)
+    write_json(path, index, indent=None)
+
+
+def digest_of(index: Index) -> str:
+    """A sha256, in hexadecimal, of everything in an index but its digest."""
+    content = {name: value for name, value in index.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 def read_index(folder: Path, split: str) -> Index:
     """The content of the index.
 
-    Raises ValueError, naming the remedy, if it is not JSON, of another version or without its lists, and if an id or a
-    caption in it is none.
+    Raises ValueError, naming the remedy, if it is not JSON, of another version, without its lists or not as it was
+    written, if an id or a caption in it is none, and if a member lies outside of its shard.
     """
     path = index_path(folder, split)
     remedy = "delete it to have it rebuilt"
     try:
-        index = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"shard index {path} is not JSON ({error}); {remedy}") from error
+        index = parse_json(path.read_bytes(), f"shard index {path}")
+    except UserError as error:
+        raise UserError(f"{error}; {remedy}") from error
     version = index.get("version") if isinstance(index, dict) else None
     if version != INDEX_VERSION:
         raise UserError(f"shard index {path} has version {version}, this program reads {INDEX_VERSION}; {remedy}")
     absent = sorted({"shards", "samples"} - index.keys())
     if absent:
         raise UserError(f"shard index {path} has no {', '.join(absent)}; {remedy}")
+    if index.get("digest", digest_of(index)) != digest_of(index):
+        raise UserError(f"shard index {path} is not as it was written; {remedy}")
     try:
+        sizes = [_shard_size(shard) for shard in index["shards"]]
         for sample in index["samples"]:
+            _check_places(sample, sizes)
             sample |= sample_text(sample, f"shard index {path}: sample {sample['key']}")
-    except (KeyError, TypeError) as error:
+        skipped_before(index)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"shard index {path} lists what is no sample ({error}); {remedy}") from error
     return index
+
+
+def _shard_size(shard: ShardEntry) -> int:
+    """In bytes. Raises TypeError where an index has something else than a tar."""
+    if not (isinstance(shard["name"], str) and isinstance(shard["sha256"], str) and type(shard["size"]) is int):
+        raise TypeError(f"no shard: {repr(shard)[:80]}")
+    return shard["size"]
+
+
+def _check_places(sample: SampleEntry, sizes: Sequence[int]) -> None:
+    """Raises TypeError, KeyError or IndexError where a sample does not say which bytes of which shard are its members.
+
+    Args:
+        sample: of an index.
+        sizes: of the shards, in bytes.
+    """
+    number = sample["shard"]
+    if not isinstance(sample["key"], str) or type(number) is not int or number < 0:
+        raise TypeError(f"no key or no shard: {repr(sample)[:80]}")
+    for extension, place in sample["members"].items():
+        offset, size = place if type(place) is list and len(place) == 2 else (None, None)
+        if type(offset) is not int or type(size) is not int or not 0 <= offset <= offset + size <= sizes[number]:
+            raise TypeError(f"{sample['key']}.{extension} lies at {repr(place)[:40]}")
 
 
 def skipped_before(index: Index) -> dict[str, int]:
@@ -183,11 +228,11 @@ def scan_shard(path: Path) -> ShardRecord:
                 members[extension] = [member.offset_data, member.size]
                 if extension == "json":
                     file.seek(member.offset_data)
-                    content = json.loads(file.read(member.size))
+                    content = parse_json(file.read(member.size), f"shard {path}: {member.name}")
                     _refuse_img2dataset(content, path)
                     texts[key] = sample_text(content, f"shard {path}: sample {key}")
-            _require_end(file, path)
-    except (tarfile.TarError, json.JSONDecodeError, KeyError, TypeError, EOFError) as error:
+            _require_end(file, tar.offset, path)
+    except (tarfile.TarError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"shard {path} is truncated or not a caption shard: {error}") from error
     size = path.stat().st_size
     record = ShardRecord(name=path.name, size=size, sha256=sha256(path), samples=[])
@@ -199,12 +244,6 @@ def scan_shard(path: Path) -> ShardRecord:
         sample = SampleEntry(key=key, members=members, **texts[key])
         record["samples"].append(sample)
     return record
-
-
-def sha256(path: Path) -> str:
-    """The checksum of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def shard_files(folder: Path, split: str) -> list[Path]:
@@ -280,12 +319,20 @@ def _split_name(member: tarfile.TarInfo, path: Path) -> tuple[str, str, str]:
     return cut.group(1), cut.group(2).lower(), ""
 
 
-def _require_end(file: BinaryIO, path: Path) -> None:
-    """Raise ValueError for a tar that lacks its closing zero blocks.
+def _require_end(file: BinaryIO, offset: int, path: Path) -> None:
+    """Raise ValueError for a tar that does not close with zero blocks where its members end.
 
-    One that is cut exactly between two members reads without an error; only those blocks tell.
+    One that is cut exactly between two members reads without an error, and so does one with a header that is damaged:
+    tarfile takes it for the end. Only those blocks tell.
+
+    Args:
+        file: of the tar.
+        offset: where its last member ends.
+        path: which the error names.
     """
-    size = path.stat().st_size
-    file.seek(max(0, size - 1024))
-    if file.read().strip(b"\0"):
+    file.seek(offset)
+    closing = file.read()
+    if len(closing) < 1024:
         raise UserError(f"shard {path} is truncated: its end-of-archive blocks are missing")
+    if closing.strip(b"\0"):
+        raise UserError(f"shard {path} is truncated or damaged: what stands at byte {offset:,} is no member")

@@ -9,6 +9,7 @@ from typing import Any
 import webdataset
 
 from kernels.errors import UserError
+from kernels.parsing import parse_json
 from mm.batch import Sample
 from mm.data.media import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, KEY, EncodedSample, encode_sample
 from mm.data.shard_index import (
@@ -16,12 +17,12 @@ from mm.data.shard_index import (
     index_path,
     join_records,
     scan_shard,
-    sha256,
     shard_files,
     shard_path,
     unfinished_path,
+    write_index,
 )
-from mm.files import write_json
+from mm.files import sha256, write_json
 
 
 def write_shards(
@@ -76,7 +77,7 @@ class SplitWriter:
         note = path.with_suffix(".json")
         if self.settings is None or not (path.is_file() and note.is_file()):
             return None
-        saved = json.loads(note.read_text())
+        saved = parse_json(note.read_bytes(), f"the note {note}")
         settings = json.loads(json.dumps(self.settings))
         if saved["settings"] != settings:
             return None
@@ -115,7 +116,7 @@ class SplitWriter:
             if path not in written:
                 path.unlink()
         index = index_path(self.folder, self.split)
-        write_json(index, join_records(records, self.settings), indent=None)
+        write_index(index, join_records(records, self.settings))
         unfinished_path(self.folder, self.split).unlink()
         return index
 

@@ -35,11 +35,11 @@ from mm.data.shard_index import (
     join_records,
     read_index,
     scan_split,
-    sha256,
     skipped_before,
     unfinished_path,
 )
 from mm.data.skipped import Unreadable, warn_of_skipped
+from mm.files import sha256
 
 logger = logging.getLogger(__name__)
 READ_MEMBERS = {*IMAGE_EXTENSIONS, *AUDIO_EXTENSIONS, "json"}

@@ -63,6 +63,7 @@ def _shards(folder: Path, samples: list[Any], with_index: bool) -> tuple[str, Ch
 
     def change(field: str, value: Any) -> None:
         content = json.loads(index.read_text())
+        del content["digest"]  # an index of an earlier version, which nobody sees was edited
         sample = content["samples"][0]
         if field == "image":
             sample["image_id"] = value

@@ -70,6 +70,7 @@ def test_what_was_skipped_stays_on_disk_under_its_old_key(tmp_path, photographs)
     assert note["record"]["left_out"] == ["photo_001.jpg does not decode"]
     writer.close()
     index = json.loads(index_path(tmp_path, "train").read_text())
-    assert list(index) == ["version", "settings", "left_out", "shards", "samples"] and index["settings"] == settings
+    assert list(index) == ["version", "settings", "left_out", "shards", "samples", "digest"]
+    assert index["settings"] == settings
     assert index["left_out"] == ["photo_001.jpg does not decode"]
     assert open_split(tmp_path, "train").skipped == {"missing image": 2, "unreadable file": 1}

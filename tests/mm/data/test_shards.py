@@ -67,6 +67,54 @@ def test_an_index_that_is_lost_is_rebuilt_from_the_tars(folder, caplog):
     assert "no index" in caplog.text
 
 
+@pytest.mark.parametrize("damage", [bytes([7]), bytes(512)], ids=["a byte", "a block of zeros"])
+def test_a_damaged_member_header_is_no_end_of_the_shard(folder, damage):
+    """tarfile ends at either without a word, and the samples behind it would be lost."""
+    index_path(folder, "train").unlink()
+    path = shard_path(folder, "train", 1)
+    with tarfile.open(path) as tar:
+        header = tar.getmembers()[4].offset
+    content = path.read_bytes()
+    path.write_bytes(content[:header] + damage + content[header + len(damage) :])
+    with pytest.raises(ValueError, match=rf"train-000001\.tar is truncated or damaged: .* at byte {header:,}"):
+        open_split(folder, "train")
+
+
+def test_an_index_is_as_it_was_written(folder):
+    path = index_path(folder, "train")
+    content = path.read_text()
+    path.write_text(content.replace("photo", "phone", 1))
+    with pytest.raises(ValueError, match="is not as it was written; delete it to have it rebuilt"):
+        open_split(folder, "train")
+
+
+PLACES = {
+    "no shard": lambda sample: sample.pop("shard"),
+    "a shard that is not there": lambda sample: sample.update(shard=3),
+    "the last shard by a negative number": lambda sample: sample.update(shard=-1),
+    "no members": lambda sample: sample.update(members=None),
+    "an offset alone": lambda sample: sample["members"].update(png=[512]),
+    "a fraction": lambda sample: sample["members"].update(png=[512, 1.5]),
+    "behind the end": lambda sample: sample["members"].update(png=[512, 10**9]),
+    "before the beginning": lambda sample: sample["members"].update(png=[-512, 10]),
+    "no name": lambda sample: sample.update(key=None),
+}
+
+
+@pytest.mark.parametrize("change", PLACES.values(), ids=PLACES.keys())
+def test_an_index_of_an_earlier_version_says_where_members_lie(folder, edit, change):
+    edit(index_path(folder, "train"), lambda content: change(content["samples"][1]))
+    with pytest.raises(ValueError, match=r"lists what is no sample .* delete it to have it rebuilt"):
+        open_split(folder, "train")
+
+
+@pytest.mark.parametrize("name, value", [("name", 5), ("size", None), ("size", True), ("sha256", [])])
+def test_an_index_of_an_earlier_version_lists_shards(folder, edit, name, value):
+    edit(index_path(folder, "train"), lambda content: content["shards"][0].update({name: value}))
+    with pytest.raises(ValueError, match="delete it to have it rebuilt"):
+        open_split(folder, "train")
+
+
 @pytest.mark.parametrize("with_index", [True, False])
 def test_a_truncated_shard_is_named(folder, with_index):
     path = shard_path(folder, "train", 1)
