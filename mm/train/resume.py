@@ -4,6 +4,7 @@ import logging
 import zipfile
 from pathlib import Path
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 
 from kernels.errors import UserError
@@ -36,12 +37,18 @@ def newest_checkpoint(folder: Path) -> Path:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint is neither cut off nor changed: every part of the zip file has its checksum."""
+    """Whether a checkpoint is neither cut off nor changed nor another file: every part of the zip file has its
+    checksum, and together they are a state."""
     try:
         with zipfile.ZipFile(checkpoint) as file:
-            return file.testzip() is None
-    except (zipfile.BadZipFile, FileNotFoundError):
+            if file.testzip() is not None:
+                return False
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except PermissionError:
+        raise
+    except Exception:  # zipfile raises NotImplementedError, zlib.error, UnicodeDecodeError … of what it is fed
         return False
+    return isinstance(content, dict) and "state_dict" in content
 
 
 class AskedRates(Callback):

@@ -36,7 +36,7 @@ def test_a_run_is_called_with_its_settings_and_resumed_from_a_whole_checkpoint(t
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"cut off")
     assert "--resume" not in run.options(tmp_path)
-    torch.save({}, checkpoint)
+    torch.save({"state_dict": {}}, checkpoint)
     assert run.options(tmp_path)[-2:] == ["--resume", "true"]
 
 

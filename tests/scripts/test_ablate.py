@@ -36,7 +36,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         if values["--name"] == "dense-0" and "--resume" not in values:
             stdout.write("train_align: the disk is full\n")
             (folder / "checkpoints").mkdir()
-            torch.save({}, folder / "checkpoints" / "last.ckpt")
+            torch.save({"state_dict": {}}, folder / "checkpoints" / "last.ckpt")
             return CompletedProcess(words, 2)
         metrics = {"RSUM": 10.0 * int(values["--seed"])}
         result = {"metrics": metrics, "parameters_total": 5, "parameters_active": 3, "seconds": 1.5}
