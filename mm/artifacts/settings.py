@@ -48,8 +48,10 @@ def read_yaml(text: str, source: str) -> Any:
     """The plain values of a YAML text; `source` names it in an error. Raises UserError where it is none."""
     try:
         return yaml.load(text, UniqueKeyLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date, or of a number of thousands of digits
         raise UserError(f"{source} is no YAML of plain values: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise UserError(f"{source} is no YAML of plain values: they are nested too deeply") from None
 
 
 def parts_of(settings: type | Callable[..., Any]) -> dict[str, Any]:
@@ -93,6 +95,7 @@ def by_group(values: Mapping[str, Any], settings: type | Callable[..., Any], sou
             continue
         inner = {rest: value} if rest else value
         if inner is None:
+            _check_plain(None, parts[name], source, called)
             found[name] = None
             continue
         if not isinstance(inner, Mapping):
@@ -112,8 +115,14 @@ def nested_names(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _check_plain(value: Any, hint: Any, source: str, called: str) -> None:
-    """Raises UserError where a value would name a class."""
-    if any(kind is not Any and not issubclass(kind, PLAIN) for kind in kinds_in(hint)):
+    """Raises UserError where a value would name a class, or is none where there must be one: jsonargparse takes null
+    for every type."""
+    kinds = kinds_in(hint)
+    if value is None and not kinds & {Any, type(None)}:
+        raise UserError(f"{source}: {called} is null: give it a value, or leave it out")
+    if value is None:
+        return
+    if any(kind is not Any and not issubclass(kind, PLAIN) for kind in kinds):
         raise UserError(f"{source}: {called} names a class, which a file may not: give --{called} on the command line")
     _check_without_class(value, source, called)
 
@@ -147,5 +156,5 @@ def settings_from_dict(kind: type[Settings], values: Any, source: str) -> Settin
     parser.add_class_arguments(kind, "settings")
     try:
         return parser.instantiate(parser.parse_object({"settings": nested})).settings
-    except ArgumentError as error:
+    except (ArgumentError, UserError) as error:
         raise UserError(f"{source}: {' '.join(str(error).split())}") from error

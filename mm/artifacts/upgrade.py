@@ -71,10 +71,20 @@ def upgrade_config(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     anything is old.
 
     What a run was made with and this code builds in one way only is said in a line; weights of another shape are then
-    refused where they are loaded. Raises ValueError where the bottlenecks of its modalities differ.
+    refused where they are loaded. Raises ValueError, naming `source`, where the bottlenecks of its modalities differ
+    and where a value is of another kind.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{source}: settings must be a mapping, not {values!r}")
+    try:
+        return _upgraded(values, source)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{source} holds what are no settings: {type(error).__name__} {error}") from error
+
+
+def _upgraded(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     flat = dict(_flat(values))
     upgraded = _upgrade_bottleneck(flat)
     for old, new in MOVED_SETTINGS.items():

@@ -14,6 +14,7 @@ import yaml
 
 from encoders.state import read_weights, save_encoder
 from eval.embeddings import Embeddings
+from kernels.errors import UserError
 from mm.artifacts.adapter import read_adapted, read_description
 from mm.artifacts.run import Run, load_run, save_run
 from mm.artifacts.settings import by_group, read_yaml, settings_from_dict
@@ -159,6 +160,25 @@ def test_a_key_that_stands_twice_is_refused() -> None:
     with pytest.raises(ValueError, match=r"here is no YAML .* 'steps' stands twice"):
         read_yaml("train: {steps: 3, steps: 4}", "here")
     assert read_yaml("a: {b: 1}\nc: {b: 2}", "here") == {"a": {"b": 1}, "c": {"b": 2}}
+
+
+@pytest.mark.parametrize("text", ["a: " + "7" * 5000, "[" * 2000, "a: 2024-13-45"], ids=["digits", "nesting", "date"])
+def test_yaml_that_no_parser_takes_is_a_line(text: str) -> None:
+    with pytest.raises(UserError, match=r"^here is no YAML of plain values") as refused:
+        read_yaml(text, "here")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["train.steps", "model.backbone", "train.precision", "text.trunk"])
+def test_null_is_no_value_of_a_setting_that_needs_one(name: str) -> None:
+    """jsonargparse takes it for every type."""
+    with pytest.raises(UserError, match=rf"^here: {name} is null: give it a value, or leave it out"):
+        by_group({name: None}, AlignConfig, "here")
+
+
+def test_a_number_out_of_its_range_is_said_with_the_file() -> None:
+    with pytest.raises(UserError, match=r"^here: .*train\.ema=2"):
+        settings_from_dict(AlignConfig, {"train": {"ema": 2}}, "here")
 
 
 def test_dotted_names_are_nested_beside_the_others() -> None:

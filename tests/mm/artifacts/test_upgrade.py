@@ -204,3 +204,10 @@ def test_rates_of_an_adaptation_are_among_the_optimizers() -> None:
     upgraded = upgrade_config(settings, "config.yaml")
     assert upgraded == {"optim": {"learning_rate": 1e-5, "rates": {"*.term_bias": 100.0, "backbone.*": 0.1}}}
     assert renamed_flag("--rates") == "--rates is now --optim.rates"
+
+
+@pytest.mark.parametrize("modalities", [["ima"], 5, None, [["image"]]])
+def test_settings_of_other_kinds_are_refused_with_their_file(modalities: object) -> None:
+    values = {"model": {"modalities": modalities}, "image": {"bottleneck": {"gate": 1}}}
+    with pytest.raises(ValueError, match=r"^here"):
+        config_from_dict(upgrade_config(values, "here"), "here")
