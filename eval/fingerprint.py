@@ -59,16 +59,20 @@ class Fingerprint:
         """What `as_json` made.
 
         Raises:
-            FingerprintError: when the digest is not that of the stored values.
+            FingerprintError: it is none, or its digest is not that of the stored values.
         """
         outputs = {}
         shapes = {}
-        for name, output in stored["outputs"].items():
-            outputs[name] = np.frombuffer(base64.b64decode(output["half"]), dtype="<f2")
-            shapes[name] = tuple(output["shape"])
+        try:
+            for name, output in stored["outputs"].items():
+                outputs[name] = np.frombuffer(base64.b64decode(output["half"]), dtype="<f2")
+                shapes[name] = tuple(output["shape"])
+            digest = stored["digest"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FingerprintError(f"the stored fingerprint is none: {type(error).__name__} {error}") from error
         found = cls(outputs, shapes)
-        if found.digest != stored["digest"]:
-            raise FingerprintError(f"the stored fingerprint is damaged: digest {stored['digest']}, here {found.digest}")
+        if found.digest != digest:
+            raise FingerprintError(f"the stored fingerprint is damaged: digest {digest}, here {found.digest}")
         return found
 
 

@@ -1,7 +1,7 @@
 """An adapter on disk: PEFT's format where the layers are PEFT's, and the fingerprint of the run it belongs to."""
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,10 +11,11 @@ from torch import nn
 from encoders.state import first_difference, read_weights, write_weights
 from eval.fingerprint import Fingerprint
 from kernels.errors import UserError
+from kernels.parsing import parse_json
 from mm.artifacts.settings import read_text, read_yaml, settings_from_dict
 from mm.compress.lora import LoraConfig, adapter_tensors, attach, peft_config, peft_layers
 from mm.compress.nf4 import quantize
-from mm.files import write_json
+from mm.files import check_sha256, sha256, write_json
 
 LINEAR = "adapter_model.safetensors"
 """PEFT's layers, under PEFT's names."""
@@ -44,21 +45,25 @@ class AdapterDescription:
     """The content of adapter.json.
 
     base: the fingerprint of the run without the adapter, and before its weights were packed. packed_but: what
-    `quantize` skipped, where the adapter was trained on packed weights.
+    `quantize` skipped, where the adapter was trained on packed weights. sha256: of its files of tensors, written by
+    `save_adapter`; none of older adapters.
     """
 
     config: LoraConfig
     base: Fingerprint
     packed_but: tuple[str, ...] | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 def save_adapter(model: nn.Module, described: AdapterDescription, folder: Path) -> None:
     """adapter_model.safetensors and adapter_config.json, which PEFT reads, experts.safetensors, and adapter.json."""
     folder.mkdir(parents=True, exist_ok=True)
     linear, experts = adapter_tensors(model)
+    checksums = {}
     for tensors, name in ((linear, LINEAR), (experts, EXPERTS)):
         if tensors:
             write_weights(tensors, folder / name)
+            checksums[name] = sha256(folder / name)
     if linear:
         peft_config(described.config, list(peft_layers(model))).save_pretrained(str(folder))
     content = {
@@ -66,20 +71,25 @@ def save_adapter(model: nn.Module, described: AdapterDescription, folder: Path) 
         "config": asdict(described.config),
         "base": described.base.as_json(),
         "packed_but": described.packed_but,
+        "sha256": checksums,
     }
     write_json(folder / DESCRIPTION, content)
 
 
 def read_description(folder: Path) -> AdapterDescription:
-    """Raises ValueError where the folder holds no adapter."""
+    """Raises ValueError where the folder holds no adapter, or a damaged description of one."""
+    path = folder / DESCRIPTION
     try:
-        content = json.loads((folder / DESCRIPTION).read_text())
-        config = settings_from_dict(LoraConfig, content["config"], str(folder / DESCRIPTION))
+        content = parse_json(path.read_bytes(), str(path))
+        config = settings_from_dict(LoraConfig, content["config"], str(path))
         base = Fingerprint.of_json(content["base"])
-        packed_but = content["packed_but"]
-    except (FileNotFoundError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        packed_but = None if content["packed_but"] is None else tuple(content["packed_but"])
+        checksums = dict(content.get("sha256", {}))
+    except UserError as error:
+        raise UserError(f"the adapter {folder} cannot be read: {error}") from error
+    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder} holds no adapter: expected adapter.json of scripts/finetune.py in it") from error
-    return AdapterDescription(config, base, None if packed_but is None else tuple(packed_but))
+    return AdapterDescription(config, base, packed_but, checksums)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -147,6 +157,8 @@ def load_adapter(run: Adaptable, folder: str | Path) -> LoraConfig:
         loaded = read_weights(folder / name) if own else {}
         if differs := first_difference(loaded, own):
             raise UserError(f"the adapter {folder / name} does not fit its adapter.json: {differs}")
+        if own:
+            check_sha256(folder / name, described.sha256.get(name))
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(loaded[key])

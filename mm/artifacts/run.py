@@ -15,6 +15,7 @@ from encoders.state import first_difference, load_encoder, read_weights, write_w
 from encoders.trunks import NO_WEIGHTS
 from eval.fingerprint import Fingerprint, check, fingerprint
 from kernels.errors import UserError
+from kernels.parsing import parse_json
 from mm.artifacts.adapter import is_adapter, load_adapter, read_adapted
 from mm.artifacts.probe import probe
 from mm.artifacts.settings import settings_from_dict
@@ -22,7 +23,7 @@ from mm.artifacts.upgrade import upgrade_config, upgrade_state
 from mm.compress.lora import merge_and_unload
 from mm.compress.nf4 import dequantize
 from mm.config import AlignConfig, encoders_of
-from mm.files import write_json
+from mm.files import check_sha256, sha256, write_json
 from mm.modalities import build_encoder, pairs_of
 from mm.model.multimodal import MultimodalModel
 
@@ -104,7 +105,12 @@ def save_run(run: Run, folder: Path) -> None:
     """model.safetensors and model.json, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(run.state_dict(), folder / "model.safetensors")
-    described = {"kind": "align", "config": asdict(run.config), "fingerprint": run.fingerprint().as_json()}
+    described = {
+        "kind": "align",
+        "config": asdict(run.config),
+        "fingerprint": run.fingerprint().as_json(),
+        "sha256": sha256(folder / "model.safetensors"),
+    }
     write_json(folder / "model.json", described)
 
 
@@ -134,6 +140,7 @@ def load_run(folder: str | Path, adapters: tuple[Path, ...] = ()) -> Run:
         if TERMS in state:
             run.model.add_term_bias(state[TERMS])
         run.load_state_dict(state)
+        check_sha256(folder / "model.safetensors", described.get("sha256"))
         run = replace(run, config=config)
         run.check_fingerprint(Fingerprint.of_json(described["fingerprint"]))
     except UserError as error:
@@ -203,9 +210,9 @@ def _described(folder: Path) -> dict:
     if not (folder / "model.safetensors").is_file() or not path.is_file():
         raise UserError(f"{folder} holds no finished run: expected model.safetensors and model.json in it")
     try:
-        described = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): {REMEDY}") from error
+        described = parse_json(path.read_bytes(), str(path))
+    except UserError as error:
+        raise UserError(f"{error}: {REMEDY}") from error
     kind = described.get("kind") if isinstance(described, dict) else None
     if kind != "align":
         raise UserError(f"{folder} is a {kind} run: this needs one of scripts/train_align.py")

@@ -22,6 +22,24 @@ def stored():
     return Fingerprint.of_json(json.loads(json.dumps(fingerprint(model()).as_json())))
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        None,
+        [],
+        {},
+        {"outputs": None},
+        {"outputs": {"a": 1}},
+        {"outputs": {"a": {"half": "x", "shape": [1]}}},
+        {"outputs": {"a": {"half": "AAA=", "shape": None}}},
+        {"outputs": {}},
+    ],
+)
+def test_what_is_no_fingerprint_is_said_in_a_line(damaged):
+    with pytest.raises(FingerprintError, match="the stored fingerprint is none: "):
+        Fingerprint.of_json(damaged)
+
+
 def test_the_same_function_passes_in_bf16_too():
     assert check(stored(), model()) < 1e-3
     assert check(stored(), model(dtype=torch.bfloat16)) > 0

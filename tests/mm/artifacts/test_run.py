@@ -53,8 +53,23 @@ def test_weights_that_were_changed_are_noticed(saved: tuple[Run, Path]) -> None:
     name = next(k for k in state if k.startswith("project.image.") and k.endswith("weight"))
     state[name] = -state[name]
     save_file(state, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or another file: its sha256"):
+        load_run(folder)
+    change(folder / "model.json", sha256=None)  # as in older runs
     with pytest.raises(ValueError, match="behave differently"):
         load_run(folder)
+
+
+def test_a_last_bit_that_the_fingerprint_does_not_see_is_noticed(saved: tuple[Run, Path]) -> None:
+    _, folder = saved
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or another file"):
+        load_run(folder)
+    change(folder / "model.json", sha256=None)
+    load_run(folder)
 
 
 def test_no_finished_run_and_a_run_of_another_kind_are_refused(saved: tuple[Run, Path], tmp_path: Path) -> None:

@@ -125,11 +125,41 @@ def test_an_adapter_of_another_base_is_refused(tiny_run, tmp_path: Path) -> None
         load_adapter(other, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "experts.safetensors"])
+def test_a_last_bit_of_an_adapter_is_noticed(tiny_run, tmp_path: Path, name: str) -> None:
+    run = tiny_run()
+    base = run.fingerprint()
+    attach(run.model, BOTH)
+    save_adapter(run.model, AdapterDescription(BOTH, base), tmp_path)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[-4] ^= 1
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is damaged or another file"):
+        load_adapter(tiny_run(), tmp_path)
+    described = json.loads((tmp_path / "adapter.json").read_text())
+    del described["sha256"]  # as in older adapters
+    (tmp_path / "adapter.json").write_text(json.dumps(described))
+    load_adapter(tiny_run(), tmp_path)
+
+
+def test_a_damaged_description_is_named(tiny_run, tmp_path: Path) -> None:
+    run = tiny_run()
+    attach(run.model, BOTH)
+    save_adapter(run.model, AdapterDescription(BOTH, tiny_run().fingerprint()), tmp_path)
+    described = json.loads((tmp_path / "adapter.json").read_text())
+    described["base"]["digest"] = "0" * 16
+    (tmp_path / "adapter.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=rf"the adapter {tmp_path} cannot be read: the stored fingerprint is damaged"):
+        load_adapter(tiny_run(), tmp_path)
+
+
 def test_a_folder_without_an_adapter_is_named(tiny_run, tmp_path: Path) -> None:
     for content in (None, "{", json.dumps({"kind": "lora"})):
         if content:
             (tmp_path / "adapter.json").write_text(content)
-        with pytest.raises(ValueError, match=r"holds no adapter: expected adapter\.json"):
+        with pytest.raises(
+            ValueError, match=r"holds no adapter: expected adapter\.json|cannot be read: .*adapter\.json is not JSON"
+        ):
             load_adapter(tiny_run(), tmp_path)
 
 
