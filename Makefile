@@ -55,7 +55,7 @@ bench: $(BENCH)  ## kernels beside their references, limits and peers (ARGS="--o
 bench-eval: $(BENCH)  ## the evaluator beside clip-benchmark and eccv_caption
 	$(BIN)/python scripts/bench_eval.py $(ARGS)
 
-soak: $(STAMP)  ## kill and resume a run, watch memory, train every set of modalities partly absent (an hour)
+soak: $(STAMP)  ## kill and resume a run, watch memory, train every set of modalities partly absent, read damaged files (an hour)
 	$(BIN)/python scripts/soak.py $(ARGS)
 
 notebooks: $(STAMP)  ## run the notebooks of eval/notebooks; executed copies in runs/notebooks (MM_STEPS=0: stored results only)

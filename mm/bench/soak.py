@@ -19,6 +19,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from kernels.errors import UserError
+from mm.bench.corruption import run_corruptions
 from mm.bench.presence import run_all
 from mm.files import write_json
 
@@ -30,19 +31,22 @@ LONG = "long"
 """The one whose memory is watched."""
 PRESENCE = "presence"
 """The folder of those that lack something."""
+CORRUPT = "corrupt"
+"""The folder of the files that are damaged."""
 MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True)
 class Plan:
     """kills of a run of `steps`, at moments that `seed` decides; steps of the run whose memory is watched, 0 skips
-    either part; whether every combination of `mm.bench.presence` is run."""
+    either part; whether every combination of `mm.bench.presence` is run; how many damaged files are read."""
 
     kills: int
     steps: int
     memory_steps: int
     seed: int = 0
     presence: bool = False
+    corrupt: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,10 @@ def run_soak(start: Starter, plan: Plan, json: Path | None) -> None:
     """Run the parts, print what was found, and write it to `json`.
 
     Raises ValueError where there are runs already, when a resumed run's weights differ, when a run ends by itself with
-    an error, or when a combination of modalities is not evaluated as it should be.
+    an error, when a combination of modalities is not evaluated as it should be, or when a damaged file is neither
+    refused in one line, nor counted, nor read as it was.
     """
-    for name in (WHOLE, KILLED, LONG, PRESENCE):
+    for name in (WHOLE, KILLED, LONG, PRESENCE, CORRUPT):
         if (start.runs / name).exists():
             raise UserError(f"{start.runs / name} exists: give another --runs, or remove it")
     found: dict[str, Any] = {}
@@ -81,14 +86,24 @@ def run_soak(start: Starter, plan: Plan, json: Path | None) -> None:
         found |= watch_memory(start, plan.memory_steps)
     if plan.presence:
         found["presence_failed"] = run_all(start.runs / PRESENCE, start.script)
+    if plan.corrupt:
+        found["corrupt"] = run_corruptions(plan.corrupt, start.runs / CORRUPT, plan.seed)
     Console().print_json(data=found)
     if json is not None:
         write_json(json, found)
+    require_right(found, start.runs)
+
+
+def require_right(found: dict[str, Any], runs: Path) -> None:
+    """Raise ValueError where a part found something wrong."""
     differ = found.get("tensors_that_differ")
     if differ:
-        raise UserError(f"{start.runs / KILLED} resumed to other weights than {start.runs / WHOLE}: {differ[0]}")
+        raise UserError(f"{runs / KILLED} resumed to other weights than {runs / WHOLE}: {differ[0]}")
     if failed := found.get("presence_failed"):
         raise UserError(f"{len(failed)} combinations are not evaluated as they should be: {', '.join(failed)}")
+    bad = found.get("corrupt", {}).get("faults")
+    if bad:
+        raise UserError(f"{len(bad)} damaged files are neither refused nor counted, the first: {bad[0]}")
 
 
 def kill_and_resume(start: Starter, plan: Plan) -> dict[str, Any]:

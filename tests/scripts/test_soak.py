@@ -9,7 +9,7 @@ import pytest
 def test_without_either_part_nothing_is_started(
     script: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    nothing = ("--kills", 0, "--memory_steps", 0, "--presence", "false")
+    nothing = ("--kills", 0, "--memory_steps", 0, "--presence", "false", "--corrupt", 0)
     script("soak.py", *nothing, "--runs", tmp_path / "runs", "--json", tmp_path / "found.json")
     assert (tmp_path / "found.json").read_text() == "{}\n" and "{}" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()

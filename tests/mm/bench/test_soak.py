@@ -68,3 +68,10 @@ def test_runs_that_are_there_are_not_overwritten(soak: Callable[..., dict], tmp_
     (tmp_path / "runs/whole").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"whole exists: give another --runs"):
         soak()
+
+
+def test_a_damaged_file_that_nobody_speaks_of_ends_the_soak(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("mm.bench.soak.run_corruptions", lambda *_: {"faults": ["images, emptied: silent"]})
+    with pytest.raises(ValueError, match="1 damaged files are neither refused nor counted, the first: images, emptied"):
+        run_soak(Starter(tmp_path, tmp_path, tmp_path / "runs"), Plan(0, 1, 0, corrupt=1), tmp_path / "found.json")
+    assert (tmp_path / "found.json").is_file()
