@@ -35,6 +35,12 @@ torch.set_num_threads(1)
 CAPTIONS = ("red circle", "two blue squares left of a star", "one small green heart", "stripes", "a circle above a dot")
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """A benchmark sets other numbers; a process that is forked from one with more threads waits for them for ever."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def tiny() -> AlignConfig:
     """All three modalities from scratch: width 32, 2 layers, 8 experts of which 2 are active."""
