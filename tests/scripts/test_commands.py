@@ -50,7 +50,7 @@ LIMITS = {
     "bench_features": "--images 2 --repeats 1",
     "bench_index": "--sizes [50] --images 2 --repeats 1",
     "prepare_scenes": "--train 6 --val 4 --seen 4 --image_size 32",
-    "soak": "--kills 0 --memory_steps 0 --presence false --corrupt 18",
+    "soak": "--kills 0 --memory_steps 0 --presence false --corrupt 0",
     "ablate": "--seeds [0]",
     "prepare_speech": f"--command '{sys.executable} -S speak.py {{output}}'",
 }
