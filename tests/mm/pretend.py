@@ -134,6 +134,6 @@ def place() -> str:
     """The innermost function of ours that runs now, as `file:function`; `backward` of what autograd runs."""
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
-        if path.is_relative_to(ROOT) and "tests" not in path.parts:
+        if path.is_relative_to(ROOT) and not {"tests", "site-packages"} & set(path.parts):
             return f"{path.relative_to(ROOT)}:{frame.name}"
     return "backward"
