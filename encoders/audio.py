@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from encoders.base import Features, Trunk
 from encoders.trunks import TimmTrunk
-from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder, FeatureDecoder, feature_reconstruction, first_rows
+from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder, FeatureDecoder, first_rows
 from kernels.collectives import joint_mean, step_group
 from kernels.errors import UserError
 from kernels.ranges import check_ranges
@@ -255,26 +255,19 @@ class AudioEncoder(Encoder):
         starts = torch.arange(tokens, device=samples.device) * (self.frames * self.log_mel.hop / tokens)
         return starts < samples[:, None]
 
-    def reconstruction(
-        self, vectors: Tensor, features: Features, target: Tensor | None, mask: Tensor | None
-    ) -> Tensor | None:
+    def reconstruction(self, vectors: Tensor, features: Features, target: Tensor, mask: Tensor | None) -> Tensor:
         """The mean squared error of the log-mel at real frames, in training of all ranks' first `decoded_rows` clips.
-
-        A pretrained trunk's features are reconstructed instead.
 
         Args:
             vectors: code vectors (B, T, C).
-            features: of the trunk, (B, T, F).
+            features: of the trunk, for their mask.
             target: waveforms (B, S).
             mask: (B, S) bool, True where a sample is real; None where all are.
 
         Returns:
-            (), or None without a decoder or a target.
+            ().
         """
-        if isinstance(self.decoder, FeatureDecoder):
-            return feature_reconstruction(self.decoder(vectors), features)
-        if self.decoder is None or target is None:
-            return None
+        assert self.decoder is not None
         rows, real_tokens = first_rows(self.decoded_rows if self.training else None, features.mask)
         waveform, _ = self.whole_clip(target[rows], None if mask is None else mask[rows])
         mel = self.log_mel(waveform)[..., : self.frames]

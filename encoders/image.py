@@ -10,7 +10,7 @@ from encoders.base import Features
 from encoders.clip_towers import OpenClipImageTrunk
 from encoders.joined_trunk import JoinedTrunk, build_joined_trunk
 from encoders.trunks import ConvTrunk, TimmTrunk, square_timm_trunk
-from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder, FeatureDecoder, feature_reconstruction, first_rows
+from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder, FeatureDecoder, first_rows
 from kernels.collectives import joint_mean, step_group
 from kernels.errors import UserError
 from kernels.ranges import check_ranges
@@ -103,26 +103,19 @@ class ImageEncoder(Encoder):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_trunk):
             return self.trunk(self.normalise(inputs))
 
-    def reconstruction(
-        self, vectors: Tensor, features: Features, target: Tensor | None, mask: Tensor | None
-    ) -> Tensor | None:
+    def reconstruction(self, vectors: Tensor, features: Features, target: Tensor, mask: Tensor | None) -> Tensor:
         """The mean squared error of normalised pixels, in training of the first `decoded_rows` images of all ranks.
-
-        A pretrained trunk's features are reconstructed instead.
 
         Args:
             vectors: code vectors (B, T, C).
-            features: of the trunk, (B, T, F).
+            features: of the trunk, for their mask.
             target: images (B, 3, H, W) uint8.
             mask: unused, an image has no padding.
 
         Returns:
-            (), or None without a decoder or a target.
+            ().
         """
-        if isinstance(self.decoder, FeatureDecoder):
-            return feature_reconstruction(self.decoder(vectors), features)
-        if self.decoder is None or target is None:
-            return None
+        assert self.decoder is not None
         rows, mask = first_rows(self.decoded_rows if self.training else None, features.mask)
         decoded = self.decoder(vectors[rows]).float()
         pixels = self.normalise(target[rows])

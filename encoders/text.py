@@ -194,9 +194,7 @@ class TextEncoder(Encoder):
         chosen = real & (chance <= smallest.values[-1])
         return chosen[rank * len(mask) : (rank + 1) * len(mask)]
 
-    def reconstruction(
-        self, vectors: Tensor, features: Features, target: Tensor | None, mask: Tensor | None
-    ) -> Tensor | None:
+    def reconstruction(self, vectors: Tensor, features: Features, target: Tensor, mask: Tensor | None) -> Tensor:
         """The cross-entropy of decoded tokens at real positions, in training at those that `decoded` draws.
 
         Args:
@@ -206,10 +204,8 @@ class TextEncoder(Encoder):
             mask: (B, L) bool, True where a token is decoded.
 
         Returns:
-            (), or None without a target.
+            ().
         """
-        if target is None:
-            return None
         real = features.mask if mask is None else mask
         chosen = real.flatten().nonzero().squeeze(1)
         logits = self.logits(vectors.flatten(0, 1)[chosen])

@@ -180,10 +180,11 @@ class Encoder(nn.Module):
             mask = None if mask is None else mask & present[:, None]
         output, vectors = self.bottleneck(features)
         if vectors is not None:
-            target = inputs if reconstruct else None
-            loss = self.reconstruction(vectors, features, target, self.decoded(mask, draws))
-            if loss is not None:
-                output.losses["reconstruction"] = loss
+            read = self.decoded(mask, draws)
+            if isinstance(self.decoder, FeatureDecoder):
+                output.losses["reconstruction"] = feature_reconstruction(self.decoder(vectors), features)
+            elif reconstruct and inputs is not None and self.decoder is not None:
+                output.losses["reconstruction"] = self.reconstruction(vectors, features, inputs, read)
         return output
 
     def features(self, inputs: Tensor, mask: Tensor | None = None) -> Features:
@@ -202,19 +203,17 @@ class Encoder(nn.Module):
         """
         return mask
 
-    def reconstruction(
-        self, vectors: Tensor, features: Features, target: Tensor | None, mask: Tensor | None
-    ) -> Tensor | None:
-        """The loss of decoding code vectors.
+    def reconstruction(self, vectors: Tensor, features: Features, target: Tensor, mask: Tensor | None) -> Tensor:
+        """The loss of decoding raw inputs; not called of a FeatureDecoder, which reconstructs the trunk's output.
 
         Args:
             vectors: code vectors (B, T, C).
-            features: the trunk's output, tokens (B, T, F), which a FeatureDecoder reconstructs.
-            target: raw inputs (B, …), which any other decoder reconstructs.
+            features: of the trunk, for their mask.
+            target: raw inputs (B, …).
             mask: of the raw inputs, as `decoded` returns it.
 
         Returns:
-            (), or None where there is nothing to reconstruct.
+            ().
         """
         raise NotImplementedError
 

@@ -13,7 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from encoders import BottleneckConfig, Encoder, Features
 from encoders.base import Trunk
-from encoders.vqvae import Bottleneck, FeatureDecoder, feature_reconstruction
+from encoders.vqvae import Bottleneck, FeatureDecoder
 from mm.artifacts.run import build_run, load_run, save_run
 from mm.batch import Sample
 from mm.config import AlignConfig, encoders_of
@@ -61,12 +61,6 @@ class LightEncoder(Encoder):
 
     def features(self, inputs: Tensor, mask: Tensor | None = None) -> Features:
         return self.trunk(inputs)
-
-    def reconstruction(
-        self, vectors: Tensor, features: Features, target: Tensor | None, mask: Tensor | None
-    ) -> Tensor | None:
-        assert self.decoder is not None
-        return feature_reconstruction(self.decoder(vectors), features)
 
 
 class LightReader:
