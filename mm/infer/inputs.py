@@ -126,14 +126,14 @@ def one_of(**given: Any) -> tuple[str, Any]:
 
 
 def as_pixels(image: Any, name: str) -> Any:
-    """A PIL image or a path as it is; pixels as an array.
+    """A PIL image or a path as it is; pixels checked.
 
     Args:
         image: by the user.
         name: what an error calls it.
 
     Returns:
-        a PIL image, a path, or (H, W, 3) uint8.
+        a PIL image, a path, an array (H, W, 3) or a tensor (3, H, W), both uint8.
 
     Raises:
         ValueError: it is none of these.
@@ -151,8 +151,6 @@ def as_pixels(image: Any, name: str) -> Any:
     if not fits or image.dtype not in (torch.uint8, np.uint8):
         kind = "tensor" if isinstance(image, Tensor) else "array"
         raise UserError(f"{name} must be a {kind} {layout} of uint8, got {shape} of {image.dtype}")
-    if isinstance(image, Tensor):
-        return image.detach().permute(1, 2, 0).contiguous().cpu().numpy()
     return image
 
 
