@@ -212,12 +212,12 @@ def trained_preprocessing(name: str) -> dict[str, Any]:
     import open_clip
 
     model, tag = known_name(name)
-    tags = [tag] if tag in open_clip.list_pretrained_tags_by_model(model) else []
-    found = [
-        open_clip.get_pretrained_cfg(model, each) for each in tags or open_clip.list_pretrained_tags_by_model(model)
-    ]
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if tag in tags:
+        tags = [tag]
     described = []
-    for trained in found:
+    for each in tags:
+        trained = open_clip.get_pretrained_cfg(model, each)
         described.append({key: trained[key] for key in PREPROCESSING if key in trained})
     if not described or any(other != described[0] for other in described):
         return {}
