@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import open_clip
 import torch
 from rich.progress import track
 from torch import Tensor
 
-from encoders.clip_towers import image_transform, open_clip_model
 from encoders.pretraining import pretraining
 from eval.embeddings import Scorer
 from eval.protocols import RANDOM_WEIGHTS
@@ -23,12 +21,12 @@ from mm.data import open_split
 from mm.data.collection import seen_images, trained_words
 from mm.data.config import DataConfig
 from mm.data.dataset import CaptionDataset, require_readable
-from mm.data.media import pil_image
 from mm.data.module import AlignData
 from mm.device import choose_device
 from mm.evaluation.embed import SplitEmbeddings, embed_split, joint_scores
 from mm.evaluation.result import describe
 from mm.evaluation.retrieval import evaluate_split
+from mm.infer.towers import OpenClip
 
 
 @dataclass
@@ -200,7 +198,7 @@ class OpenClipPeer:
     def __init__(
         self, name: str, root: str | None, trained_on: str, *, karpathy: str | None = None, batch_size: int = 64
     ) -> None:
-        architecture, tagged, _ = name.partition(":")
+        _, tagged, _ = name.partition(":")
         self.name = name if tagged else f"{name} with {RANDOM_WEIGHTS}"
         self.trained_on = trained_on if tagged else RANDOM_WEIGHTS
         self.pretraining = pretraining({"image and text": f"open_clip/{name}"})
@@ -208,9 +206,8 @@ class OpenClipPeer:
         self.root = root
         self.karpathy = karpathy
         self.device = choose_device()
-        self.model = open_clip_model(name, None).eval().to(self.device)
-        self.transform = image_transform(name, self.model)
-        self.tokenizer = open_clip.get_tokenizer(architecture)
+        self.tower = OpenClip(name)
+        self.tower.model.to(self.device)
 
     def open(self, split: str) -> CaptionDataset:
         """A split of `root`. Raises ValueError without one."""
@@ -256,11 +253,11 @@ class OpenClipPeer:
             for position in positions:
                 sample = dataset[position]
                 if sample.image is not None:
-                    images.append(self.transform(pil_image(sample.image)))
+                    images.append(self.tower.read("image", sample.image))
                     ids.append(sample.image_id)
             if images:
-                found = self.model.encode_image(torch.stack(images).to(self.device), normalize=True)
-                vectors.append(found.cpu())
+                batch = self.tower.stack("image", images)
+                vectors.append(self.tower.vectors("image", batch).cpu())
         if not vectors:
             raise UserError(f"{dataset.name} has no image")
         return torch.cat(vectors), ids
@@ -270,7 +267,6 @@ class OpenClipPeer:
         starts = range(0, len(captions), self.batch_size)
         vectors = []
         for start in track(starts, description, transient=True):
-            tokens = self.tokenizer(captions[start : start + self.batch_size])
-            found = self.model.encode_text(tokens.to(self.device), normalize=True)
-            vectors.append(found.cpu())
+            batch = self.tower.stack("text", captions[start : start + self.batch_size])
+            vectors.append(self.tower.vectors("text", batch).cpu())
         return torch.cat(vectors)

@@ -1,6 +1,7 @@
 """Models of others as embedders: open_clip's image and text towers, and any image tower of timm."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,16 +62,13 @@ class OpenClip(Tower):
     """An open_clip model with its own preprocessing and its own tokenizer.
 
     Args:
-        name: `<model>:<tag or file>`.
+        name: `<model>:<tag or file>`, or `<model>` with random weights.
 
     Raises:
-        ValueError: there is no such model, or no weights are named.
+        ValueError: there is no such model, or it has no such weights.
     """
 
     def __init__(self, name: str) -> None:
-        _, _, tag = name.partition(":")
-        if not tag:
-            raise UserError(f"open_clip/{name} names no weights: add :<tag or file>")
         model = open_clip_model(name, None).eval()
         self.tokenizer = open_clip_tokenizer(name)
         super().__init__(f"open_clip/{name}", model, ("image", "text"), _width(model), image_transform(name, model))
@@ -120,5 +118,13 @@ def _width(model: Any) -> int:
         return model.encode_image(torch.zeros(1, 3, height, width)).shape[-1]
 
 
-TOWERS = {"open_clip": OpenClip, "timm": Timm}
+def trained_open_clip(name: str) -> OpenClip:
+    """The model `<model>:<tag or file>`. Raises ValueError where no weights are named: vectors would be random."""
+    _, _, tag = name.partition(":")
+    if not tag:
+        raise UserError(f"open_clip/{name} names no weights: add :<tag or file>")
+    return OpenClip(name)
+
+
+TOWERS: dict[str, Callable[[str], Tower]] = {"open_clip": trained_open_clip, "timm": Timm}
 """By the library that stands in front of a name."""

@@ -170,9 +170,9 @@ class Stages:
         """An open_clip model, in the place of whose weights stands a small one."""
         vision = CLIPVisionCfg(layers=1, width=32, head_width=32, patch_size=16, image_size=32)
         text = CLIPTextCfg(width=32, heads=1, layers=1)
-        with mock.patch("mm.evaluation.models.open_clip_model", lambda *_: CLIP(16, vision, text)):
+        with mock.patch("mm.infer.towers.open_clip_model", lambda *_: CLIP(16, vision, text)):
             peer = OpenClipPeer("ViT-B-32", self.config.data.root, "nothing")
-        assert self.has(peer.model)
+        assert self.has(peer.tower.model)
         peer.embed(peer.open("val"), "val")
 
     def bench(self) -> None:
