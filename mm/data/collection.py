@@ -89,11 +89,12 @@ class Collection:
         return not opened and here.name == there.name
 
 
-def seen_images(evaluated: CaptionDataset, trained: CaptionDataset) -> int:
-    """How many images of a split, by id and any caption, are in another one."""
+def seen_images(evaluated: CaptionDataset, trained: Iterable[CaptionDataset]) -> int:
+    """How many images of a split, by id and any caption, are in any of others."""
     known: set[tuple[int, str]] = set()
-    for image_id, captions in zip(trained.image_ids, trained.captions, strict=True):
-        known.update((image_id, caption) for caption in captions)
+    for dataset in trained:
+        for image_id, captions in zip(dataset.image_ids, dataset.captions, strict=True):
+            known.update((image_id, caption) for caption in captions)
     pairs = zip(evaluated.image_ids, evaluated.captions, strict=True)
     return sum(any((image_id, caption) in known for caption in captions) for image_id, captions in pairs)
 

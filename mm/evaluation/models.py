@@ -150,13 +150,9 @@ class FinishedRun:
 
     def _trained_words(self, dataset: CaptionDataset, split: str, read: DataConfig) -> str:
         """Of the protocol: what the run was trained on, and how many of these images were in it."""
-        zero_shot = True
-        seen = 0
-        for collection in self.seen:
-            training = collection.open(collection.train)
-            if training is not None:
-                seen += seen_images(dataset, training)
-            zero_shot = zero_shot and not collection.has(dataset, split, read.folder)
+        opened = [collection.open(collection.train) for collection in self.seen]
+        seen = seen_images(dataset, [training for training in opened if training is not None])
+        zero_shot = not any(collection.has(dataset, split, read.folder) for collection in self.seen)
         return trained_words(self.training_set, seen, zero_shot)
 
     def embed(self, dataset: CaptionDataset, name: str) -> EvaluatedSplit:

@@ -60,7 +60,7 @@ def evaluate_run(
     names = trained_on(load_seen(folder, run.config.data))
     words = {}
     for split, dataset in splits.items():
-        words[split] = trained_words(names, seen_images(dataset, data.train), zero_shot=False)
+        words[split] = trained_words(names, seen_images(dataset, [data.train]), zero_shot=False)
     result = describe(run, evaluations, splits, words)
     result["seconds"] = round(time.perf_counter() - started, 1)
     result["seconds_evaluation"] = round(time.perf_counter() - trained, 1)

@@ -10,7 +10,7 @@ import pytest
 from mm.batch import Sample
 from mm.data import collection, open_split
 from mm.data.coco import write_coco
-from mm.data.collection import Collection, items_of
+from mm.data.collection import Collection, items_of, seen_images
 from mm.data.config import DataConfig
 from mm.data.scenes import write_scenes
 from mm.data.scenes.folder import sample_at
@@ -115,3 +115,9 @@ def test_a_folder_and_its_shards_have_the_same_items_many_or_few(
     assert len(items_of(folder)) == len(items_of(shards) | items_of(folder)) == 12 * 6
     monkeypatch.setattr(collection, "LIMIT", 5)
     assert items_of(folder) == items_of(shards) and len(items_of(folder)) == 2 * 5
+
+
+def test_an_image_that_several_training_sets_hold_is_seen_once(trained: DataConfig) -> None:
+    train, test = (open_split(trained.folder, split) for split in ("train", "test"))
+    assert seen_images(train, []) == seen_images(train, [test]) == 0
+    assert seen_images(train, [train]) == seen_images(train, [train, test, train]) == len(train)
