@@ -67,11 +67,14 @@ def train(root: Path, tmp_path: Path) -> Callable[..., None]:
     return run
 
 
-def on_ranks(ranks: int, start: Callable[[], None], stderr: Path, killed_at: int = -1) -> list[int]:
+def on_ranks(
+    ranks: int, start: Callable[[], None], stderr: Path, killed_at: int = -1, stopped_at: int = -1
+) -> list[int]:
     """`start` in so many forked processes that find each other as torchrun's do -> their exit codes. Nothing may have
     trained in this process: its threads are not in the forked ones.
 
-    Rank r writes its stderr to <stderr>.<r>. killed_at: the step in which all of them get SIGKILL.
+    Rank r writes its stderr to <stderr>.<r>. killed_at: the step in which all of them get SIGKILL; stopped_at: the one
+    in which the last of them gets SIGTERM.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -90,6 +93,8 @@ def on_ranks(ranks: int, start: Callable[[], None], stderr: Path, killed_at: int
                 seed_step(task)
                 if task.global_step == killed_at:
                     os.kill(os.getpid(), signal.SIGKILL)
+                if task.global_step == stopped_at and rank == ranks - 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
 
             AlignTask.seed_step = dying  # type: ignore[method-assign]
             start()
@@ -122,13 +127,19 @@ def test_runs_on_two_ranks_or_resumed_on_another_number_end_with_the_same_weight
     killed = on_ranks(1, lambda: train("grown", 1), tmp_path / "grown", killed_at=5)
     killed += on_ranks(2, lambda: train("shrunk", 2), tmp_path / "shrunk", killed_at=5)
     assert one == [0] and two == [0, 0] and killed == [-signal.SIGKILL] * 3
+    stopped = on_ranks(2, lambda: train("stopped", 2), tmp_path / "stopped", stopped_at=3)
+    assert stopped == [128 + signal.SIGTERM] * 2
+    said = [(tmp_path / f"stopped.{rank}").read_text().splitlines() for rank in (0, 1)]
+    assert [len(lines) for lines in said] == [1, 1]
+    assert all("stopped by SIGTERM after step 4 of 10, which is kept; to go on: " in lines[0] for lines in said)
     resumed = ["--resume", "true", "--data.workers", "1"]
+    assert on_ranks(2, lambda: train("stopped", 2, *resumed), tmp_path / "stopped") == [0, 0]
     assert on_ranks(2, lambda: train("grown", 2, *resumed), tmp_path / "grown") == [0, 0]
     assert on_ranks(1, lambda: train("shrunk", 1, *resumed), tmp_path / "shrunk") == [0]
     expected = load_file(tmp_path / "one" / "model.safetensors")
     logged = figures(tmp_path / "one")
     assert logged["step"] == 9 and "train/itm/image_audio" in logged
-    for name in ("two", "grown", "shrunk"):
+    for name in ("two", "grown", "shrunk", "stopped"):
         found = load_file(tmp_path / name / "model.safetensors")
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=5e-5)
         assert figures(tmp_path / name) == pytest.approx(logged, rel=1e-5, abs=1e-5)
