@@ -51,9 +51,21 @@ def write_weights(state: Mapping[str, Tensor], path: Path) -> None:
     temporary.replace(path)
 
 
-def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Read `path` into `module`. Raises ValueError, naming the first difference, where it is another model's."""
+def load_weights(module: nn.Module, path: str | Path, unused: tuple[str, ...] = ()) -> None:
+    """Read `path` into `module`.
+
+    Args:
+        module: whose names and shapes the file must have.
+        path: see `read_weights`.
+        unused: names of submodules that the file may hold and `module` lacks.
+
+    Raises:
+        ValueError: it is another model's; the first difference is named.
+    """
     loaded = read_weights(path)
+    if unused:
+        beginnings = tuple(f"{name}." for name in unused)
+        loaded = {name: value for name, value in loaded.items() if not name.startswith(beginnings)}
     if differs := first_difference(loaded, module.state_dict()):
         raise UserError(f"weights file {path} does not fit the model: {differs}")
     module.load_state_dict(loaded)

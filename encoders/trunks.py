@@ -109,7 +109,7 @@ class TimmTrunk(Trunk):
         with fetching(f"timm/{name}"):
             self.model = timm.create_model(name, pretrained=weights is None, num_classes=0, in_chans=channels)
         if isinstance(weights, str):
-            load_weights(self.model, weights)
+            load_weights(self.model, weights, classifiers(self.model))
         self.size = whole_patches(self.model, size)
         if hasattr(self.model, "set_input_size"):
             self.model.set_input_size(img_size=self.size)
@@ -129,6 +129,12 @@ class TimmTrunk(Trunk):
         patches = pool_grid(x[:, self.prefix :], self.pool)
         x = torch.cat([x[:, : self.prefix], patches], 1)
         return Features(x, x.new_ones(x.shape[:2], dtype=torch.bool))
+
+
+def classifiers(model: Any) -> tuple[str, ...]:
+    """The names of a timm model's classifiers, which a trunk lacks and files of its weights hold."""
+    named = model.pretrained_cfg.get("classifier") or ()
+    return (named,) if isinstance(named, str) else tuple(named)
 
 
 def square_timm_trunk(name: str, pixels: int, weights: Weights, pool: int = 1) -> TimmTrunk:

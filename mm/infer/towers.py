@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from encoders.clip_towers import image_transform, open_clip_model, open_clip_tokenizer
 from encoders.state import load_weights, weights_digest
-from encoders.trunks import fetching
+from encoders.trunks import classifiers, fetching
 from kernels.errors import UserError
 from mm.data.media import pil_image
 from mm.infer.base import BaseEmbedder
@@ -102,7 +102,7 @@ class Timm(Tower):
         with fetching(f"timm/{name}"):
             model = timm.create_model(architecture, pretrained=not weights, num_classes=0).eval()
         if weights:
-            load_weights(model, weights)
+            load_weights(model, weights, classifiers(model))
         settings = timm.data.resolve_model_data_config(model)
         transform = timm.data.create_transform(**settings, is_training=False)
         with torch.inference_mode():

@@ -50,6 +50,19 @@ def test_a_timm_trunk_reads_its_file(vit: Path) -> None:
     assert weights_digest(trunk) != weights_digest(again)
 
 
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_efficientnet"])
+def test_a_file_with_the_classifier_that_timm_keeps_in_it_is_read(name: str, tmp_path: Path) -> None:
+    """As files of the hub have it."""
+    torch.manual_seed(3)
+    path = tmp_path / f"{name}.safetensors"
+    save_file(timm.create_model(name, pretrained=False).state_dict(), path)
+    trunk = TimmTrunk(name, (160, 160), str(path))
+    expected = read_weights(path)
+    found = trunk.model.state_dict()
+    assert found.keys() < expected.keys()
+    torch.testing.assert_close(found, {key: expected[key] for key in found})
+
+
 def test_a_timm_trunk_takes_another_size_and_pools(vit: Path) -> None:
     whole, pooled = (TimmTrunk("test_vit", (64, 64), str(vit), pool) for pool in (1, 2))
     x, y = whole(pictures(64)).tokens, pooled(pictures(64)).tokens
