@@ -21,7 +21,7 @@ RAMP = 0.05
 class ScheduleConfig:
     """When modalities and terms come in."""
 
-    kind: Literal["progressive", "joint", "contrastive_only"] = "progressive"
+    kind: Literal["progressive", "joint", "contrastive_only"] = "contrastive_only"
     """progressive: three stages; joint: every term from the first step;
     contrastive_only: contrastive terms alone, from the first step."""
     stage2: Annotated[float, "[0, 1]"] = 0.15

@@ -36,7 +36,7 @@ class OptimConfig:
 class TrainConfig:
     """How long, how wide and on what a run trains."""
 
-    steps: Annotated[int, "[1, inf)"] = 140
+    steps: Annotated[int, "[1, inf)"] = 400
     """Optimizer steps of the whole run; the schedules are fractions of it."""
     batch_size: Annotated[int, "[1, inf)"] = 32
     """Images per step, over all processes."""
@@ -69,7 +69,7 @@ class EvalConfig:
 
     batch_size: Annotated[int, "[1, inf)"] = 256
     """Samples, or captions, embedded at a time."""
-    rerank: Annotated[int, "[0, inf)"] = 2
+    rerank: Annotated[int, "[0, inf)"] = 0
     """How many candidates of each image and caption are scored again through cross-modal attention; 0 for none."""
     rerank_weights: Annotated[tuple[float, float], "[0, inf)"] = (1.0, 1.0)
     """Weights of the contrastive and of the filip logit, which are added to the match logit when re-ranking."""

@@ -17,6 +17,7 @@ if not torch.cuda.is_available():
 if os.environ.get("MM_ALL_EXTRAS"):  # make test-extras: a package that is missing fails the test instead of skipping it
     pytest.importorskip = lambda name, *_, **__: importlib.import_module(name)
 
+from alignment import ScheduleConfig
 from encoders import AudioConfig, ImageConfig, TextConfig
 from encoders.quantizer import QuantizerConfig
 from encoders.tokenizer import Tokenizer, observed_vocabulary
@@ -53,6 +54,7 @@ def tiny() -> AlignConfig:
         audio=AudioConfig(seconds=0.32, width=16, depth=1),
         text=TextConfig(width=16, depth=1, heads=2, max_tokens=12),
         bottleneck=bottleneck,
+        schedule=ScheduleConfig(kind="progressive"),
         train=TrainConfig(steps=10, batch_size=8, precision="fp32", accelerator="cpu"),
         eval=EvalConfig(batch_size=8, rerank=2),
     )

@@ -73,9 +73,8 @@ def test_every_pair_has_its_four_terms_once_everything_has_begun() -> None:
 
 
 def test_the_total_is_the_weighted_sum_of_what_is_named() -> None:
-    loss = run(
-        build("image", "audio", "text"), SIDES, loss_weights(ScheduleConfig(stage2=0, stage3=0), 0.3 * RAMP, STAGES)
-    )
+    at_once = ScheduleConfig("progressive", stage2=0, stage3=0)
+    loss = run(build("image", "audio", "text"), SIDES, loss_weights(at_once, 0.3 * RAMP, STAGES))
     w = 3 * 0.3**2 - 2 * 0.3**3
     factors = {"contrastive": 1.0, "filip": CONFIG.filip, "code_match": CONFIG.code_match, "itm": CONFIG.itm}
     begun = {name: 1.0 if name == "contrastive/image_text" else w for name in loss.terms}
@@ -90,7 +89,7 @@ def test_a_term_of_weight_zero_is_not_computed() -> None:
         seen.extend(drawn)
         return no_match(drawn)
 
-    weights = loss_weights(ScheduleConfig(), 0.0, STAGES)
+    weights = loss_weights(ScheduleConfig("progressive"), 0.0, STAGES)
     loss = run(build("image", "audio", "text"), SIDES, weights, match)
     assert set(loss.terms) == {"contrastive/image_text"} and not seen
 

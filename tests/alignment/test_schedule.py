@@ -8,7 +8,7 @@ from alignment import LossWeights, ScheduleConfig, learning_rate_factor, ramp, s
 from alignment import loss_weights as weights_of
 from alignment.schedule import RAMP
 
-CONFIG = ScheduleConfig(stage2=0.2, stage3=0.6)
+CONFIG = ScheduleConfig("progressive", stage2=0.2, stage3=0.6)
 IMAGE_TEXT = ("image", "text")
 AUDIO_TEXT = ("audio", "text")
 IMAGE_AUDIO = ("image", "audio")

@@ -24,6 +24,7 @@ import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch.utils._pytree import tree_leaves
 
+from alignment import ScheduleConfig
 from encoders import AudioConfig, BottleneckConfig, ImageConfig, TextConfig
 from encoders.quantizer import QuantizerConfig
 from mm.adapt.config import ContinueConfig, DomainData, FinetuneConfig
@@ -81,6 +82,7 @@ def settings(scenes: Path, cache: Path) -> AlignConfig:
         audio=AudioConfig(seconds=0.32, width=16),
         text=TextConfig(width=16, depth=1, heads=2, max_tokens=24),
         bottleneck=BottleneckConfig(quantizer=QuantizerConfig(num_codes=16, width=8), reconstruct=2),
+        schedule=ScheduleConfig(kind="progressive"),
         train=TrainConfig(steps=10, batch_size=ROWS),
         eval=EvalConfig(batch_size=8, rerank=2),
     )

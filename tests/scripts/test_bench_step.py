@@ -18,6 +18,7 @@ model:
   token_embedding: 8
   backbone: {width: 32, layers: 1, heads: 2, moe: {num_experts: 8, top_k: 2, hidden: 8, shared: 16}}
 loss: {filip_rows: 4, itm_rows: 4}
+schedule: {kind: progressive}
 train: {batch_size: 8, precision: fp32}
 """
 

@@ -33,7 +33,7 @@ model:
   token_embedding: 8
   backbone: {width: 32, layers: 2, heads: 2, dropout: 0.1, moe: {num_experts: 8, top_k: 2, hidden: 8, shared: 16}}
 loss: {filip_rows: 4, itm_rows: 4}
-schedule: {stage2: 0.1, stage3: 0.3}
+schedule: {kind: progressive, stage2: 0.1, stage3: 0.3}
 train: {steps: 6, batch_size: 8, precision: fp32, accelerator: cpu, checkpoint_every: 2}
 eval: {rerank: 2}
 """

@@ -32,9 +32,8 @@ model:
   token_embedding: 8
   backbone: {width: 32, layers: 1, heads: 2, moe: {num_experts: 8, top_k: 2, hidden: 8, shared: 16}}
 loss: {filip_rows: 6, itm_rows: 4}
-schedule: {stage2: 0.2, stage3: 0.4}
+schedule: {kind: progressive, stage2: 0.2, stage3: 0.4}
 train: {steps: 10, batch_size: 8, precision: fp32, accelerator: cpu, checkpoint_every: 2, strategy: ddp, ema: 0.5}
-eval: {rerank: 0}
 """
 
 

@@ -11,7 +11,7 @@ from mm.config import AlignConfig, OptimConfig
 from mm.train.optim import build_optimizer, decays, learning_rate, parameter_groups, rate_factor
 from mm.train.task import AlignTask
 
-STAGES = ScheduleConfig(stage2=0.3, stage3=0.6)
+STAGES = ScheduleConfig("progressive", stage2=0.3, stage3=0.6)
 FLAT = OptimConfig(warmup=0.0, final=1.0)
 
 
