@@ -245,8 +245,8 @@ def check_result(row: PresenceRow, result: Mapping[str, Any]) -> None:
             raise UserError(f"{row.name}: chance of {direction} is not of its gallery of {size}")
 
 
-def run_all(folder: Path, script: Path) -> dict[str, str]:
-    """Run every combination; name of each that fails -> why."""
+def run_all(folder: Path, script: Path) -> dict[str, Any]:
+    """Run every combination: how many `rows`, and of those that `failed` the name and why."""
     failed = {}
     rows = combinations(FACTORS)
     for number, row in enumerate(rows):
@@ -257,4 +257,4 @@ def run_all(folder: Path, script: Path) -> dict[str, str]:
         except Exception as error:
             outcome = failed[row.name] = f"{type(error).__name__}: {error}"
         print(f"{number + 1} of {len(rows)}, {row.name}: {outcome}", flush=True)
-    return failed
+    return {"rows": len(rows), "failed": failed}

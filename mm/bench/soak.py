@@ -19,6 +19,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from kernels.errors import UserError
+from mm.artifacts.environment import commit, hardware
 from mm.bench.corruption import run_corruptions
 from mm.bench.presence import run_all
 from mm.files import write_json
@@ -79,13 +80,13 @@ def run_soak(start: Starter, plan: Plan, json: Path | None) -> None:
     for name in (WHOLE, KILLED, LONG, PRESENCE, CORRUPT):
         if (start.runs / name).exists():
             raise UserError(f"{start.runs / name} exists: give another --runs, or remove it")
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"commit": commit(), "hardware": hardware(torch.device("cpu"))}
     if plan.kills:
         found |= kill_and_resume(start, plan)
     if plan.memory_steps:
         found |= watch_memory(start, plan.memory_steps)
     if plan.presence:
-        found["presence_failed"] = run_all(start.runs / PRESENCE, start.script)
+        found["presence"] = run_all(start.runs / PRESENCE, start.script)
     if plan.corrupt:
         found["corrupt"] = run_corruptions(plan.corrupt, start.runs / CORRUPT, plan.seed)
     Console().print_json(data=found)
@@ -99,7 +100,7 @@ def require_right(found: dict[str, Any], runs: Path) -> None:
     differ = found.get("tensors_that_differ")
     if differ:
         raise UserError(f"{runs / KILLED} resumed to other weights than {runs / WHOLE}: {differ[0]}")
-    if failed := found.get("presence_failed"):
+    if failed := found.get("presence", {}).get("failed"):
         raise UserError(f"{len(failed)} combinations are not evaluated as they should be: {', '.join(failed)}")
     bad = found.get("corrupt", {}).get("faults")
     if bad:

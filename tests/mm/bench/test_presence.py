@@ -72,7 +72,8 @@ def test_a_combination_that_fails_is_named_with_its_reason(
     monkeypatch.setattr(presence, "train_align", lambda config: None)
     script = tmp_path / "script.py"
     script.write_text("import sys\nsys.exit('script: ' + sys.argv[1])\n")
-    failed = presence.run_all(tmp_path, script)
-    assert list(failed) == [first.name, first.name[:-1] + "2"]
+    found = presence.run_all(tmp_path, script)
+    failed = found["failed"]
+    assert found["rows"] == 2 and list(failed) == [first.name, first.name[:-1] + "2"]
     assert "result.json" in failed[first.name] and "code 1: script: --config" in failed[first.name[:-1] + "2"]
     assert "2 of 2" in capsys.readouterr().out

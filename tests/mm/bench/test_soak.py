@@ -60,7 +60,7 @@ def test_a_run_that_forgets_is_found_out(soak: Callable[..., dict]) -> None:
 
 def test_memory_is_read_along_a_long_run(soak: Callable[..., dict]) -> None:
     found = soak(kills=0, memory_steps=100)
-    assert found.keys() == {"resident_mib_by_step"}
+    assert found.keys() == {"commit", "hardware", "resident_mib_by_step"}
     assert found["resident_mib_by_step"] and all(value > 0 for value in found["resident_mib_by_step"].values())
 
 
