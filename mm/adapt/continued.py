@@ -1,7 +1,6 @@
 """Continued pre-training: every step reads a batch of the domain and one of what the run already knows."""
 
 import math
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from mm.adapt.sets import base_run, data_of, domain_set, own_set, scores, scores
 from mm.adapt.task import AdaptTask
 from mm.adapt.terms import add_term_bias, read_terms, term_biases, without_term_rates
 from mm.adapt.training import train_keeping_best
+from mm.artifacts.phases import Phases
 from mm.artifacts.run import Run, save_run
 from mm.artifacts.seen import save_seen
 from mm.batch import Batch
@@ -90,7 +90,7 @@ def continue_pretrain(config: ContinueConfig) -> None:
 
 
 def _continue_pretrain(config: ContinueConfig, device: torch.device, folder: Path) -> None:
-    started = time.perf_counter()
+    phases = Phases()
     run = base_run(config, device)
     seed_everything(config.seed, verbose=False)
     adapted = adapted_config(run.config, config)
@@ -123,9 +123,11 @@ def _continue_pretrain(config: ContinueConfig, device: torch.device, folder: Pat
     begin(folder, Identity.of(config, digests), config, config.resume)
     save_seen(seen_by(config, run, adapted, domain), folder)
     mixed = MixedData(data, general, config.mix)
+    phases.end("preparation")
     training = train_keeping_best(config, task, mixed, domain, folder)
+    phases.end("training")
     save_run(task.run, folder)
-    result = evaluate_run(task.run, data, {domain.split: domain.dataset}, folder, started)
+    result = evaluate_run(task.run, data, {domain.split: domain.dataset}, folder, phases)
     after = scores_after(sets, task.run, result)
     continued = {
         "run": config.run,

@@ -1,6 +1,5 @@
 """Fine-tuning from a finished run to its report: LoRA, QLoRA or all weights, and what that forgets of the run's set."""
 
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from mm.adapt.sets import base_run, data_of, domain_set, own_set, scores, scores
 from mm.adapt.task import AdaptTask
 from mm.adapt.training import train_keeping_best
 from mm.artifacts.adapter import AdapterDescription, save_adapter
+from mm.artifacts.phases import Phases
 from mm.artifacts.run import Run, save_run
 from mm.artifacts.seen import save_seen
 from mm.compress.ledger import ledger
@@ -50,7 +50,7 @@ def finetune(config: FinetuneConfig) -> None:
 
 
 def _finetune(config: FinetuneConfig, strategy: Strategy, run: Run, data: AlignData, folder: Path) -> None:
-    started = time.perf_counter()
+    phases = Phases()
     base = run.fingerprint()
     digests = {"base weights": weights_digest(run.model), "training samples": samples_digest(data.train)}
     domain = domain_set(run, data, config.metric)
@@ -81,7 +81,9 @@ def _finetune(config: FinetuneConfig, strategy: Strategy, run: Run, data: AlignD
         listed = folder / "coverage.txt"
         listed.write_text(f"{covered}\n")
         print(f"every parameter, adapted or not: {listed}")
+    phases.end("preparation")
     training = train_keeping_best(config, task, data, domain, folder)
+    phases.end("training")
     adaptation |= training.described(domain)
     if task.adapters:
         skipped = frozen_trunks(task) if strategy == "qlora" else None
@@ -90,7 +92,7 @@ def _finetune(config: FinetuneConfig, strategy: Strategy, run: Run, data: AlignD
         merge_and_unload(task.model)
         dequantize(task.model)
     save_run(task.run, folder)
-    result = evaluate_run(task.run, data, {domain.split: domain.dataset}, folder, started)
+    result = evaluate_run(task.run, data, {domain.split: domain.dataset}, folder, phases)
     adaptation["after"] = scores_after(sets, task.run, result)
     write_json(folder / "result.json", result | {"adaptation": adaptation})
     show(result)

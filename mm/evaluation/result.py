@@ -1,7 +1,6 @@
 """What a finished run leaves behind: result.json, embeddings.npz, diagnostics.npz,
 and the table a person reads first."""
 
-import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -22,6 +21,7 @@ from eval.report import read_history, write_report
 from eval.report_cards import Examples
 from eval.retrieval import RetrievalResult
 from mm.artifacts.environment import commit, hardware
+from mm.artifacts.phases import Phases
 from mm.artifacts.run import Run
 from mm.artifacts.seen import load_seen, trained_on
 from mm.config import trunks_of
@@ -37,7 +37,7 @@ from mm.model.multimodal import count_parameters
 
 
 def evaluate_run(
-    run: Run, data: AlignData, splits: dict[str, CaptionDataset], folder: Path, started: float
+    run: Run, data: AlignData, splits: dict[str, CaptionDataset], folder: Path, phases: Phases
 ) -> dict[str, Any]:
     """Evaluate the splits and write everything but the weights into `folder`.
 
@@ -46,12 +46,11 @@ def evaluate_run(
         data: which reads the splits.
         splits: by name. The first is the one that counts: it alone is re-ranked.
         folder: of the run.
-        started: the run's first `time.perf_counter()`, in seconds.
+        phases: of the run so far.
 
     Returns:
         the content of result.json.
     """
-    trained = time.perf_counter()
     evaluations = {}
     settings = run.config.eval
     for split, dataset in splits.items():
@@ -62,26 +61,28 @@ def evaluate_run(
     for split, dataset in splits.items():
         words[split] = trained_words(names, seen_images(dataset, [data.train]), zero_shot=False)
     result = describe(run, evaluations, splits, words)
-    result["seconds"] = round(time.perf_counter() - started, 1)
-    result["seconds_evaluation"] = round(time.perf_counter() - trained, 1)
+    phases.end("evaluation")
+    result["seconds"] = phases.total
     # A later run finds the features of frozen trunks on disk: what they took the first time belongs to the cost all
     # the same.
     result["seconds_features"] = round(data.features.seconds, 1)
     first = next(iter(splits))
     write_evaluation(folder, result, evaluations[first].embeddings, splits[first])
+    phases.end("report")
+    result["seconds_by_phase"] = phases.seconds
+    write_json(folder / "result.json", result)
     return result
 
 
 def write_evaluation(
     folder: Path, result: dict[str, Any], embeddings: SplitEmbeddings, dataset: CaptionDataset
 ) -> None:
-    """embeddings.npz, diagnostics.npz, result.json and report.html of the split that counts."""
+    """embeddings.npz, diagnostics.npz and report.html of the split that counts."""
     arrays = embeddings.arrays()
     diagnostics = diagnostics_of(embeddings)
     # numpy types its keywords as bool
     np.savez(folder / "embeddings.npz", **arrays)  # type: ignore[arg-type]
     np.savez(folder / "diagnostics.npz", **diagnostics.arrays())  # type: ignore[arg-type]
-    write_json(folder / "result.json", result)
     write_report(
         folder / "report.html",
         result=result,

@@ -1,6 +1,5 @@
 """A run from its settings to its report: train, evaluate, save."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from lightning import Callback, seed_everything
 from encoders.state import weights_digest
 from kernels.errors import UserError
 from mm.artifacts.environment import is_main_process
+from mm.artifacts.phases import Phases
 from mm.artifacts.run import build_run, save_run
 from mm.artifacts.seen import save_seen
 from mm.config import AlignConfig, encoders_of, plan_of
@@ -45,7 +45,7 @@ def train_align(config: AlignConfig) -> None:
 
 
 def _train_align(config: AlignConfig, device: torch.device, folder: Path) -> None:
-    started = time.perf_counter()
+    phases = Phases()
     seed_everything(config.seed, verbose=False)
     data = AlignData(config.data, encoders_of(config), plan_of(config), config.train.precision)
     data.setup()
@@ -63,10 +63,13 @@ def _train_align(config: AlignConfig, device: torch.device, folder: Path) -> Non
     if is_main_process():
         save_seen([Collection.of(config.data, [data.train, *evaluated.values()])], folder)
     trainer = build_trainer(config.train, device, folder, callbacks(config, task, data), config.resume)
+    phases.end("preparation")
     fit(trainer, task, data, folder, config.resume)
+    phases.end("training")
     if trainer.is_global_zero:
         save_run(run, folder)
-        result = evaluate_run(run, data, evaluated, folder, started)
+        phases.end("saving")
+        result = evaluate_run(run, data, evaluated, folder, phases)
         show(result)
         print(f"report: {folder / 'report.html'}")
 

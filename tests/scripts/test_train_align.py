@@ -144,6 +144,9 @@ def test_a_run_leaves_everything_its_contract_names(finished: Path) -> None:
         "parameters_total",
         "parameters_active",
     }
+    phases = result["seconds_by_phase"]
+    assert list(phases) == ["preparation", "training", "saving", "evaluation", "report"] and min(phases.values()) >= 0
+    assert result["seconds"] == pytest.approx(sum(phases.values()) - phases["report"], abs=0.06)
     pairs = [("image", "text"), ("audio", "text"), ("image", "audio")]
     for direction in [f"{a}_to_{b}" for x, y in pairs for a, b in ((x, y), (y, x))]:
         recalls = [result["metrics"][f"{direction}/R@{k}"] for k in (1, 5, 10)]
