@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 BENCH := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-extras check bench bench-eval soak notebooks
+.PHONY: help setup train test test-extras check bench bench-eval gpu-check soak notebooks
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ bench: $(BENCH)  ## kernels beside their references, limits and peers (ARGS="--o
 
 bench-eval: $(BENCH)  ## the evaluator beside clip-benchmark and eccv_caption
 	$(BIN)/python scripts/bench_eval.py $(ARGS)
+
+gpu-check: $(BENCH)  ## everything claimed of a GPU, measured on the one here in 4 minutes (ARGS="--parts '[step]'")
+	$(BIN)/python scripts/gpu_check.py $(ARGS)
 
 soak: $(STAMP)  ## kill and resume a run, watch memory, train every set of modalities partly absent, read damaged files (an hour)
 	$(BIN)/python scripts/soak.py $(ARGS)

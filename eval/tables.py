@@ -9,6 +9,7 @@ from eval.adapted import AdaptedRow, stored_rows
 from eval.claims import Evidence, claims
 from eval.coco import DIRECTIONS
 from eval.figures import first_protocol
+from eval.gpu import described_gpu, gpu_lines
 from eval.retrieval import RECALL_AT
 from eval.studies import Study
 from kernels.errors import UserError
@@ -62,7 +63,7 @@ def gather(runs: Sequence[Result], studies: Mapping[str, Study], others: Mapping
     Args:
         runs: contents of result.json.
         studies: by name.
-        others: further JSON by name; `adapt` is the table of scripts/bench_adapt.py.
+        others: further JSON by name; `adapt` is the table of scripts/bench_adapt.py, `gpu_…` of scripts/gpu_check.py.
     """
     adapted = stored_rows(others["adapt"]) if "adapt" in others else []
     return Evidence(runs, studies, adapted, others)
@@ -76,6 +77,9 @@ def readme_tables(evidence: Evidence) -> str:
     if evidence.adapted:
         tables.append(adapted_rows_table(evidence.adapted))
     tables.append(utilization_table(evidence.runs))
+    for name, content in evidence.benchmarks.items():
+        if name.startswith("gpu_"):
+            tables.append(gpu_table(content))
     tables.append(claims_table(evidence))
     return "\n\n".join(tables)
 
@@ -221,6 +225,12 @@ def _utilization_cells(metrics: Mapping[str, float], modality: str) -> Cells:
             value = metrics.get(f"{kind}/{modality}/{measure}")
             cells.append("–" if value is None else f"{value:.1f}")
     return cells
+
+
+def gpu_table(result: Result) -> str:
+    """What scripts/gpu_check.py measured on a card, and below it where."""
+    table = markdown(("on a GPU", "measured, in brackets how many times as long the first takes"), gpu_lines(result))
+    return f"{table}\n\nMeasured on: {described_gpu(result)}. By `python scripts/gpu_check.py`."
 
 
 def claims_table(evidence: Evidence) -> str:

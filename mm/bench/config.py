@@ -2,10 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from kernels.ranges import check_ranges
 from mm.config import AlignConfig
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+GpuPart = Literal["parity", "kernels", "sparse", "memory", "step", "evaluation", "run"]
+"""What `gpu_check` measures, in its order."""
+GPU_PARTS: tuple[GpuPart, ...] = get_args(GpuPart)
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class FeaturesConfig(AlignConfig):
 class SoakConfig:
     """What the soak test runs."""
 
-    config: Path = Path(__file__).parents[2] / "configs" / "soak.yaml"
+    config: Path = CONFIGS / "soak.yaml"
     """Settings of the runs."""
     runs: Path = Path("runs/soak")
     """Folder they are written to; must not hold runs of these names."""
@@ -56,6 +61,32 @@ class SoakConfig:
     """How many damaged files are read; 0 skips this part."""
     json: Path | None = None
     """Where to write what was found."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "")
+
+
+@dataclass(frozen=True)
+class GpuConfig:
+    """What is measured on a GPU."""
+
+    parts: tuple[GpuPart, ...] = GPU_PARTS
+    """parity: the kernels' tests on the device. kernels: their table, with peers and limits. sparse: experts beside
+    dense layers of equal active and of equal total width. memory: of a step, with gradient checkpointing and without.
+    step: at several batches, with host waits and launches, beside open_clip's towers. evaluation: the evaluator,
+    features of a trunk, and re-ranking. run: a whole run of train_align.py."""
+    settings: Path = CONFIGS / "bench.yaml"
+    """File with the settings of the steps that are measured."""
+    accelerator: str = "gpu"
+    """gpu, or cpu to see that everything runs."""
+    tiny: bool = False
+    """Small sizes, once each: whether everything runs, not how fast."""
+    seconds: Annotated[int, "[1, inf)"] = 240
+    """Of all parts together: what does not fit is left out, and said to be."""
+    commit: str | None = None
+    """Of the code, where it is no git checkout but a copy of one."""
+    json: Path | None = None
+    """Where to write what was measured; by default eval/results/gpu_<card>.json."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "")

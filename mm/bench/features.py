@@ -23,7 +23,14 @@ SIDE = 3000
 
 def bench_features(config: FeaturesConfig) -> None:
     """Measure, print a table, and write it to `config.json`."""
-    device = choose_device(config.train.accelerator)
+    result = measure_features(config, choose_device(config.train.accelerator))
+    show(result)
+    if config.json:
+        write_json(Path(config.json), result)
+
+
+def measure_features(config: FeaturesConfig, device: torch.device) -> dict[str, Any]:
+    """The rows of a contest, of which `milliseconds_an_image` are beside the limit's."""
     precision = config.train.precision
     torch.manual_seed(config.seed)
     size = config.image.size
@@ -39,14 +46,11 @@ def bench_features(config: FeaturesConfig) -> None:
     limit = 1e3 * flops(encoder, images[:1].to(device)) / rate
     for row in rows:
         row["milliseconds_an_image"] = round(row["milliseconds"] / config.images, 2)
-    result = {
+    return {
         "gflops_of_a_product": round(rate / 1e9, 1),
         "limit_milliseconds_an_image": round(limit, 4),
         "rows": rows,
     }
-    show(result)
-    if config.json:
-        write_json(Path(config.json), result)
 
 
 def implementations(

@@ -30,7 +30,10 @@ def peer_step(run: Run, batches: list[Batch], precision: torch.autocast) -> Step
     size = batches[0].inputs["image"].shape[-1]
     model = build_peer(run, size).to(run.device)
     loss = ClipLoss()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim.learning_rate, fused=True)
+    # On a GPU the step can then be captured as a CUDA graph; the fused kernel is the same.
+    capturable = run.device.type == "cuda"
+    rate = config.optim.learning_rate
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, fused=True, capturable=capturable)
     pairs = [first_pairs(batch) for batch in batches]
     turn = cycle(pairs)
 

@@ -3,6 +3,7 @@
 import re
 import time
 from collections import Counter
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,43 @@ class StandingTask(AlignTask):
         """Nobody listens."""
 
 
-def bench_step(config: StepConfig) -> None:
-    """Measure, print two tables, and write what was measured to `config.json`."""
-    device = choose_device(config.train.accelerator)
-    keep_freed_memory()
+@dataclass
+class Standing:
+    """A run at one point of its schedules, and the batches of its first steps, on the run's device."""
+
+    task: StandingTask
+    batches: list[Batch]
+    frozen: tuple[str, ...]
+    """Modalities whose trunk is frozen."""
+    milliseconds_of_data: float
+    """What making a batch took."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the steps are taken."""
+        return self.task.run.device
+
+    @property
+    def precision(self) -> torch.autocast:
+        """Of the forward and of the losses."""
+        return autocast(self.task.config.train.precision, self.device)
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether it reads what open_clip reads."""
+        return {"image", "text"} <= set(self.batches[0].inputs)
+
+    def own_step(self) -> Step:
+        """The run's own, see `own_step`."""
+        return own_step(self.task, self.batches, self.precision)
+
+    def peer_step(self, batches: int | None = None) -> Step:
+        """open_clip's, see `mm.bench.peer.peer_step`; of the first so many batches."""
+        return peer_step(self.task.run, self.batches[:batches], self.precision)
+
+
+def standing(config: StepConfig, device: torch.device) -> Standing:
+    """Build a run, untrained, and make its first batches."""
     torch.manual_seed(config.seed)
     data = AlignData(config.data, encoders_of(config), plan_of(config), config.train.precision)
     data.setup()
@@ -65,18 +99,25 @@ def bench_step(config: StepConfig) -> None:
     data.cache_features(task.model.encoders, {config.data.train: data.train})
     started = time.perf_counter()
     batches = made_batches(data, config)
-    seconds_of_data = (time.perf_counter() - started) / BATCHES
+    taken = (time.perf_counter() - started) / BATCHES
     batches = [batch.to(device) for batch in batches]
-    precision = autocast(config.train.precision, device)
-    ours = own_step(task, batches, precision)
+    return Standing(task, batches, data.features.frozen, round(1e3 * taken, 1))
+
+
+def bench_step(config: StepConfig) -> None:
+    """Measure, print two tables, and write what was measured to `config.json`."""
+    device = choose_device(config.train.accelerator)
+    keep_freed_memory()
+    run = standing(config, device)
+    ours = run.own_step()
     steps = {"ours": ours}
-    if {"image", "text"} <= set(batches[0].inputs):
-        steps["open_clip"] = peer_step(task.run, batches, precision)
+    if run.has_pairs:
+        steps["open_clip"] = run.peer_step()
     result = {
         "progress": config.progress,
-        "modalities": list(task.model.modalities),
-        "frozen": list(data.features.frozen),
-        "milliseconds_of_data": round(1e3 * seconds_of_data, 1),
+        "modalities": list(run.task.model.modalities),
+        "frozen": list(run.frozen),
+        "milliseconds_of_data": run.milliseconds_of_data,
         "rows": timed(steps, config, device),
         **taken_apart(ours, device),
     }

@@ -111,3 +111,27 @@ def test_a_kept_result_says_nothing_of_where_its_run_lay(run):
 def test_benchmarks_are_no_runs(run):
     assert is_run(run)
     assert not is_run([run]) and not is_run({"rows": []}) and not is_run({"metrics": run["metrics"]})
+
+
+def test_a_gpu_has_a_table_that_says_where_it_was_measured(run):
+    row = {"op": "info_nce", "case": "8x8", "dtype": "float32", "pass": "forward_backward", "peak_bytes": 2e6}
+    rows = [
+        row | {"implementation": "ours", "milliseconds": 0.5},
+        row | {"implementation": "peer", "milliseconds": 2.0},
+    ]
+    gpu = {
+        "card": "NVIDIA H200",
+        "torch": "2.11.0",
+        "driver": "580",
+        "triton": "3.6.0",
+        "cores": 16,
+        "commit": "abc",
+        "seconds": 200.4,
+        "parts": {
+            "kernels": {"state": "done", "seconds": 1.0, "rows": rows},
+            "run": {"state": "out of time", "seconds": 75.0},
+        },
+    }
+    text = readme_tables(gather([run], {}, {"gpu_h200": gpu}))
+    assert "| info_nce, 8x8, float32, forward + backward | ours 0.50 ms, 2 MB; peer 2.00 ms (0.25 ×) |" in text
+    assert "| run | out of time |" in text and "NVIDIA H200, torch 2.11.0, driver 580" in text
