@@ -23,9 +23,10 @@ from mm.data.config import DataConfig
 from mm.data.dataset import CaptionDataset, require_readable
 from mm.data.module import AlignData
 from mm.device import choose_device
-from mm.evaluation.embed import SplitEmbeddings, embed_split, joint_scores
+from mm.evaluation.embed import SplitEmbeddings, joint_scores
+from mm.evaluation.kept import embeddings_of
 from mm.evaluation.result import describe
-from mm.evaluation.retrieval import evaluate_split
+from mm.evaluation.retrieval import evaluate_embedded
 from mm.infer.towers import OpenClip
 
 
@@ -134,7 +135,8 @@ class FinishedRun:
         """
         started = time.perf_counter()
         self.data.cache_features(self.run.model.encoders, {split: dataset})
-        evaluation = evaluate_split(self.run, self.data, dataset, split, self.eval)
+        embeddings = embeddings_of(self.run, self.data, dataset, split)
+        evaluation = evaluate_embedded(self.run, embeddings, dataset.name, self.eval)
         read = replace(self.read, val=split)
         config = replace(self.run.config, data=read, eval=self.eval)
         result = describe(
@@ -158,9 +160,7 @@ class FinishedRun:
     def embed(self, dataset: CaptionDataset, name: str) -> EvaluatedSplit:
         """Any dataset through the model; `name` labels its progress bar and its cached features."""
         self.data.cache_features(self.run.model.encoders, {name: dataset})
-        view = self.data.eval_view(dataset)
-        embeddings = embed_split(self.run, self.data, view, name)
-        return self._evaluated(embeddings)
+        return self._evaluated(embeddings_of(self.run, self.data, dataset, name))
 
     def _evaluated(self, found: SplitEmbeddings) -> EvaluatedSplit:
         """Embeddings with the match head as a scorer, where there are images and captions."""

@@ -63,8 +63,23 @@ def evaluate_split(run: Run, data: AlignData, dataset: CaptionDataset, split: st
         ValueError: no sample has two of the model's modalities.
     """
     view = data.eval_view(dataset)
-    evaluation = Evaluation(embed_split(run, data, view, split))
-    parts = evaluation.embeddings.parts
+    return evaluate_embedded(run, embed_split(run, data, view, split), dataset.name, config)
+
+
+def evaluate_embedded(run: Run, embeddings: SplitEmbeddings, name: str, config: EvalConfig) -> Evaluation:
+    """Evaluate every pair of modalities that any sample of a split has, both ways.
+
+    Args:
+        run: its model and loss.
+        embeddings: of the split.
+        name: of the split, for an error.
+        config: depth and weights of re-ranking.
+
+    Raises:
+        ValueError: no sample has two of the model's modalities.
+    """
+    evaluation = Evaluation(embeddings)
+    parts = embeddings.parts
     for a, b in pairs_of(parts):
         # A row without a partner has no right answer: an image without audio is no query for audio.
         x = with_partner(parts[a], parts[b])
@@ -78,7 +93,7 @@ def evaluate_split(run: Run, data: AlignData, dataset: CaptionDataset, split: st
             evaluation.reranked[f"{a}_to_{b}"] = rerank(run, (a, b), x, y, config, swap=False)
             evaluation.reranked[f"{b}_to_{a}"] = rerank(run, (a, b), x, y, config, swap=True)
     if not evaluation.results:
-        raise UserError(f"{dataset.name}: no sample has two of {', '.join(run.model.modalities)} to retrieve between")
+        raise UserError(f"{name}: no sample has two of {', '.join(run.model.modalities)} to retrieve between")
     return evaluation
 
 
