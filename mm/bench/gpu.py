@@ -1,8 +1,9 @@
 """One check of everything on a GPU: each part in a process of its own, within its seconds, written as soon as it is
 known.
 
-All processes start at once and prepare (imports, the CUDA context, data); then one at a time has the device. One that
-fails, or does not end in time, is recorded with what it had found, and the rest goes on.
+All processes are forked at once from one that has imported what takes long, and prepare (the CUDA context, data,
+compiled kernels); then one at a time has the device. One that fails, or does not end in time, is recorded with what it
+had found, and the rest goes on.
 """
 
 import datetime
@@ -45,6 +46,9 @@ SECONDS: Mapping[GpuPart, int] = {
     "run": 75,
 }
 """How long each part may have the device."""
+IMPORTED = ["mm.bench.step", "mm.bench.features", "mm.evaluation.retrieval", "timm"]
+"""What the process that the parts are forked from imports, as far as it is there. None of it may ask for a GPU: a
+process that has cannot be forked into one that uses it."""
 PREPARATION = 45
 """Seconds within which all parts should be prepared; one that takes longer is timed beside no more than that."""
 READY = "ready"
@@ -161,7 +165,8 @@ def folder_of_its_own() -> Iterator[Path]:
 @contextmanager
 def started(config: GpuConfig, script: Path, work: Path) -> Iterator[list[Worker]]:
     """A process for each part; whatever still runs at the end is killed."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
     workers = []
     try:
         for part in config.parts:
@@ -244,6 +249,8 @@ def answer(begin: Callable[[], Iterator[dict[str, Any]]], pipe: Connection) -> N
         for found in measuring:
             pipe.send((FOUND, found))
         pipe.send((DONE, {}))
+    except (BrokenPipeError, ConnectionResetError, EOFError):
+        return  # The check is over.
     except Exception as error:
         traceback.print_exc()
         said = " ".join(str(error).split())

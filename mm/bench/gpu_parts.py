@@ -82,10 +82,9 @@ class Context:
         return 1 if self.config.tiny else 5
 
     def data(self) -> DataConfig:
-        """The embedded scenes, made once for all parts."""
-        if not self.config.tiny:
-            return DataConfig(cache=str(self.work / "cache"))
-        root = ensure_scenes(self.work / "scenes", sizes={"train": 24, "val": 8, "seen": 8})
+        """Embedded scenes, made once for all parts: as many as a batch holds, and what is evaluated."""
+        sizes = {"train": 24, "val": 8, "seen": 8} if self.config.tiny else {"train": max(BATCHES), "val": 500}
+        root = ensure_scenes(self.work / "scenes", sizes=sizes)
         return DataConfig(root=str(root), cache=str(self.work / "cache"))
 
     def settings(self, kind: type[Settings], batch_size: int) -> Settings:
@@ -210,6 +209,8 @@ def memory(context: Context) -> Iterator[Found]:
         backbone = replace(config.model.backbone, checkpoint=checkpoint)
         changed = replace(config, model=replace(config.model, backbone=backbone))
         runs[f"{name} checkpointing"] = standing(changed, context.device).own_step()
+    for own in runs.values():
+        own()  # compiles its kernels
     yield {}
     yield {"rows": timed(runs, replace(config, repeats=context.repeats), context.device)}
 
@@ -217,25 +218,35 @@ def memory(context: Context) -> Iterator[Found]:
 def step(context: Context) -> Iterator[Found]:
     """A late step, all losses on: beside open_clip's, with what it asks of the device, by batch size."""
     sizes = (4,) if context.config.tiny else BATCHES
-    prepared = {size: standing(context.settings(StepConfig, size), context.device) for size in sizes}
+    prepared = {}
+    for size in sizes:
+        run = standing(context.settings(StepConfig, size), context.device)
+        prepared[size] = (run, implementations(context, run))
     batches: dict[str, Found] = {}
     yield {"batches": batches}
-    for size, run in prepared.items():
-        batches[str(size)] = {}
-        for found in measured_step(context, run, context.settings(StepConfig, size)):
+    for size, (run, steps) in prepared.items():
+        batches[str(size)] = {"milliseconds_of_data": run.milliseconds_of_data}
+        for found in measured_step(context, steps, context.settings(StepConfig, size)):
             batches[str(size)] |= found
             yield {"batches": batches}
 
 
-def measured_step(context: Context, run: Standing, config: StepConfig) -> Iterator[Found]:
-    """Times first, then calls: what is counted slows a step down."""
-    ours = run.own_step()
-    steps = {"ours": ours}
-    found: Found = {"milliseconds_of_data": run.milliseconds_of_data}
+def implementations(context: Context, run: Standing) -> dict[str, Step]:
+    """Steps by name, each of which has been taken once: its kernels are compiled."""
+    steps = {"ours": run.own_step()}
     if run.has_pairs and find_spec("open_clip"):
         steps["open_clip"] = run.peer_step()
         if context.device.type == "cuda":
             steps["open_clip, captured"] = captured(run.peer_step(batches=1))
+    for each in steps.values():
+        each()
+    return steps
+
+
+def measured_step(context: Context, steps: dict[str, Step], config: StepConfig) -> Iterator[Found]:
+    """Times first, then calls: what is counted slows a step down."""
+    ours = steps["ours"]
+    found: Found = {}
     found["rows"] = timed(steps, replace(config, repeats=context.repeats), context.device)
     yield found
     called = device_calls(ours, context.device)

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import subprocess
 import sys
 import time
 import warnings
@@ -238,6 +239,19 @@ def test_the_check_writes_where_it_was_measured(small: GpuConfig, tmp_path: Path
     found = json.loads(path.read_text())
     assert found["parts"]["sparse"]["state"] == "done" and "(commit abc)" in described_gpu(found)
     assert "experts" in dict(gpu_lines(found))["sparse, tiny"]
+
+
+def test_what_is_imported_before_the_parts_are_forked_asks_for_no_gpu() -> None:
+    program = (
+        "import importlib, torch\n"
+        "asked = []\n"
+        "for name in ('_cuda_getDeviceCount', '_cuda_init', '_cuda_getDevice'):\n"
+        "    setattr(torch._C, name, lambda *_, name=name: asked.append(name) or 0)\n"
+        f"for name in {gpu.IMPORTED}: importlib.import_module(name)\n"
+        "print(asked)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=SCRIPT.parents[1], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_without_a_gpu_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
