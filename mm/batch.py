@@ -99,6 +99,15 @@ class Batch:
         parts = [moved(part) for part in self._parts]
         return Batch(ids, *parts)
 
+    def pin_memory(self) -> "Batch":
+        """All tensors in pinned memory, from which a GPU copies while the host goes on; torch's loader asks for it."""
+
+        def pinned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {m: tensor.pin_memory() for m, tensor in tensors.items()}
+
+        parts = [pinned(part) for part in self._parts]
+        return Batch(self.ids.pin_memory(), *parts)
+
     @property
     def _parts(self) -> tuple[dict[str, Tensor], ...]:
         """Every field by modality, in the order of the constructor."""

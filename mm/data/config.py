@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from kernels.ranges import check_ranges
 from mm.readers import Augment
@@ -37,8 +37,9 @@ class DataConfig:
     """Train on so many of the images, the same ones whatever the seed; 0 for all."""
     limit_captions: Annotated[int, "[0, inf)"] = 0
     """Train on the first so many captions of each image; 0 for all."""
-    workers: Annotated[int, "[0, inf)"] = 0
-    """Processes that decode samples while the model trains; without any, decoded samples stay in memory."""
+    workers: Annotated[int | Literal["auto"], "[0, inf)"] = "auto"
+    """Processes that decode samples while the model trains; with 0 decoded samples stay in memory. auto is 0 where the
+    model needs the processor itself, and beside a GPU its cores but two, at most 12."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "data")

@@ -2,11 +2,13 @@
 resumable order."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
@@ -26,6 +28,8 @@ from mm.device import Precision
 from mm.modalities import build_readers, noun
 
 logger = logging.getLogger(__name__)
+MOST_WORKERS = 12
+"""That `data.workers=auto` starts: two cores are left to the process that feeds the GPU."""
 
 
 class AlignData(LightningDataModule):
@@ -68,7 +72,7 @@ class AlignData(LightningDataModule):
             augment=self.config.augment,
             captions=self.config.captions,
             limit_captions=self.config.limit_captions,
-            keep=self.config.workers == 0,
+            keep=self.config.workers in (0, "auto"),
         )
 
     @property
@@ -153,7 +157,10 @@ class AlignData(LightningDataModule):
         )
         # Not a bound method: a worker process that is spawned is sent it, and would be sent the trainer too.
         stack = partial(stack_cached, collate=self.collate, cache=self.features)
-        workers = self.config.workers
+        device = trainer.strategy.root_device
+        workers = loader_workers(self.config.workers, device)
+        if workers:
+            self.train_view.keep_nothing()
         dataset: Any = CachedView(self.train_view, self.features, self.config.train)  # indexed by (index, epoch)
         return DataLoader(
             dataset,
@@ -161,7 +168,12 @@ class AlignData(LightningDataModule):
             num_workers=workers,
             collate_fn=stack,
             persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
         )
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """The batch on the trainer's device; from pinned memory it is copied while the host goes on."""
+        return batch.to(device, non_blocking=device.type == "cuda")
 
     def stack(self, examples: list[CachedExample]) -> Batch:
         """B examples -> Batch of raw inputs and cached features."""
@@ -216,6 +228,20 @@ class AlignData(LightningDataModule):
                 features = self.features.lookup(split, "text", 0, 0, captions)
                 self.features.put(batch, "text", features)
             yield batch
+
+
+def loader_workers(asked: int | Literal["auto"], device: torch.device) -> int:
+    """How many processes decode what a model on a device trains on.
+
+    Args:
+        asked: as `data.workers` has it.
+        device: of the model.
+    """
+    if asked != "auto":
+        return asked
+    if device.type == "cpu":
+        return 0
+    return min(MOST_WORKERS, max(1, (os.cpu_count() or 1) - 2))
 
 
 def captions_of(dataset: CaptionDataset) -> Iterator[str]:

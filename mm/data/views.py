@@ -71,6 +71,11 @@ class View:
             self._keep(index, decoded)
         return decoded
 
+    def keep_nothing(self) -> None:
+        """Decode anew each time from now on: every loader worker would hold samples of its own."""
+        self._kept = {}
+        self._bytes_left = 0
+
     def _keep(self, index: int, decoded: dict[str, Row | None]) -> None:
         """Hold a decoded sample in memory, and warn once no more fit."""
         self._kept[index] = decoded

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 
 from encoders import audio
 from encoders.trunks import NO_WEIGHTS
@@ -28,9 +30,18 @@ OnScenes = Callable[..., AlignConfig]
 Open = Callable[[AlignConfig], AlignData]
 
 
+CPU = torch.device("cpu")
+
+
 def batches(data: AlignData, start: int = 0, rank: int = 0, world: int = 1) -> list[Batch]:
-    data.trainer = SimpleNamespace(global_step=start, global_rank=rank, world_size=world)  # type: ignore[assignment]
-    return list(data.train_dataloader())
+    return list(loader(data, start, rank, world))
+
+
+def loader(data: AlignData, start: int = 0, rank: int = 0, world: int = 1, device: torch.device = CPU) -> DataLoader:
+    strategy = SimpleNamespace(root_device=device)
+    trainer = SimpleNamespace(global_step=start, global_rank=rank, world_size=world, strategy=strategy)
+    data.trainer = trainer  # type: ignore[assignment]
+    return data.train_dataloader()
 
 
 def model_of(config: AlignConfig, data: AlignData) -> MultimodalModel:
@@ -304,6 +315,45 @@ def test_what_workers_decode_is_not_kept(on_scenes: OnScenes, open_data: Open) -
         view = open_data(on_scenes(data={"workers": workers})).train_view
         view[3, 0]
         assert len(view._kept) == kept
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_gpu_is_fed_by_processes_and_from_pinned_memory(
+    on_scenes: OnScenes, open_data: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cores, workers in ((2, 1), (64, 12)):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        data = open_data(on_scenes(data={"workers": "auto"}))
+        data.train_view[3, 0]
+        there = loader(data, device=torch.device("cuda"))
+        assert (there.num_workers, there.pin_memory, there.persistent_workers) == (workers, True, True)
+        data.train_view[3, 0]
+        assert not data.train_view._kept  # each process would hold its own
+    here = loader(open_data(on_scenes(data={"workers": "auto"})))
+    assert (here.num_workers, here.pin_memory) == (0, False)
+
+
+def test_a_batch_is_copied_to_a_gpu_while_the_host_goes_on(
+    on_scenes: OnScenes, open_data: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = open_data(on_scenes())
+    batch = data.train_batch([0, 1])
+    copies = []
+    monkeypatch.setattr(Batch, "to", lambda _, device, non_blocking: copies.append((device.type, non_blocking)))
+    for device in ("cuda", "cpu"):
+        data.transfer_batch_to_device(batch, torch.device(device), 0)
+    assert copies == [("cuda", True), ("cpu", False)]
+
+
+def test_every_tensor_of_a_batch_is_pinned(
+    on_scenes: OnScenes, open_data: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = open_data(on_scenes()).train_batch([0, 1])
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
+    pinned = batch.pin_memory()
+    assert_same(batch, pinned)
+    for before, after in zip(tree_leaves(batch), tree_leaves(pinned), strict=True):
+        assert after.data_ptr() != before.data_ptr()
 
 
 def test_features_of_images_do_not_depend_on_how_audio_is_cut(
