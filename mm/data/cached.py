@@ -83,8 +83,9 @@ class FeatureCache:
                 self.caption_rows[split] = numbered(dataset.captions)
             elif modality not in dataset.modalities:
                 continue
-            for view in range(views if modality == "image" else 1):
-                store = self._store(encoders[modality], modality, split, dataset, view)
+            views_of_it = views if modality == "image" else 1
+            for view in range(views_of_it):
+                store = self._store(encoders[modality], modality, split, dataset, view, views_of_it - view)
                 if modality != "text":
                     _read_absent(dataset, self.collate.readers[modality].source, store)
                 self.stores[split, modality, view] = store
@@ -131,8 +132,10 @@ class FeatureCache:
             batch.present[modality] = mask.any(1)
             batch.sample_index[modality] = torch.arange(len(rows))
 
-    def _store(self, encoder: Encoder, modality: str, split: str, dataset: CaptionDataset, view: int) -> FeatureStore:
-        """Open or compute the store of one view of one modality of a split."""
+    def _store(
+        self, encoder: Encoder, modality: str, split: str, dataset: CaptionDataset, view: int, views: int
+    ) -> FeatureStore:
+        """Open or compute the store of one view of one modality of a split, the first of `views` to come."""
         extract = Extractor(encoder, MODALITIES[modality].rows_at_once, self.precision)
         about = self._about(extract, modality, split, dataset, view)
         name = f"{modality}-{split}-{view}-{store_key(about)}"
@@ -147,7 +150,7 @@ class FeatureCache:
             return extract.of_present(*read(rows))
 
         description = f"{modality} features, {split} view {view}"
-        return build_store(folder, count, chunk, features, description, {"data": dataset.name, **about})
+        return build_store(folder, count, chunk, features, description, {"data": dataset.name, **about}, views)
 
     def _about(
         self, extract: Extractor, modality: str, split: str, dataset: CaptionDataset, view: int

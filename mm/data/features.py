@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,9 @@ CHECKPOINT_CHUNKS = 8
 """Chunks between two points from which an interrupted extraction continues."""
 UNFINISHED = "unfinished"
 """The folder beside that of the stores in which a store is made, and locked while it is."""
+LARGE_BYTES = 1e8
+LONG_MINUTES = 1
+"""A store that takes more of either is announced."""
 LARGEST = torch.finfo(torch.float16).max
 """What a store can hold: 65,504."""
 
@@ -196,7 +200,13 @@ def store_key(*parts: object) -> str:
 
 
 def build_store(
-    folder: Path, rows: int, chunk: int, features: Callable[[Sequence[int]], Features], description: str, about: dict
+    folder: Path,
+    rows: int,
+    chunk: int,
+    features: Callable[[Sequence[int]], Features],
+    description: str,
+    about: dict,
+    stores: int = 1,
 ) -> FeatureStore:
     """Open the store in a folder, or compute it: beside its parent, under a lock, and renamed once it is whole.
 
@@ -209,9 +219,10 @@ def build_store(
         features: computes Features (n, T, F) of the n rows at the positions that it is given.
         description: labels the progress bar, and errors.
         about: written into meta.json, so that a person can tell what a cache folder is.
+        stores: how many of this size are made one after another, this one among them: the disk must hold all.
 
     Raises:
-        ValueError: the store is finished but spoiled, or a feature does not fit float16.
+        ValueError: the store is finished but spoiled, a feature does not fit float16, or the disk is too small.
     """
     if folder.is_dir():
         return FeatureStore(folder)
@@ -220,7 +231,7 @@ def build_store(
     with locked(unfinished):
         if not folder.is_dir():  # Otherwise the process that was waited for has made it.
             unfinished.mkdir(exist_ok=True)
-            _extract(unfinished, rows, chunk, features, description, about)
+            _extract(unfinished, rows, chunk, features, description, about, stores)
             folder.parent.mkdir(parents=True, exist_ok=True)
             unfinished.rename(folder)
     return FeatureStore(folder)
@@ -236,7 +247,13 @@ def _say_if_held(path: Path, description: str) -> None:
 
 
 def _extract(
-    folder: Path, rows: int, chunk: int, features: Callable[[Sequence[int]], Features], description: str, about: dict
+    folder: Path,
+    rows: int,
+    chunk: int,
+    features: Callable[[Sequence[int]], Features],
+    description: str,
+    about: dict,
+    stores: int,
 ) -> None:
     """Write a store's files, continuing after what an interrupted extraction left; arguments as of `build_store`."""
     lengths, width, spent = _finished(folder)
@@ -250,6 +267,9 @@ def _extract(
             found = features(range(start, stop))
             width = found.tokens.shape[-1]
             real = _halved(found.tokens[found.mask], description)
+            if start == starts.start:
+                done = time.perf_counter() - started - spent
+                _say_what_it_takes(folder, rows - start, (stop - start, real.nbytes, done), description, stores)
             file.write(real.numpy().tobytes())
             lengths.extend(found.mask.sum(1).tolist())
             if (start // chunk) % CHECKPOINT_CHUNKS == CHECKPOINT_CHUNKS - 1:
@@ -259,6 +279,40 @@ def _extract(
     seconds = round(time.perf_counter() - started, 1)
     write_json(folder / "meta.json", {**about, "rows": rows, "width": width, "seconds": seconds})
     (folder / "partial.json").unlink()
+
+
+def _say_what_it_takes(folder: Path, rows: int, first: tuple[int, int, float], description: str, stores: int) -> None:
+    """Log the bytes and the minutes that a store will take, by those of its first chunk.
+
+    Args:
+        folder: where it is made.
+        rows: that are still to be computed.
+        first: of the first of them that are, how many, their bytes and their seconds.
+        description: of the store.
+        stores: of this size, one after another.
+
+    Raises:
+        UserError: the disk has not that much left.
+    """
+    done, size, seconds = first
+    needed = size * rows / done * stores
+    times = "" if stores == 1 else f", for {stores} views together"
+    minutes = seconds * rows / done * stores / 60
+    free = shutil.disk_usage(folder).free
+    if needed > LARGE_BYTES or minutes > LONG_MINUTES:
+        logger.info(
+            "%s: %.1f GB and about %.0f minutes%s (%.0f GB are free)",
+            description,
+            needed / 1e9,
+            minutes,
+            times,
+            free / 1e9,
+        )
+    if needed > free:
+        raise UserError(
+            f"{description}: {needed / 1e9:,.1f} GB are needed{times}, and the disk of {folder.parent} has"
+            f" {free / 1e9:,.1f} GB left: name another one by --data.cache, or give fewer data.views or more image.pool"
+        )
 
 
 def _halved(tokens: Tensor, description: str) -> Tensor:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ CPU = torch.device("cpu")
 BUILDER = """
 import sys, time
 from pathlib import Path
+from types import SimpleNamespace
 import torch
 from encoders import Features
 from mm.data.features import build_store
@@ -214,3 +216,43 @@ def test_extraction_passes_each_row_its_mask() -> None:
     with torch.inference_mode(), autocast("auto", CPU):
         expected = encoder.features(ids, mask).tokens
     torch.testing.assert_close(found.tokens[mask], expected[mask], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(("free", "stores", "refused"), [(900, 1, True), (1000, 1, False), (2800, 3, True)])
+def test_a_store_that_the_disk_cannot_hold_is_refused_after_its_first_chunk(
+    free: int, stores: int, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 rows, of which the first two have three tokens of four halves: 24 bytes, 960 for all by their measure."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    computed: list[int] = []
+
+    def counted(indices: Sequence[int]) -> Features:
+        computed.extend(indices)
+        tokens = torch.ones(len(indices), 3, 4)
+        return Features(tokens, torch.ones(len(indices), 3, dtype=torch.bool))
+
+    def make() -> FeatureStore:
+        return build_store(tmp_path / "features" / "store", ROWS, CHUNK, counted, "numbers", {}, stores)
+
+    if refused:
+        with pytest.raises(ValueError, match=r"numbers: 0\.0 GB are needed.*0\.0 GB left.*--data\.cache"):
+            make()
+    else:
+        assert len(make()) == ROWS
+    assert len(computed) == (CHUNK if refused else ROWS)
+
+
+def test_a_large_store_says_its_bytes_and_minutes_before_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mm.data.features.LARGE_BYTES", 100)
+    at: list[int] = []
+
+    def watched(indices: Sequence[int]) -> Features:
+        at.append(len(caplog.records))
+        return features(indices)
+
+    with caplog.at_level("INFO"):
+        build(tmp_path / "features" / "store", watched)
+    (said,) = [record.message for record in caplog.records if "GB and about" in record.message]
+    assert said.startswith("numbers: 0.0 GB and about 0 minutes (") and at[1] == at[0] + 1
