@@ -18,6 +18,8 @@ from kernels.errors import UserError
 
 PATHS = ("reference", "cpu", "triton")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+FUSED_HIDDEN = 128
+"""The widest experts of which one kernel makes both products."""
 
 log = logging.getLogger("kernels")
 
@@ -60,6 +62,30 @@ def arithmetic_dtype(op: str, dtype: torch.dtype, device: str, path: str) -> tor
     return torch.float32
 
 
+def choose_products(device: torch.device, dtype: torch.dtype, width: int, hidden: int) -> str:
+    """How the experts of a grouped MLP on CUDA multiply, as measured (README, "Kernels"): ``fused``, both products of
+    an expert in one kernel, while the hidden state fits registers; ``library``, torch's grouped product, where that is
+    a kernel; ``tiles``, our own products. Logged once.
+    """
+    if hidden <= FUSED_HIDDEN:
+        products = "fused"
+    elif has_grouped_mm(device, dtype) and width % 8 == 0 and hidden % 8 == 0:  # rows in whole 16 bytes
+        products = "library"
+    else:
+        products = "tiles"
+    _say_products(products, width, hidden)
+    return products
+
+
+def has_grouped_mm(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's grouped product is one kernel that waits for nothing: bfloat16 on Hopper.
+
+    On older GPUs it is a loop over experts that waits for the host; on Blackwell it leaves noise in the gradient of an
+    expert without tokens (pytorch issue 172439).
+    """
+    return device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device)[0] == 9
+
+
 def _path_for(op: str, device: str, dtype: torch.dtype) -> str:
     forced = os.environ.get("MM_KERNELS", "auto")
     if forced not in (*PATHS, "auto"):
@@ -75,6 +101,7 @@ def _path_for(op: str, device: str, dtype: torch.dtype) -> str:
 # that would import the whole compiler, seconds of start-up, with the package.
 _path_for._dynamo_marked_constant = True  # type: ignore[attr-defined]
 arithmetic_dtype._dynamo_marked_constant = True  # type: ignore[attr-defined]
+choose_products._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _automatic(device: str, dtype: torch.dtype) -> str:
@@ -108,3 +135,8 @@ def _say_once(op: str, path: str, device: str, reason: str) -> None:
 @cache
 def _say_widened(op: str) -> None:
     log.info("%s multiplies in float32: this CPU has no bfloat16 products", op)
+
+
+@cache
+def _say_products(products: str, width: int, hidden: int) -> None:
+    log.info("grouped_mlp multiplies by %s products (width %d, hidden %d)", products, width, hidden)

@@ -4,15 +4,13 @@ Shazeer et al. 2017 (arXiv:1701.06538) for the layer, Gale et al. 2022 (arXiv:22
 capacity limits. The routing decision and its weights come from outside; expert parallelism goes between the two.
 """
 
-import importlib
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels.dispatch import arithmetic_dtype, choose_path, compute_dtype
-from kernels.grouped_mlp import reference
+from kernels.grouped_mlp import cpu, cuda, reference
 
 
 def grouped_mlp(x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
@@ -29,34 +27,34 @@ def grouped_mlp(x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights
     path = choose_path("grouped_mlp", x)
     if path == "reference":
         return reference.grouped_mlp(x.to(dtype), w_in.to(dtype), w_out.to(dtype), indices, weights)
+    if path == "triton":
+        return cuda.grouped_mlp(x, w_in, w_out, indices, weights, dtype)
     arithmetic = arithmetic_dtype("grouped_mlp", dtype, x.device.type, path)
-    y, _ = _forward(x, w_in, w_out, indices, weights, arithmetic, path)
+    y, _ = _forward(x, w_in, w_out, indices, weights, arithmetic)
     return y.to(dtype)
 
 
 @torch.library.custom_op("mm_kernels::grouped_mlp", mutates_args=())  # so that torch.compile takes it whole
 def _forward(
-    x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, dtype: torch.dtype, path: str
+    x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """-> y (N, D) and the saved (gate, up) pre-activations (R, 2H) of all assignments, R ≥ N K rows in the path's own
-    order.
-    """
+    """-> y (N, D) and the saved (gate, up) pre-activations (R, 2H) of all assignments, R ≥ N K rows, by expert."""
     with torch.autocast(x.device.type, enabled=False):  # the dtype has been decided
-        return _path(path).forward(x, w_in, w_out, indices, weights, dtype)
+        return cpu.forward(x, w_in, w_out, indices, weights, dtype)
 
 
 @torch.library.custom_op("mm_kernels::grouped_mlp_backward", mutates_args=())
 def _backward(
-    grad: Tensor, x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor, path: str
+    grad: Tensor, x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, w_in, w_out, weights in their own dtypes."""
     with torch.autocast(x.device.type, enabled=False):
-        return _path(path).backward(grad, x, w_in, w_out, indices, weights, gate_up)
+        return cpu.backward(grad, x, w_in, w_out, indices, weights, gate_up)
 
 
 @_forward.register_fake
 def _(
-    x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, dtype: torch.dtype, path: str
+    x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     rows = torch.library.get_ctx().new_dynamic_size()
     return x.new_empty(x.shape, dtype=dtype), x.new_empty(rows, w_in.shape[1], dtype=dtype)
@@ -64,32 +62,26 @@ def _(
 
 @_backward.register_fake
 def _(
-    grad: Tensor, x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor, path: str
+    grad: Tensor, x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     d_x, d_in, d_out, d_weights = (tensor.new_empty(tensor.shape) for tensor in (x, w_in, w_out, weights))
     return d_x, d_in, d_out, d_weights
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    *tensors, _, ctx.path = inputs
+    *tensors, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, output[1])
 
 
 def _gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple:
     if grad is None:
-        return (None,) * 7
-    d_x, d_in, d_out, d_weights = _backward(grad, *ctx.saved_tensors, ctx.path)
-    return d_x, d_in, d_out, None, d_weights, None, None
+        return (None,) * 6
+    d_x, d_in, d_out, d_weights = _backward(grad, *ctx.saved_tensors)
+    return d_x, d_in, d_out, None, d_weights, None
 
 
 _forward.register_autograd(_gradients, setup_context=_save)
-
-
-def _path(name: str) -> ModuleType:
-    """The module whose forward and backward run; Triton is imported only when chosen."""
-    module = "triton_kernel" if name == "triton" else "cpu"
-    return importlib.import_module(f"kernels.grouped_mlp.{module}")
 
 
 def _check(x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor) -> None:

@@ -1,17 +1,24 @@
 """Every path of the grouped MLP agrees with its definition: outputs and every gradient."""
 
+import gc
+import subprocess
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from kernels.grouped_mlp import cpu, grouped_mlp, reference
-from kernels.testing import GROUPED_MLP_CASES, TOLERANCE, GroupedMLPCase, relative_error, relative_errors
+from kernels import dispatch
+from kernels.grouped_mlp import cpu, cuda, grouped_mlp, reference
+from kernels.testing import GROUPED_MLP_CASES, TOLERANCE, GroupedMLPCase, Routing, relative_error, relative_errors
 
 Force = Callable[[str], None]
+CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
 def interpreted(path: str, device: str, dtype: torch.dtype) -> None:
@@ -26,6 +33,37 @@ def test_parity(case: str, dtype: torch.dtype, path: str, use_path: Force, devic
     interpreted(path, device, dtype)
     use_path(path)
     inputs = GROUPED_MLP_CASES[case].inputs(dtype, device)
+    errors = relative_errors(grouped_mlp, reference.grouped_mlp, inputs)
+    assert max(errors.values()) < TOLERANCE[dtype], errors
+
+
+@pytest.mark.parametrize("case", GROUPED_MLP_CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_parity_of_wide_experts(
+    case: str, dtype: torch.dtype, use_path: Force, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our own products, at sizes that the fused ones would take."""
+    interpreted("triton", device, dtype)
+    use_path("triton")
+    monkeypatch.setattr(dispatch, "FUSED_HIDDEN", 0)
+    inputs = GROUPED_MLP_CASES[case].inputs(dtype, device)
+    errors = relative_errors(grouped_mlp, reference.grouped_mlp, inputs)
+    assert max(errors.values()) < TOLERANCE[dtype], errors
+
+
+@pytest.mark.parametrize("routing", ["falling", "half idle", "repeated"])
+@pytest.mark.parametrize("columns", [512, 16])
+def test_parity_with_torchs_grouped_product(
+    routing: Routing, columns: int, use_path: Force, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bfloat16 on Hopper; elsewhere torch's slow substitute stands in, on a CPU with float16."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float16
+    use_path("triton")
+    from kernels.grouped_mlp import triton_split
+
+    monkeypatch.setattr(triton_split, "COLUMNS", columns)
+    monkeypatch.setattr(cuda, "choose_products", lambda *shape: "library")
+    inputs = GroupedMLPCase(60, 6, 2, 40, 24, routing).inputs(dtype, device)
     errors = relative_errors(grouped_mlp, reference.grouped_mlp, inputs)
     assert max(errors.values()) < TOLERANCE[dtype], errors
 
@@ -71,16 +109,22 @@ def test_non_contiguous_inputs(path: str, use_path: Force, device: str) -> None:
     assert max(errors.values()) < TOLERANCE[torch.float32], errors
 
 
-@pytest.mark.parametrize("path", ["reference", "cpu"])
-def test_autocast_computes_narrow_and_returns_float32_gradients(path: str, use_path: Force) -> None:
-    use_path(path)
-    inputs = GROUPED_MLP_CASES["odd sizes"].inputs(torch.float32)
+@pytest.mark.parametrize("path", ["reference", "cpu", "fused", "tiles"])
+def test_autocast_computes_narrow_and_returns_float32_gradients(
+    path: str, use_path: Force, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = path in ("fused", "tiles")
+    use_path("triton" if ours else path)
+    if ours:
+        monkeypatch.setattr(cuda, "choose_products", lambda *shape: path)
+    narrow_dtype = torch.float16 if ours and device == "cpu" else torch.bfloat16  # see `interpreted`
+    inputs = GROUPED_MLP_CASES["odd sizes"].inputs(torch.float32, device)
 
     def narrow(*tensors: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(device, dtype=narrow_dtype):
             return grouped_mlp(*tensors)
 
-    assert narrow(*inputs).dtype == torch.bfloat16
+    assert narrow(*inputs).dtype == narrow_dtype
     leaves = [tensor.requires_grad_() if tensor.is_floating_point() else tensor for tensor in inputs]
     narrow(*leaves).float().sum().backward()
     assert {leaf.grad.dtype for leaf in leaves if leaf.grad is not None} == {torch.float32}
@@ -102,9 +146,13 @@ def test_backward_inside_autocast_stays_as_wide_as_forward() -> None:
     assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
 
 
-def test_compiled_whole() -> None:
+@pytest.mark.parametrize("path", ["cpu", "fused", "tiles"])
+def test_compiled_whole(path: str, use_path: Force, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_path("cpu" if path == "cpu" else "triton")
+    monkeypatch.setattr(dispatch, "FUSED_HIDDEN", 0 if path == "tiles" else 128)
+    torch.compiler.reset()
     compiled = torch.compile(grouped_mlp, fullgraph=True, backend="aot_eager")
-    inputs = GROUPED_MLP_CASES["odd sizes"].inputs(torch.float32)
+    inputs = GROUPED_MLP_CASES["odd sizes"].inputs(torch.float32, device)
     errors = relative_errors(compiled, reference.grouped_mlp, inputs)
     assert max(errors.values()) < TOLERANCE[torch.float32], errors
 
@@ -122,9 +170,24 @@ def test_a_custom_operator_as_torch_defines_one() -> None:
     ]
     torch.library.opcheck(
         torch.ops.mm_kernels.grouped_mlp.default,
-        (*inputs, torch.float32, "cpu"),
-        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+        (*inputs, torch.float32),
+        test_utils=CHECKS,
     )
+
+
+def test_custom_operators_of_cuda_as_torch_defines_them(use_path: Force, device: str) -> None:
+    use_path("triton")
+    tensors = GROUPED_MLP_CASES["odd sizes"].inputs(torch.float32, device)
+    x, w_in, w_out, indices, weights = (t.requires_grad_() if t.is_floating_point() else t for t in tensors)
+    ops = torch.ops.mm_kernels
+    torch.library.opcheck(
+        ops.grouped_mlp_fused.default, (x, w_in, w_out, indices, weights, torch.float32), test_utils=CHECKS
+    )
+    torch.library.opcheck(ops.grouped_mlp_layout.default, (indices, len(w_in)), test_utils=CHECKS)
+    plan = cuda.layout(indices, len(w_in))
+    torch.library.opcheck(ops.grouped_mlp_up.default, (x, w_in, *plan, False), test_utils=CHECKS)
+    gate_up = cuda.up(x, w_in, *plan, False).detach().requires_grad_()
+    torch.library.opcheck(ops.grouped_mlp_down.default, (gate_up, w_out, weights, *plan, False), test_utils=CHECKS)
 
 
 def test_the_weighted_sum_is_kept_in_float32() -> None:
@@ -181,6 +244,93 @@ def test_routing_that_changes_every_step_meets_few_shapes(slope: int) -> None:
     late = set().union(*steps[50:]) - early
     assert len(early) < 64
     assert len(late) < 8
+
+
+@pytest.mark.parametrize(("span", "programs"), [(512, 512), (32, 512), (32, 2)])
+def test_rows_of_an_expert_are_adjacent_and_in_order(
+    span: int, programs: int, use_path: Force, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One program counts and places all, several do, each does several spans: always a stable sort."""
+    use_path("triton")
+    from kernels.grouped_mlp import triton_layout
+
+    monkeypatch.setattr(triton_layout, "SPAN", span)
+    monkeypatch.setattr(triton_layout, "PROGRAMS", programs)
+    indices = torch.randint(40, (77, 3), generator=torch.Generator().manual_seed(0)).to(device) % 37
+    order, slot_of, ends = triton_layout.layout(indices, 40)
+    expected = indices.flatten().argsort(stable=True)
+    assert order.tolist() == expected.tolist()
+    assert order[slot_of.flatten().long()].tolist() == list(range(77 * 3))
+    assert ends.tolist() == torch.bincount(indices.flatten(), minlength=40).cumsum(0).tolist()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: Triton's interpreter makes no assertions")
+def test_an_expert_that_does_not_exist_is_an_assertion_on_the_device() -> None:
+    """In a process of its own, which it ends."""
+    program = (
+        "import torch\nfrom kernels.grouped_mlp.triton_layout import layout\n"
+        "layout(torch.tensor([[0], [4]], device='cuda'), 4)\ntorch.cuda.synchronize()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode and "an expert that does not exist" in done.stderr
+
+
+def test_pre_activations_are_released_before_the_first_matrices_gradient(
+    use_path: Force, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_path("triton")
+    monkeypatch.setattr(dispatch, "FUSED_HIDDEN", 0)
+    from kernels.grouped_mlp import triton_split
+
+    held: list[StorageWeakRef] = []
+    gone: list[bool] = []
+    up, up_backward = triton_split.up, triton_split.up_backward
+
+    def watched(*arguments: Any) -> Tensor:
+        gate_up = up(*arguments)
+        held.append(StorageWeakRef(gate_up.untyped_storage()))
+        return gate_up
+
+    def asked(*arguments: Any) -> tuple[Tensor, Tensor]:
+        gc.collect()  # the interpreter leaves circles
+        gone.append(held[0].expired())
+        return up_backward(*arguments)
+
+    monkeypatch.setattr(triton_split, "up", watched)
+    monkeypatch.setattr(triton_split, "up_backward", asked)
+    inputs = GROUPED_MLP_CASES["falling load"].inputs(torch.float32, device)
+    y = grouped_mlp(*(tensor.requires_grad_() if tensor.is_floating_point() else tensor for tensor in inputs))
+    assert not held[0].expired()
+    y.sum().backward()
+    assert gone == [True]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("hidden", [16, 144])
+def test_forward_and_backward_are_captured_in_a_graph_and_follow_another_routing(hidden: int) -> None:
+    """Which also says that no step waits for the host: capturing refuses to."""
+    case = GroupedMLPCase(300, 8, 2, 64, hidden)
+    tensors = case.inputs(torch.bfloat16, "cuda")
+    leaves = [tensor.requires_grad_() for tensor in tensors if tensor.is_floating_point()]
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        grouped_mlp(*tensors).sum().backward()
+    torch.cuda.synchronize()
+    for leaf in leaves:
+        leaf.grad = None
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = grouped_mlp(*tensors)
+        y.sum().backward()
+    tensors[3].copy_(case.indices(torch.Generator().manual_seed(5)))
+    graph.replay()
+    replayed = [y.detach().clone(), *(leaf.grad.clone() for leaf in leaves if leaf.grad is not None)]
+    for leaf in leaves:
+        leaf.grad = None
+    y = grouped_mlp(*tensors)
+    y.sum().backward()
+    direct = [y.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+    assert all(torch.equal(a, b) for a, b in zip(replayed, direct, strict=True))
 
 
 def test_more_experts_than_a_short_sort_key_holds() -> None:
