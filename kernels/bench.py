@@ -20,7 +20,14 @@ from kernels.info_nce import info_nce, sigmoid_loss
 from kernels.info_nce import reference as info_nce_reference
 from kernels.nearest_code import METRICS, assign, nearest_code
 from kernels.nearest_code import reference as nearest_code_reference
-from kernels.peers import Routed, open_clip_info_nce, open_clip_sigmoid, qwen3_experts, vector_quantize
+from kernels.peers import (
+    Routed,
+    open_clip_info_nce,
+    open_clip_sigmoid,
+    qwen3_experts,
+    torch_experts,
+    vector_quantize,
+)
 from kernels.testing import ContrastiveCase, GroupedMLPCase, NearestCodeCase
 from kernels.timing import Contest, Run
 
@@ -38,7 +45,11 @@ GROUPED_MLP = {
     "the same, falling load": GroupedMLPCase(4096, 128, 8, 256, 128, "falling"),
     "7526x128, 128 experts of 32, top-8": GroupedMLPCase(7526, 128, 8, 128, 32, "falling"),
 }
-GROUPED_MLP_CUDA = {"32768x2048, 128 experts of 768, top-8": GroupedMLPCase(32768, 128, 8, 2048, 768)}
+GROUPED_MLP_CUDA = {
+    "32768x2048, 128 experts of 768, top-8": GroupedMLPCase(32768, 128, 8, 2048, 768),
+    "65536x256, 128 experts of 128, top-8": GroupedMLPCase(65536, 128, 8, 256, 128),
+    "7526x128, 128 experts of 32, top-8": GroupedMLPCase(7526, 128, 8, 128, 32, "falling"),
+}
 NEAREST_CODE = NearestCodeCase(16384, 8192, 64)
 CONTRASTIVE = (ContrastiveCase(1024, 512), ContrastiveCase(4096, 512))
 DRAWS = 32
@@ -65,8 +76,21 @@ def run_contests(only: Op | None, repeats: int, largest: int) -> Iterator[list[R
 
 
 def mlp_contests() -> Iterator[Contest]:
-    cases = {**GROUPED_MLP, **(GROUPED_MLP_CUDA if DEVICE == "cuda" else {})}
-    for turn, (name, case) in enumerate(cases.items()):
+    yield from mlp_contests_on_cuda() if DEVICE == "cuda" else mlp_contests_on_cpu()
+
+
+def mlp_contests_on_cuda() -> Iterator[Contest]:
+    """In bfloat16, and the smallest case as training has it."""
+    for name, case in GROUPED_MLP_CUDA.items():
+        yield from mlp_contest(name, case, torch.bfloat16)
+    name, case = next(reversed(GROUPED_MLP_CUDA.items()))
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        changing = f"{name} under bfloat16 autocast, routing redrawn each run"
+        yield from mlp_contest(changing, case, torch.float32, DRAWS)
+
+
+def mlp_contests_on_cpu() -> Iterator[Contest]:
+    for turn, (name, case) in enumerate(GROUPED_MLP.items()):
         yield from mlp_contest(name, case, torch.float32)
         if turn and not has_bf16(DEVICE):  # emulated products take seconds each: one case shows it
             continue
@@ -92,12 +116,15 @@ def mlp_contest(title: str, case: GroupedMLPCase, dtype: torch.dtype, draws: int
     experts: dict[str, Routed] = {
         "ours": lambda indices: grouped_mlp(x, w_in, w_out, indices, weights),
         "reference": lambda indices: grouped_mlp_reference.grouped_mlp(x, w_in, w_out, indices, weights),
+        **(torch_experts(w_in, w_out, x, weights) if DEVICE == "cuda" else {}),
         **qwen3_experts(w_in, w_out, x, weights),
     }
     forward = {name: with_next(run, itertools.cycle(routings)) for name, run in experts.items()}
     forward["limit"] = lambda: dense_mlp(x, up, down)
     leaves = [x, w_in, w_out, weights, up, down]
-    yield from both_passes("grouped_mlp", title, forward, leaves, torch.randn_like(x))
+    for contest in both_passes("grouped_mlp", title, forward, leaves, torch.randn_like(x)):
+        contest.operations = case.operations * (1 if contest.step == "forward" else 3)
+        yield contest
 
 
 def with_next(run: Callable[[Tensor], Any], routings: Iterator[Tensor]) -> Run:

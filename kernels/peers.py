@@ -10,8 +10,10 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.dispatch import compute_dtype
 from kernels.timing import Run
 
 log = logging.getLogger("kernels")
@@ -31,6 +33,32 @@ def installed(package: str) -> bool:
 @cache
 def _name_skipped(package: str) -> None:
     log.warning("%s is not installed: skipped", package)
+
+
+def torch_experts(w_in: Tensor, w_out: Tensor, x: Tensor, weights: Tensor) -> dict[str, Routed]:
+    """Experts in a dozen lines of torch around its grouped product, eager and compiled: what one would write without
+    this library.
+
+    w_in (E, 2H, D), w_out (E, D, H), x (N, D), weights (N, K) -> implementations by name.
+    """
+    torch.compiler.reset()  # else earlier sizes count against the number of times that a function is compiled
+    compiled = torch.compile(_torch_experts, dynamic=False)
+    return {
+        "torch_grouped_mm": lambda indices: _torch_experts(x, w_in, w_out, indices, weights),
+        "torch_compiled": lambda indices: compiled(x, w_in, w_out, indices, weights),
+    }
+
+
+def _torch_experts(x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+    dtype = compute_dtype(x)
+    x, w_in, w_out, weights = (tensor.to(dtype) for tensor in (x, w_in, w_out, weights))
+    expert, order = indices.flatten().sort(stable=True)
+    ends = torch.searchsorted(expert, torch.arange(1, w_in.shape[0] + 1, device=x.device)).to(torch.int32)
+    token = order // indices.shape[1]
+    gate, up = F.grouped_mm(x[token], w_in.mT, offs=ends).chunk(2, dim=-1)
+    rows = F.grouped_mm(F.silu(gate) * up, w_out.mT, offs=ends)
+    rows = rows * weights.flatten()[order, None]
+    return torch.zeros_like(x).index_add(0, token, rows)
 
 
 def qwen3_experts(w_in: Tensor, w_out: Tensor, x: Tensor, weights: Tensor) -> dict[str, Routed]:

@@ -42,6 +42,11 @@ class GroupedMLPCase:
         x, w_in, w_out, weights = (tensor.to(device, dtype) for tensor in (x, w_in, w_out, weights))
         return x, w_in, w_out, indices.to(device), weights
 
+    @property
+    def operations(self) -> int:
+        """Floating-point operations of the products of a forward pass; a backward pass has twice as many."""
+        return 6 * self.tokens * self.top_k * self.width * self.hidden
+
     def indices(self, generator: torch.Generator) -> Tensor:
         """(N, K) int64."""
         if self.routing in ("one expert", "repeated"):

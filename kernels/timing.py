@@ -35,13 +35,15 @@ class Contest:
     leaves: Sequence[Tensor] = ()
     repeats: int | None = None
     """Rounds, where the contest itself knows."""
+    operations: float = 0.0
+    """Floating-point operations of a run, where they are counted."""
     device: torch.device = CPU
     """Where the implementations compute, whatever else the machine has."""
     times: dict[str, list[float]] = field(default_factory=dict)
 
     def rows(self, repeats: int) -> list[dict[str, Any]]:
         """Runs the contest: per implementation op, case, dtype, implementation, pass, milliseconds (median),
-        peak_bytes, fastest_milliseconds, repeats, and where and when.
+        peak_bytes, fastest_milliseconds, repeats, teraflops a second where operations are counted, and where and when.
         """
         self.times = {name: [] for name in self.runs}
         peaks = {name: self.peak_bytes(run) for name, run in self.runs.items()}  # also the warm-up
@@ -60,6 +62,8 @@ class Contest:
         row["peak_bytes"] = peak
         row["fastest_milliseconds"] = round(1e3 * min(taken), 3)
         row["repeats"] = len(taken)
+        if self.operations:
+            row["teraflops"] = round(1e-12 * self.operations / statistics.median(taken), 1)
         return row | surroundings(self.device)
 
     def seconds(self, run: Run) -> float:

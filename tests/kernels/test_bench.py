@@ -45,6 +45,16 @@ def test_each_contest_has_its_definition_its_limit_and_the_installed_peers(
     assert passes == ({"forward"} if op == "nearest_code" else {"forward", "forward_backward"})
 
 
+def test_contests_on_a_gpu_count_the_operations_of_both_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "DEVICE", "cpu")
+    monkeypatch.setattr(bench, "GROUPED_MLP_CUDA", {"tiny": GroupedMLPCase(6, 3, 2, 16, 8)})
+    forward = 3 * 2 * 16 * 8 * 6 * 2  # three matrices for each of 12 assignments, a multiplication and an addition
+    contests = list(bench.mlp_contests_on_cuda())
+    assert [contest.operations for contest in contests] == [forward, 3 * forward] * 2
+    row, *_ = contests[1].rows(1)
+    assert row["teraflops"] == pytest.approx(1e-9 * 3 * forward / row["milliseconds"], abs=0.06)
+
+
 def test_the_largest_batch_is_ours_alone_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "CONTRASTIVE", ())
     ((row,),) = run_contests("info_nce", repeats=5, largest=12)

@@ -21,6 +21,13 @@ def test_transformers_experts_are_ours() -> None:
         torch.testing.assert_close(run(indices), grouped_mlp(x, w_in, w_out, indices, weights))
 
 
+def test_experts_in_a_dozen_lines_of_torch_are_ours() -> None:
+    x, w_in, w_out, indices, weights = GroupedMLPCase(6, 3, 2, 16, 16).inputs(torch.float32)
+    runs = peers.torch_experts(w_in, w_out, x, weights)
+    assert list(runs) == ["torch_grouped_mm", "torch_compiled"]
+    torch.testing.assert_close(runs["torch_grouped_mm"](indices), grouped_mlp(x, w_in, w_out, indices, weights))
+
+
 def test_open_clips_losses_are_ours() -> None:
     a, b, scale, bias = ContrastiveCase(6, 8).inputs(torch.float32)
     torch.testing.assert_close(peers.open_clip_info_nce(a, b, scale)["open_clip"](), info_nce(a, b, scale))
