@@ -17,21 +17,36 @@ from kernels.grouped_mlp.triton_glue import combine, swiglu_gradients
 from kernels.grouped_mlp.triton_layout import bins, tile_of
 from kernels.grouped_mlp.triton_products import precision
 
+CHUNK = 64
+"""Rows that the gradients of matrices add at a time."""
+
 
 class Tiles(NamedTuple):
     """Sizes of a kernel's tiles and how it is run."""
 
     rows: int
-    chunk: int  # of columns at a time
+    columns: int  # at a time
     warps: int
     stages: int
 
 
-def tiles(hidden: int, dtype: torch.dtype) -> Tiles:
-    """Of the kernels over rows."""
+def forward_tiles(hidden: int, dtype: torch.dtype) -> Tiles:
     if dtype == torch.float32:
-        return Tiles(32, 32, 4, 2)
+        return Tiles(32, 16, 4, 2)
     return Tiles(64, 64, 4, 2) if hidden <= 64 else Tiles(128, 64, 8, 2)
+
+
+def backward_tiles(hidden: int, dtype: torch.dtype) -> Tiles:
+    if dtype == torch.float32:
+        return Tiles(32, 16, 4, 2)
+    return Tiles(64, 64, 4, 2) if hidden <= 64 else Tiles(64, 64, 8, 2)
+
+
+def matrix_tiles(hidden: int, dtype: torch.dtype) -> Tiles:
+    """Of the matrices' gradients: rows are hidden channels, columns those of a token."""
+    if dtype == torch.float32:
+        return Tiles(32, 64, 4, 2)
+    return Tiles(64, 128, 4, 2) if hidden <= 64 else Tiles(128, 128, 8, 5)
 
 
 def forward(
@@ -44,7 +59,7 @@ def forward(
     count = plan.order.numel()
     gate_up = x.new_empty(count, 2 * hidden, dtype=dtype)
     rows = x.new_empty(count, width, dtype=dtype)
-    size = tiles(hidden, dtype)
+    size = forward_tiles(hidden, dtype)
     if count:
         _forward_kernel[(grid(count, num_experts, size.rows),)](
             x,
@@ -61,7 +76,7 @@ def forward(
             precision(dtype),
             bins(num_experts),
             size.rows,
-            min(size.chunk, fitted(width)),
+            fitted(width, size.columns),
             fitted(hidden),
             num_warps=size.warps,
             num_stages=size.stages,
@@ -79,7 +94,7 @@ def backward(
     hidden_state = gate_up.new_empty(count, hidden)
     rows = gate_up.new_empty(count, width)
     d_weights = torch.empty_like(weights)
-    size = tiles(hidden, gate_up.dtype)
+    size = backward_tiles(hidden, gate_up.dtype)
     shapes = (num_experts, plan.slot_of.shape[1], width, hidden, precision(gate_up.dtype))
     if count:
         _backward_kernel[(grid(count, num_experts, size.rows),)](
@@ -97,15 +112,16 @@ def backward(
             *shapes,
             bins(num_experts),
             size.rows,
-            min(size.chunk, fitted(width)),
+            fitted(width, size.columns),
             fitted(hidden),
             num_warps=size.warps,
             num_stages=size.stages,
         )
     d_in = torch.empty_like(w_in)
     d_out = torch.empty_like(w_out)
-    tile_h = fitted(hidden, 64)
-    tile_d = fitted(width, 128)
+    size = matrix_tiles(hidden, gate_up.dtype)
+    tile_h = fitted(hidden, size.rows)
+    tile_d = fitted(width, size.columns)
     parts = 3 * triton.cdiv(hidden, tile_h) * triton.cdiv(width, tile_d)
     _matrices_kernel[(num_experts, parts)](
         grad,
@@ -119,8 +135,8 @@ def backward(
         *shapes[1:],
         tile_h,
         tile_d,
-        size.chunk,
-        num_warps=4,
+        CHUNK if gate_up.dtype != torch.float32 else CHUNK // 4,
+        num_warps=size.warps,
         num_stages=size.stages,
     )
     return combine(rows, plan, out=torch.empty_like(x)), d_in, d_out, d_weights
