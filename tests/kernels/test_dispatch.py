@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernels import dispatch
-from kernels.dispatch import choose_path, compute_dtype
+from kernels.dispatch import choose_path, choose_products, compute_dtype
 from kernels.grouped_mlp import grouped_mlp
 
 
@@ -22,6 +22,31 @@ def test_the_rule() -> None:
     assert choose_path("op", torch.zeros(1)) == "cpu"
     assert dispatch._automatic("cuda", torch.float64) == "cpu"
     assert dispatch._automatic("cuda", torch.bfloat16) == ("triton" if dispatch.triton_installed() else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "width", "hidden", "expected"),
+    [
+        ((9, 0), torch.bfloat16, 256, 128, "fused"),
+        ((9, 0), torch.bfloat16, 2048, 768, "library"),
+        ((9, 0), torch.bfloat16, 2044, 768, "tiles"),
+        ((9, 0), torch.bfloat16, 2048, 766, "tiles"),
+        ((9, 0), torch.float32, 2048, 768, "tiles"),
+        ((8, 0), torch.bfloat16, 2048, 768, "tiles"),
+        ((10, 0), torch.bfloat16, 2048, 768, "tiles"),
+    ],
+)
+def test_the_rule_of_products(
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    width: int,
+    hidden: int,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch's grouped product where it is a kernel (bfloat16 on Hopper, rows in whole 16 bytes) and experts are wide."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_products(torch.device("cuda"), dtype, width, hidden) == expected
 
 
 @pytest.mark.parametrize("forced", ["reference", "cpu"])
