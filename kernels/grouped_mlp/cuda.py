@@ -21,7 +21,7 @@ def grouped_mlp(x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights
     if products == "fused":
         contiguous = (tensor.contiguous() for tensor in (x, w_in, w_out))
         return fused(*contiguous, indices, weights, dtype)[0]
-    library = products == "library"
+    library = products == "library" and indices.numel() > 0  # which refuses matrices of no rows
     x, w_in, w_out = (tensor.to(dtype).contiguous() for tensor in (x, w_in, w_out))
     plan = layout(indices, w_in.shape[0])
     return down(up(x, w_in, *plan, library), w_out, weights, *plan, library)

@@ -44,7 +44,7 @@ def test_the_rule_of_products(
     expected: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """torch's grouped product where it is a kernel (bfloat16 on Hopper, rows in whole 16 bytes) and experts are wide."""
+    """torch's grouped product where it is a kernel: bfloat16 on Hopper, rows in whole 16 bytes, experts wide."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert choose_products(torch.device("cuda"), dtype, width, hidden) == expected
 

@@ -51,10 +51,10 @@ def test_parity_of_wide_experts(
     assert max(errors.values()) < TOLERANCE[dtype], errors
 
 
-@pytest.mark.parametrize("routing", ["falling", "half idle", "repeated"])
+@pytest.mark.parametrize("tokens, routing", [(60, "falling"), (60, "half idle"), (60, "repeated"), (0, "random")])
 @pytest.mark.parametrize("columns", [512, 16])
 def test_parity_with_torchs_grouped_product(
-    routing: Routing, columns: int, use_path: Force, device: str, monkeypatch: pytest.MonkeyPatch
+    tokens: int, routing: Routing, columns: int, use_path: Force, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """bfloat16 on Hopper; elsewhere torch's slow substitute stands in, on a CPU with float16."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float16
@@ -63,7 +63,7 @@ def test_parity_with_torchs_grouped_product(
 
     monkeypatch.setattr(triton_split, "COLUMNS", columns)
     monkeypatch.setattr(cuda, "choose_products", lambda *shape: "library")
-    inputs = GroupedMLPCase(60, 6, 2, 40, 24, routing).inputs(dtype, device)
+    inputs = GroupedMLPCase(tokens, 6, 2, 40, 24, routing).inputs(dtype, device)
     errors = relative_errors(grouped_mlp, reference.grouped_mlp, inputs)
     assert max(errors.values()) < TOLERANCE[dtype], errors
 
