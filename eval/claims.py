@@ -164,7 +164,7 @@ def _gain(row: AdaptedRow) -> str:
 def checkpointing(evidence: Evidence) -> Claim:
     """Peak bytes of one training step, with and without gradient checkpointing of the backbone."""
     claim = "checkpointing takes 48 GB to 16 GB"
-    command = "`bench_step.py --model.backbone.checkpoint true`"
+    command = "`bench_step.py --config configs/bench.yaml --model.backbone.checkpoint true`"
     steps = []
     for name in ("step_default", "step_default_checkpoint"):
         if name in evidence.benchmarks:
@@ -173,7 +173,7 @@ def checkpointing(evidence: Evidence) -> Claim:
         return Claim(claim, UNMEASURED, command)
     sizes = " to ".join(f"{step['peak_bytes'] / 1e6:.0f} MB" for step in steps)
     times = " to ".join(f"{step['milliseconds']:.0f} ms" for step in steps)
-    return Claim(claim, f"default step, on a CPU: {sizes}, for {times}; no GPU", command)
+    return Claim(claim, f"step of configs/bench.yaml, on a CPU: {sizes}, for {times}; no GPU", command)
 
 
 def _own_row(benchmark: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,8 +1,8 @@
 """One training step of a run, taken apart: images a second, the share that is not arithmetic, open_clip beside it.
 
-    python scripts/bench_step.py
+    python scripts/bench_step.py --config configs/bench.yaml
     python scripts/bench_step.py --config configs/flickr8k.yaml --data.root DIR --json rows.json
-    python scripts/bench_step.py --model.modalities '[image,text]'    # what open_clip's CLIP does, and no more
+    python scripts/bench_step.py --config configs/bench.yaml --model.modalities '[image,text]'  # like open_clip
 
 The step is the run's own (forward, all losses of the stage at `progress`, backward, clipping, AdamW, rebalancing) on
 batches made beforehand; making one is timed too. Arithmetic is what runs in products, convolutions, attention and
