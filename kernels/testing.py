@@ -6,6 +6,7 @@ reference in float32 at least on the same (rounded) numbers, so that an error is
 can justify.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -142,12 +143,15 @@ def relative_errors(
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
-    """|value - expected| / |expected|, L2 in float64; the absolute error where expected is zero. Shapes must agree."""
+    """|value - expected| / |expected|, L2 in float64; the absolute error where expected is zero; infinite where a value
+    is none, as the largest of several errors must be (max() passes over NaN). Shapes must agree.
+    """
     if value.shape != expected.shape:
         raise AssertionError(f"shape {tuple(value.shape)} where the reference has {tuple(expected.shape)}")
     error = (value.double() - expected.double()).norm()
     size = expected.double().norm()
-    return float(error / size if size > 0 else error)
+    relative = float(error / size if size > 0 else error)
+    return math.inf if math.isnan(relative) else relative
 
 
 def _run(op: Callable[..., Tensor], inputs: tuple[Tensor, ...], seed: int) -> dict[str, Tensor]:
