@@ -30,23 +30,16 @@ class Tiles(NamedTuple):
     stages: int
 
 
-def forward_tiles(hidden: int, dtype: torch.dtype) -> Tiles:
-    if dtype == torch.float32:
-        return Tiles(32, 16, 4, 2)
-    return Tiles(64, 64, 4, 2) if hidden <= 64 else Tiles(128, 64, 8, 2)
-
-
-def backward_tiles(hidden: int, dtype: torch.dtype) -> Tiles:
-    if dtype == torch.float32:
-        return Tiles(32, 16, 4, 2)
-    return Tiles(64, 64, 4, 2) if hidden <= 64 else Tiles(64, 64, 8, 2)
+def row_tiles(dtype: torch.dtype) -> Tiles:
+    """Of the kernels over rows: small ones, of which several run on a processor at once, hide each other's waiting."""
+    return Tiles(32, 16, 4, 2) if dtype == torch.float32 else Tiles(64, 64, 4, 2)
 
 
 def matrix_tiles(hidden: int, dtype: torch.dtype) -> Tiles:
     """Of the matrices' gradients: rows are hidden channels, columns those of a token."""
     if dtype == torch.float32:
         return Tiles(32, 64, 4, 2)
-    return Tiles(64, 128, 4, 2) if hidden <= 64 else Tiles(128, 128, 8, 5)
+    return Tiles(64, 128, 4, 2) if hidden <= 64 else Tiles(128, 128, 8, 3)
 
 
 def forward(
@@ -59,7 +52,7 @@ def forward(
     count = plan.order.numel()
     gate_up = x.new_empty(count, 2 * hidden, dtype=dtype)
     rows = x.new_empty(count, width, dtype=dtype)
-    size = forward_tiles(hidden, dtype)
+    size = row_tiles(dtype)
     if count:
         _forward_kernel[(grid(count, num_experts, size.rows),)](
             x,
@@ -94,7 +87,7 @@ def backward(
     hidden_state = gate_up.new_empty(count, hidden)
     rows = gate_up.new_empty(count, width)
     d_weights = torch.empty_like(weights)
-    size = backward_tiles(hidden, gate_up.dtype)
+    size = row_tiles(gate_up.dtype)
     shapes = (num_experts, plan.slot_of.shape[1], width, hidden, precision(gate_up.dtype))
     if count:
         _backward_kernel[(grid(count, num_experts, size.rows),)](

@@ -1,7 +1,7 @@
 # mypy: allow-untyped-defs
 """Where every assignment of a grouped MLP is computed on CUDA: rows in order of expert, those of one expert adjacent.
 
-A stable counting sort in two launches: no step waits for the host and no shape depends on the routing, so that a CUDA
+A stable counting sort in three launches: no step waits for the host and no shape depends on the routing, so that a CUDA
 graph may hold it. Rows are not padded: N K of them, and a product finds its tiles from the experts' last rows.
 """
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kernels.grouped_mlp.layout import Layout
 
-SPAN = 512  # assignments that one program counts and places
-PROGRAMS = 512  # beyond so many programs, each takes longer spans instead: every program reads every count
+SPAN = 256  # assignments that are ranked at once
+PROGRAMS = 4096  # at most: beyond, each takes several spans
 
 
 def layout(indices: Tensor, num_experts: int) -> Layout:
@@ -30,11 +30,12 @@ def layout(indices: Tensor, num_experts: int) -> Layout:
     experts = bins(num_experts)
     span = max(SPAN, triton.next_power_of_2(triton.cdiv(count, PROGRAMS)))
     programs = triton.cdiv(count, span)
-    counts = indices.new_empty((programs, experts), dtype=torch.int32)
-    _count_kernel[(programs,)](indices, counts, count, num_experts, experts, span, SPAN)
-    part = max(1, 4096 // experts)
+    counts = indices.new_empty((experts, programs), dtype=torch.int32)
+    totals = indices.new_empty(experts, dtype=torch.int32)
+    _count_kernel[(programs,)](indices, counts, count, num_experts, programs, experts, span, SPAN)
+    _scan_kernel[(experts,)](counts, totals, programs, triton.next_power_of_2(programs))
     _place_kernel[(programs,)](
-        indices, counts, order, slot_of, ends, count, num_experts, programs, experts, span, SPAN, part
+        indices, counts, totals, order, slot_of, ends, count, num_experts, programs, experts, span, SPAN, num_warps=8
     )
     return Layout(order, slot_of, ends)
 
@@ -45,20 +46,34 @@ def bins(num_experts: int) -> int:
 
 
 @triton.jit(debug=True)  # an assertion on the device is checked only so
-def _count_kernel(indices, counts, count, num_experts, EXPERTS: tl.constexpr, WHOLE: tl.constexpr, SUB: tl.constexpr):
+def _count_kernel(
+    indices, counts, count, num_experts, programs, EXPERTS: tl.constexpr, WHOLE: tl.constexpr, SUB: tl.constexpr
+):
     total = tl.zeros((EXPERTS,), tl.int32)
     for start in range(0, WHOLE, SUB):
         at = tl.program_id(0) * WHOLE + start + tl.arange(0, SUB)
         e = tl.load(indices + at, at < count, 0).to(tl.int32)
         tl.device_assert((e >= 0) & (e < num_experts), "indices name an expert that does not exist")
         total += tl.histogram(e, EXPERTS, mask=at < count)
-    tl.store(counts + tl.program_id(0) * EXPERTS + tl.arange(0, EXPERTS), total)
+    tl.store(counts + tl.arange(0, EXPERTS) * programs + tl.program_id(0), total)
+
+
+@triton.jit
+def _scan_kernel(counts, totals, programs, PROGRAMS: tl.constexpr):
+    """An expert's counts (programs,) become how many of its assignments the programs before have."""
+    k = tl.arange(0, PROGRAMS)
+    mine = counts + tl.program_id(0) * programs + k
+    counted = tl.load(mine, k < programs, 0)
+    upto = tl.cumsum(counted, 0)
+    tl.store(mine, upto - counted, k < programs)
+    tl.store(totals + tl.program_id(0), tl.sum(counted, 0))
 
 
 @triton.jit
 def _place_kernel(
     indices,
-    counts,
+    before,
+    totals,
     order,
     slot_of,
     ends,
@@ -68,20 +83,13 @@ def _place_kernel(
     EXPERTS: tl.constexpr,
     WHOLE: tl.constexpr,
     SUB: tl.constexpr,
-    PART: tl.constexpr,
 ):
     i = tl.arange(0, EXPERTS)
-    before = tl.zeros((EXPERTS,), tl.int32)
-    total = tl.zeros((EXPERTS,), tl.int32)
-    for start in range(0, programs, PART):
-        k = start + tl.arange(0, PART)
-        part = tl.load(counts + k[:, None] * EXPERTS + i[None, :], (k < programs)[:, None], 0)
-        total += tl.sum(part, 0)
-        before += tl.sum(tl.where((k < tl.program_id(0))[:, None], part, 0), 0)
+    total = tl.load(totals + i)
     end = tl.cumsum(total, 0)
     if tl.program_id(0) == 0:
         tl.store(ends + i, end, i < num_experts)
-    base = end - total + before
+    base = end - total + tl.load(before + i * programs + tl.program_id(0))
     for start in range(0, WHOLE, SUB):
         first = tl.program_id(0) * WHOLE + start
         at = first + tl.arange(0, SUB)
