@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from eval.embeddings import Embeddings
 from eval.figures import Direction, Figures, QueryValues, mean_figures, retrieval_figures
@@ -21,6 +23,7 @@ from eval.ranks import Counts, count_pairs
 from eval.retrieval import RECALL_AT, matching_pairs, result_of, retrieval_both
 from kernels.collectives import Group
 from kernels.errors import UserError
+from kernels.timing import CPU
 
 FOLDS = 5
 FOLD_IMAGES = 1000
@@ -37,6 +40,7 @@ def evaluate_embeddings(
     ground_truth: GroundTruth | None = None,
     bootstrap: Bootstrap = DEFAULT_BOOTSTRAP,
     group: Group = None,
+    device: torch.device = CPU,
 ) -> dict[str, Figures]:
     """Image-text under every COCO protocol that applies (`evaluate_coco`), and audio with text and with images.
 
@@ -46,19 +50,22 @@ def evaluate_embeddings(
         ground_truth: as `evaluate_coco`'s.
         bootstrap: of the intervals.
         group: ranks that share the work, as in `eval.retrieval.retrieval`.
+        device: where scores are made and compared.
 
     Returns:
         `evaluate_coco`'s figures and, with audio, `audio_text` and `image_audio`, each on the items that have a
         partner.
     """
-    found = evaluate_coco(items.paired(), stated, ground_truth=ground_truth, bootstrap=bootstrap, group=group)
+    found = evaluate_coco(
+        items.paired(), stated, ground_truth=ground_truth, bootstrap=bootstrap, group=group, device=device
+    )
     if items.audio is None or items.audio_image_ids is None:
         return found
     image = _Modality("image", items.image, items.image_ids)
     audio = _Modality("audio", items.audio, items.audio_image_ids)
     text = _Modality("text", items.text, items.caption_image_ids)
-    found["audio_text"] = _pair_figures(audio, text, stated, bootstrap, group)
-    found["image_audio"] = _pair_figures(image, audio, stated, bootstrap, group)
+    found["audio_text"] = _pair_figures(audio, text, stated, bootstrap, group, device)
+    found["image_audio"] = _pair_figures(image, audio, stated, bootstrap, group, device)
     return found
 
 
@@ -69,6 +76,7 @@ def evaluate_coco(
     ground_truth: GroundTruth | None = None,
     bootstrap: Bootstrap = DEFAULT_BOOTSTRAP,
     group: Group = None,
+    device: torch.device = CPU,
 ) -> dict[str, Figures]:
     """Images and captions under every protocol that their sizes and ids allow.
 
@@ -79,6 +87,7 @@ def evaluate_coco(
         ground_truth: of the Karpathy test split, whose ids the items must have.
         bootstrap: of the intervals.
         group: ranks that share the work, as in `eval.retrieval.retrieval`.
+        device: where scores are made and compared.
 
     Returns:
         `all`; `five` when some image has more than five captions; `folds` when there are 5,000 images; `cxc`, `eccv`,
@@ -92,8 +101,9 @@ def evaluate_coco(
         stated = replace(stated, split="karpathy-test")
     layout = _Layout.of(items, ground_truth)
     pairs = _Pairs.of(items, ground_truth)
+    image, text = _on(device, items.image, items.text)
     counts = count_pairs(
-        items.image, items.text, pairs.pairs, row_part=layout.image_fold, column_part=layout.text_part, group=group
+        image, text, pairs.pairs, row_part=layout.image_fold, column_part=layout.text_part, group=group
     )
     every = _View(items, layout, pairs, counts)
     five = replace(every, five=True)
@@ -123,13 +133,21 @@ class _Modality:
         return _Modality(self.name, self.vectors[keep], self.ids[keep])
 
 
-def _pair_figures(one: _Modality, other: _Modality, stated: Stated, bootstrap: Bootstrap, group: Group) -> Figures:
+def _on(device: torch.device, *vectors: np.ndarray) -> list[Tensor]:
+    """Arrays (N, D) as tensors on a device."""
+    return [torch.as_tensor(each).to(device) for each in vectors]
+
+
+def _pair_figures(
+    one: _Modality, other: _Modality, stated: Stated, bootstrap: Bootstrap, group: Group, device: torch.device
+) -> Figures:
     """Both directions between two modalities on the items that have a partner."""
     a = one.with_partner(other)
     b = other.with_partner(one)
     if not len(a.ids):
         raise UserError(f"no {a.name} shares an image with any {b.name}: their image ids differ")
-    forward, backward = retrieval_both(a.vectors, b.vectors, a.ids, b.ids, group=group)
+    x, y = _on(device, a.vectors, b.vectors)
+    forward, backward = retrieval_both(x, y, a.ids, b.ids, group=group)
     protocol = Protocol.of_ids(np.unique(a.ids), b.ids, stated, ground_truth=f"{a.name}-{b.name}")
     directions = {
         f"{a.name}_to_{b.name}": Direction(forward, a.ids),

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from importlib import import_module
 from multiprocessing.connection import Connection
@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from rich.table import Table
+from torch import Tensor
 
 from eval.coco import DIRECTIONS, evaluate_coco
 from eval.embeddings import Embeddings
@@ -31,7 +32,9 @@ from eval.protocols import Stated
 from eval.retrieval import RECALL_AT, retrieval_both
 from kernels.errors import MissingError
 from kernels.ranges import check_ranges
+from kernels.timing import CPU, wait
 from mm.artifacts.environment import hardware
+from mm.device import choose_device
 
 Scores = dict[str, float]
 LISTED = 500
@@ -52,6 +55,8 @@ class Data:
 
     items: Embeddings
     truth: GroundTruth | None = None
+    device: torch.device = CPU
+    """Where scores are made."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class EvalBenchmark:
     """Runs of each implementation, interleaved; the fastest counts."""
     threads: Annotated[int, "[1, inf)"] = 2
     """CPU threads."""
+    accelerator: str = "auto"
+    """cpu, gpu, or auto for a GPU where there is one."""
     seed: Annotated[int, "[0, inf)"] = 0
     """Seed of the embeddings."""
     real: list[Path] = field(default_factory=list)
@@ -89,11 +96,12 @@ def bench_eval(config: EvalBenchmark) -> dict[str, Any]:
         what eval/results/eval_cpu.json holds.
     """
     torch.set_num_threads(config.threads)
+    device = choose_device(config.accelerator)
     load = os.getloadavg()[0]  # above the number of threads, other work shares the cores
-    data = made_embeddings(GroundTruth.load(config.ground_truth), config)
+    data = replace(made_embeddings(GroundTruth.load(config.ground_truth), config), device=device)
     images = len(data.items.image)
     captions = len(data.items.text)
-    rate = matmul_rate()
+    rate = matmul_rate(device)
     limit = 2 * images * captions * config.width / rate
     seconds, scores = timed(data, config.repeats)
     rows = []
@@ -109,7 +117,7 @@ def bench_eval(config: EvalBenchmark) -> dict[str, Any]:
         rows.append(row)
     return {
         "date": date.today().isoformat(),
-        "hardware": hardware(torch.device("cpu")),
+        "hardware": hardware(device),
         "threads": config.threads,
         "load_average": round(load, 2),
         "images": images,
@@ -132,6 +140,7 @@ def timed(data: Data, repeats: int) -> tuple[dict[str, float], dict[str, Scores]
         for name, run in IMPLEMENTATIONS.items():
             started = time.perf_counter()
             scores[name] = run(data)
+            wait(data.device)
             taken = time.perf_counter() - started
             seconds[name] = min(seconds.get(name, math.inf), taken)
     return seconds, scores
@@ -175,7 +184,7 @@ def ours_everything(data: Data) -> Scores:
 def ours(data: Data, bootstrap: Bootstrap = FEW_SAMPLES) -> Scores:
     """Every protocol: 5K with 25,010 and 25,000, 1K in five folds, CxC, ECCV; both directions. No intervals."""
     found: Scores = {}
-    evaluated = evaluate_coco(data.items, STATED, ground_truth=data.truth, bootstrap=bootstrap)
+    evaluated = evaluate_coco(data.items, STATED, ground_truth=data.truth, bootstrap=bootstrap, device=data.device)
     for protocol, figures in evaluated.items():
         for name, value in figures.metrics.items():
             found[f"{protocol}/{name}"] = value
@@ -185,12 +194,18 @@ def ours(data: Data, bootstrap: Bootstrap = FEW_SAMPLES) -> Scores:
 def ours_one_protocol(data: Data) -> Scores:
     """What clip-benchmark computes and no more."""
     items = data.items
-    both = retrieval_both(items.image, items.text, items.image_ids, items.caption_image_ids)
+    image, text = _vectors(data)
+    both = retrieval_both(image, text, items.image_ids, items.caption_image_ids)
     found: Scores = {}
     for direction, result in zip(DIRECTIONS, both, strict=True):
         for k in RECALL_AT:
             found[f"all/{direction}/R@{k}"] = result.recall(k)
     return found
+
+
+def _vectors(data: Data) -> list[Tensor]:
+    """Images (N, D) and captions (M, D) where scores are made."""
+    return [torch.from_numpy(vectors).to(data.device) for vectors in (data.items.image, data.items.text)]
 
 
 def clip_benchmark(data: Data) -> Scores:
@@ -199,13 +214,14 @@ def clip_benchmark(data: Data) -> Scores:
     items = data.items
     position = {image: at for at, image in enumerate(items.image_ids.tolist())}
     of_text = torch.tensor([position[image] for image in items.caption_image_ids.tolist()])
-    scores = torch.from_numpy(items.text) @ torch.from_numpy(items.image).t()
+    image, text = _vectors(data)
+    scores = text @ image.t()
     positive = torch.zeros_like(scores, dtype=torch.bool)
     positive[torch.arange(len(scores)), of_text] = True
     found: Scores = {}
     for k in RECALL_AT:
         for name, s, p in (("text_to_image", scores, positive), ("image_to_text", scores.T, positive.T)):
-            recalls = package.batchify(package.recall_at_k, s, p, PEER_BATCH, "cpu", k=k)
+            recalls = package.batchify(package.recall_at_k, s, p, PEER_BATCH, str(data.device), k=k)
             hits = (recalls > 0).float()
             found[f"all/{name}/R@{k}"] = 100 * hits.mean().item()
     return found
@@ -216,13 +232,14 @@ def eccv_caption(data: Data) -> Scores:
     items = data.items
     assert data.truth is not None and items.caption_ids is not None
     known = np.isin(items.caption_ids, data.truth.captions)
-    scores = torch.from_numpy(items.image) @ torch.from_numpy(items.text[known]).t()
+    image, text = _vectors(data)
+    scores = image @ text[torch.from_numpy(known).to(text.device)].t()
     captions = torch.from_numpy(items.caption_ids[known])
     images = torch.from_numpy(items.image_ids)
     _, best_captions = scores.topk(LISTED)
     _, best_images = scores.T.contiguous().topk(LISTED)
-    to_text = captions[best_captions].tolist()
-    to_image = images[best_images].tolist()
+    to_text = captions[best_captions.cpu()].tolist()
+    to_image = images[best_images.cpu()].tolist()
     i2t = dict(zip(images.tolist(), to_text, strict=True))
     t2i = dict(zip(captions.tolist(), to_image, strict=True))
     metrics = import_module("eccv_caption").Metrics()
@@ -298,8 +315,12 @@ def peak_of(name: str, data: Data, threads: int) -> int:
 
 
 def measure_peak(name: str, data: Data, threads: int, sender: Connection) -> None:
-    """What the process of `peak_of` does."""
+    """What the process of `peak_of` does; a GPU's peak is that of torch's allocator."""
     torch.set_num_threads(threads)
+    if data.device.type == "cuda":
+        IMPLEMENTATIONS[name](data)
+        sender.send(torch.cuda.max_memory_allocated(data.device))
+        return
     torch.ones(600, 600) @ torch.ones(600, 600)  # the matrix library's own buffers are not the implementation's
     # The high-water mark of this process image alone: getrusage's would be inherited from the parent.
     Path("/proc/self/clear_refs").write_text("5")
@@ -318,13 +339,15 @@ def high_water() -> int:
     raise MissingError("/proc/self/status has no VmHWM: peak memory is measured on Linux")
 
 
-def matmul_rate() -> float:
+def matmul_rate(device: torch.device) -> float:
     """Measured fp32 operations per second of one large product."""
-    a = torch.randn(2048, 1024)
+    a = torch.randn(2048, 1024, device=device)
     best = math.inf
     for _ in range(6):
+        wait(device)
         started = time.perf_counter()
         a @ a.T
+        wait(device)
         taken = time.perf_counter() - started
         best = min(best, taken)
     return 2 * 2048 * 2048 * 1024 / best

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from eval.coco import PROTOCOLS, evaluate_embeddings
 from eval.embeddings import Embeddings, ScoredItems
@@ -14,6 +15,7 @@ from eval.intervals import Bootstrap
 from eval.matching import evaluate_matching
 from eval.protocols import Stated
 from kernels.errors import UserError
+from kernels.timing import CPU
 from mm.artifacts.results import read_result
 from mm.evaluation.config import EvaluationData
 from mm.evaluation.models import EvaluatedModel, EvaluatedSplit, FinishedRun
@@ -157,7 +159,7 @@ def evaluate_model(model: EvaluatedModel, data: EvaluationData, bootstrap: Boots
         other = model.embed(model.open(data.validation), data.validation)
         validation = _scored(other, data.validation)
     stated = stated_of(dataset, split, trained_on, found.arrays)
-    figures = _figures(_scored(found, split), validation, references, stated, bootstrap)
+    figures = _figures(_scored(found, split), validation, references, stated, bootstrap, model.device)
     return Evaluated(figures, described, found.arrays)
 
 
@@ -167,10 +169,11 @@ def _figures(
     references: _References,
     stated: Stated,
     bootstrap: Bootstrap,
+    device: torch.device = CPU,
 ) -> dict[str, Figures]:
     """Retrieval under every protocol, and balanced matching where there is a validation split."""
     truth = references.truth
-    found = evaluate_embeddings(items.embeddings, stated, ground_truth=truth, bootstrap=bootstrap)
+    found = evaluate_embeddings(items.embeddings, stated, ground_truth=truth, bootstrap=bootstrap, device=device)
     if validation is None:
         return found
     stated = replace(stated, split=found["all"].protocol.split)

@@ -1,9 +1,11 @@
 """COCO protocols against the eccv_caption package, clip-benchmark, and by hand."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose
 
 from eval.coco import PROTOCOLS, evaluate_coco, evaluate_embeddings
@@ -140,3 +142,11 @@ def test_an_image_without_captions_is_in_no_gallery_and_changes_no_figure():
     more = own | {"image": image, "image_ids": np.append(ids, 9)}
     a, b = (evaluate_embeddings(Embeddings.of(x), Stated(), bootstrap=FEW)["all"] for x in (whole, more))
     assert a.metrics == b.metrics and b.protocol.images == 5
+
+
+@pytest.mark.parametrize("evaluate", [evaluate_coco, evaluate_embeddings])
+def test_scores_are_made_on_the_device_that_was_asked_for(evaluate: Any) -> None:
+    """Tensors on `meta` have no values: the first that is read says that it was there."""
+    vectors, ids = np.eye(3, dtype=np.float32), np.arange(3)
+    with pytest.raises(NotImplementedError, match="meta"):
+        evaluate(Embeddings(vectors, vectors, ids, ids), Stated(), bootstrap=FEW, device=torch.device("meta"))

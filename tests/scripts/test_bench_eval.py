@@ -20,7 +20,7 @@ def test_rows_are_written_and_shown(
     truth = GroundTruth(np.arange(60), images, {"cxc": Matches({0: [0]}, {0: [0]})})
     own = {name: run for name, run in bench.IMPLEMENTATIONS.items() if name not in bench.PEERS}
     monkeypatch.setattr(bench.GroundTruth, "load", lambda folder: truth)
-    monkeypatch.setattr(bench, "matmul_rate", lambda: 1e9)
+    monkeypatch.setattr(bench, "matmul_rate", lambda _: 1e9)
     monkeypatch.setattr(bench, "IMPLEMENTATIONS", own)
     monkeypatch.setattr(bench, "PEERS", ())
     script("bench_eval.py", "--width", 8, "--repeats", 1, "--threads", 1, "--json", tmp_path / "rows.json")
