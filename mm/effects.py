@@ -295,3 +295,13 @@ STEP = [
     *ALIGN,
     Needs("runs resume encoder_weights eval.*", _never, "a run: one step of a new one is timed", of_files=False),
 ]
+FEEDING = [
+    *READ,
+    *ENCODERS,
+    Needs(
+        "name runs resume encoder_weights optim.* loss.* schedule.* eval.*",
+        _never,
+        "a run: only its batches are made",
+        of_files=False,
+    ),
+]

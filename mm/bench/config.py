@@ -40,6 +40,18 @@ class FeaturesConfig(AlignConfig):
 
 
 @dataclass(frozen=True)
+class FeedingConfig(AlignConfig):
+    """How fast a run's batches are made, beside how fast its JPEGs could be decoded."""
+
+    images: Annotated[int, "[1, inf)"] = 2000
+    """Of the generated set that is read without data.root."""
+    batches: Annotated[int, "[2, inf)"] = 8
+    """That are made and timed, after one for each process that starts."""
+    json: str | None = None
+    """Where to write what was measured."""
+
+
+@dataclass(frozen=True)
 class SoakConfig:
     """What the soak test runs."""
 

@@ -155,9 +155,17 @@ class AlignData(LightningDataModule):
             world_size=trainer.world_size,
             limit=self.config.limit_images,
         )
+        return self.loader(sampler, trainer.strategy.root_device)
+
+    def loader(self, sampler: StepSampler, device: torch.device) -> DataLoader:
+        """Batches of the training split for a model on a device.
+
+        Args:
+            sampler: decides what each batch holds.
+            device: of the model.
+        """
         # Not a bound method: a worker process that is spawned is sent it, and would be sent the trainer too.
         stack = partial(stack_cached, collate=self.collate, cache=self.features)
-        device = trainer.strategy.root_device
         workers = loader_workers(self.config.workers, device)
         if workers:
             self.train_view.keep_nothing()
