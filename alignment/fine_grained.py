@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from alignment.contrastive import initial_log_scale, inverse_temperature
-from kernels.collectives import gather_uneven, lengths_over_ranks, world
+from kernels.collectives import gather, world
 from kernels.dispatch import compute_dtype
 
 ROWS = 8
@@ -111,10 +111,12 @@ class LateInteraction(nn.Module):
         """The inverse temperature ()."""
         return inverse_temperature(self.log_scale)
 
-    def forward(self, a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, ids: Tensor) -> Tensor:
-        """All rows against all columns of what is given."""
+    def forward(
+        self, a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, ids: Tensor, real: Tensor | None = None
+    ) -> Tensor:
+        """All rows against all columns of what is given; real (B,) bool, the rows that are pairs, None for all."""
         similarity = late_interaction(a, mask_a, b, mask_b)
-        return dense_info_nce(similarity * self.scale, ids)
+        return dense_info_nce(similarity * self.scale, ids, real)
 
 
 class CodeAgreement(nn.Module):
@@ -137,27 +139,37 @@ class CodeAgreement(nn.Module):
         p = logits.softmax(-1) * mask[..., None]
         return p.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
-    def forward(self, a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, ids: Tensor) -> Tensor:
-        """Unit tokens a (B, S, D), b (B, T, D), their masks, ids (B,) -> ().
+    def forward(
+        self, a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, ids: Tensor, real: Tensor | None = None
+    ) -> Tensor:
+        """Unit tokens a (B, S, D), b (B, T, D), their masks, ids (B,), real (B,) bool of the rows that are pairs (None:
+        all) -> ().
 
-        The batch is the global one, over all ranks; B may differ between them. Everything is float32, also under
+        The batch is the global one, over all ranks, of as many rows on each. Everything is float32, also under
         autocast: bfloat16 keeps three digits of a logarithm near zero.
         """
         group = world()
-        lengths = lengths_over_ranks(ids, group)
         with torch.autocast(a.device.type, enabled=False):
-            p = gather_uneven(self.distribution(a, mask_a), group, lengths)
-            q = gather_uneven(self.distribution(b, mask_b), group, lengths)
+            p = gather(self.distribution(a, mask_a), group)
+            q = gather(self.distribution(b, mask_b), group)
             similarity = p @ (q + 1e-6).log().T + (p + 1e-6).log() @ q.T
-            return dense_info_nce(similarity, gather_uneven(ids, group, lengths))
+            joint_real = None if real is None else gather(real, group)
+            return dense_info_nce(similarity, gather(ids, group), joint_real)
 
 
-def dense_info_nce(logits: Tensor, ids: Tensor) -> Tensor:
-    """Symmetric InfoNCE from a logit matrix (B, B) and ids (B,) -> (); equal ids off the diagonal are not negatives."""
-    same = ids[:, None] == ids[None, :]
-    same.fill_diagonal_(False)
-    logits = logits.float().masked_fill(same, float("-inf"))
-    target = torch.arange(len(logits), device=logits.device)
-    rows = nn.functional.cross_entropy(logits, target)
-    columns = nn.functional.cross_entropy(logits.T, target)
-    return 0.5 * (rows + columns)
+def dense_info_nce(logits: Tensor, ids: Tensor, real: Tensor | None = None) -> Tensor:
+    """Symmetric InfoNCE from a logit matrix (B, B) and ids (B,) -> (); equal ids off the diagonal are not negatives.
+
+    real: (B,) bool, the rows and columns that are pairs; None for all.
+    """
+    hidden = ids[:, None] == ids[None, :]
+    count: Tensor | int = len(ids)
+    if real is not None:
+        # A row without negatives costs nothing, and has no gradient.
+        hidden = hidden | ~real[:, None] | ~real
+        count = real.sum().clamp(min=1)
+    hidden.fill_diagonal_(False)
+    logits = logits.float().masked_fill(hidden, float("-inf"))
+    rows = logits.logsumexp(1)
+    columns = logits.logsumexp(0)
+    return (0.5 * (rows + columns) - logits.diagonal()).sum() / count

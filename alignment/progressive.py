@@ -18,7 +18,7 @@ from alignment.contrastive import Contrastive, clamp_log_scale
 from alignment.fine_grained import CodeAgreement, LateInteraction
 from alignment.matching import hard_negatives, matching_loss
 from alignment.schedule import LossWeights, Pair
-from kernels.collectives import Group, gather_uneven, lengths_over_ranks, rank_and_size, world
+from kernels.collectives import Group, gather, rank_and_size, sum_over_ranks, world
 from kernels.ranges import check_ranges
 
 SHARED_CODES = 256
@@ -64,28 +64,35 @@ class Aligned:
 
 @dataclass
 class PairedRows:
-    """Of two modalities the rows a (P,), b (P,) of this rank that belong together, all samples once before any twice.
+    """Of two modalities the rows a (N,), b (N,) of this rank, of one sample each; N is the same on every rank.
 
-    lengths: P on each rank. order (ΣP,): which of all ranks' pairs, joined in rank order, comes first, which second, as
-    in one process that has all their samples.
+    real: (N,) bool, where both are present; these come first, all samples once before any twice.
+    order (W·N,): which of the rows of all W ranks, joined in rank order, comes first, which second, as in one process
+    that has all their samples. count (): how many of all are real.
     """
 
     a: Tensor
     b: Tensor
-    lengths: list[int]
+    real: Tensor
     order: Tensor
+    count: Tensor
 
     def joined(self, x: Tensor, group: Group) -> Tensor:
-        """x (P, ...) of this rank's pairs -> (ΣP, ...) of all ranks' pairs in the order of one process."""
-        return gather_uneven(x, group, self.lengths)[self.order]
+        """x (N, ...) of this rank's rows -> (W·N, ...) of all ranks' rows in the order of one process."""
+        rows = gather(x, group)
+        return rows if group is None else rows[self.order]
 
-    def first(self, count: int) -> list[int]:
-        """How many of the first `count` pairs each rank has; they are the first of its own."""
-        if len(self.lengths) == 1:
-            return [min(count, self.lengths[0])]
-        stops = torch.tensor(self.lengths, device=self.order.device).cumsum(0)
-        owners = torch.bucketize(self.order[:count], stops, right=True)
-        return torch.bincount(owners, minlength=len(self.lengths)).tolist()
+    def first(self, x: Tensor, count: int, group: Group) -> Tensor:
+        """x (N, ...) of this rank's rows -> those (count, ...) of all ranks' rows that come first; fewer if there are
+        no more."""
+        few = min(count, len(x))
+        rows = gather(x[:few], group)
+        if group is None:
+            return rows
+        first = self.order[:count]
+        # The first of all ranks are among the first of each.
+        rank = first // len(x)
+        return rows[rank * few + first % len(x)]
 
 
 PairRows = dict[Pair, PairedRows]
@@ -96,7 +103,8 @@ PairRows = dict[Pair, PairedRows]
 class DrawnPairs:
     """Rows (N,) of modalities a and b that are to be matched: the first `positives` are pairs, the others are not.
 
-    The same on every rank: row n of rank r is r · (rows of a rank) + n.
+    The same on every rank: row n of rank r is r · (rows of a rank) + n. real: (N,) bool, those that count: a batch may
+    have fewer pairs, and a sample no negative.
     """
 
     a: str
@@ -104,18 +112,31 @@ class DrawnPairs:
     rows_a: Tensor
     rows_b: Tensor
     positives: int
+    real: Tensor
 
 
 @dataclass
 class LossTerms:
-    """total (): what is minimised; terms: every unweighted term by name, what is logged."""
+    """Every unweighted term by name, what is logged, and its weight in `total`."""
 
-    total: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
 
     def add(self, name: str, value: Tensor, weight: float) -> None:
         self.terms[name] = value
-        self.total = self.total + weight * value
+        self.weights[name] = weight
+
+    @property
+    def total(self) -> Tensor:
+        """The weighted sum () of all terms: what is minimised."""
+        return self.total_by(list(self.weights.values()))
+
+    def total_by(self, weights: Tensor | list[float]) -> Tensor:
+        """The sum () under other weights (n,), in the order of the terms."""
+        values = list(self.terms.values())
+        if isinstance(weights, Tensor):
+            return (torch.stack(values) * weights).sum()
+        return torch.stack(torch._foreach_mul(values, weights)).sum()
 
 
 for result in (Aligned, PairedRows, DrawnPairs, LossTerms):
@@ -134,7 +155,7 @@ class ProgressiveAlignment(nn.Module):
         super().__init__()
         self.config = config
         self.pairs = tuple(pairs)
-        names = [f"{a}_{b}" for a, b in self.pairs]
+        names = [name_of(pair) for pair in self.pairs]
         self.contrastive: Any = nn.ModuleDict(
             {name: Contrastive(config.contrastive, config.temperature) for name in names}
         )
@@ -147,18 +168,30 @@ class ProgressiveAlignment(nn.Module):
             for term in terms.values():
                 clamp_log_scale(term.log_scale)
 
-    def rows(self, sides: Mapping[str, Aligned]) -> PairRows:
-        """Sides by modality -> of every pair the rows of both that have a partner, where at least two have one.
+    def term_weights(self, weights: LossWeights) -> dict[str, float]:
+        """The schedule's weights now -> of every term of a pair that has one, by name, its weight in the sum."""
+        config = self.config
+        found = {}
+        for pair in self.pairs:
+            factors = {
+                "contrastive": weights.contrastive[pair],
+                "code_match": weights.fine[pair] * config.code_match,
+                "filip": weights.fine[pair] * config.filip,
+                "itm": weights.itm[pair] * config.itm,
+            }
+            for kind, weight in factors.items():
+                if weight > 0:
+                    found[f"{kind}/{name_of(pair)}"] = weight
+        return found
 
-        The two may be on different ranks.
-        """
+    def rows(self, sides: Mapping[str, Aligned]) -> PairRows:
+        """Sides by modality -> of every pair the rows of both that belong together. The two may be on different
+        ranks."""
         group = world()
         found: PairRows = {}
         for a, b in self.pairs:
             if a in sides and b in sides:
-                rows = paired_rows(sides[a], sides[b], group)
-                if sum(rows.lengths) >= 2:
-                    found[a, b] = rows
+                found[a, b] = paired_rows(sides[a], sides[b], group)
         return found
 
     def draw(
@@ -166,7 +199,7 @@ class ProgressiveAlignment(nn.Module):
         sides: Mapping[str, Aligned],
         rows: PairRows,
         ids: Tensor,
-        weights: LossWeights,
+        weights: Mapping[str, float],
         draws: torch.Generator | None = None,
     ) -> list[DrawnPairs]:
         """Draw what is to be matched: one positive and two hard negatives for each of the first `itm_rows` samples.
@@ -177,12 +210,14 @@ class ProgressiveAlignment(nn.Module):
             sides: by modality.
             rows: of these, see `rows`.
             ids: image ids (B,).
-            weights: the schedule's now.
-            draws: on the CPU, in the same state on every rank; None draws from torch's own.
+            weights: by name, see `term_weights`.
+            draws: in the same state on every rank; None draws from torch's own of the CPU.
         """
-        if self.config.itm <= 0:
-            return []
-        return [self.draw_pair(pair, sides, rows[pair], ids, draws) for pair in rows if weights.itm[pair] > 0]
+        drawn = []
+        for pair, pair_rows in rows.items():
+            if f"itm/{name_of(pair)}" in weights:
+                drawn.append(self.draw_pair(pair, sides, pair_rows, ids, draws))
+        return drawn
 
     @torch.no_grad()
     def draw_pair(
@@ -191,25 +226,35 @@ class ProgressiveAlignment(nn.Module):
         a, b = pair
         x = sides[a]
         y = sides[b]
-        count = self.config.itm_rows
         group = world()
         rank, _ = rank_and_size(group)
         i = rows.joined(rows.a + rank * len(x.present), group)
         j = rows.joined(rows.b + rank * len(y.present), group)
         of_rows = rows.joined(ids[x.sample_index[rows.a]], group)
+        real = rows.joined(rows.real, group)
         left = rows.joined(x.embedding[rows.a], group)
         right = rows.joined(y.embedding[rows.b], group)
-        wrong_b, wrong_a = hard_negatives(left @ right.T, of_rows, self.contrastive[f"{a}_{b}"].scale, draws)
-        few_a = i[:count]
-        few_b = j[:count]
-        rows_a = torch.cat([few_a, few_a, i[wrong_a[:count]]])
-        rows_b = torch.cat([few_b, j[wrong_b[:count]], few_b])
-        return DrawnPairs(a, b, rows_a, rows_b, len(few_a))
+        scale = self.contrastive[name_of(pair)].scale
+        wrong = hard_negatives(left @ right.T, of_rows, scale, draws, real)
+        few = slice(self.config.itm_rows)
+        rows_a = torch.cat([i[few], i[few], i[wrong.rows[few]]])
+        rows_b = torch.cat([j[few], j[wrong.columns[few]], j[few]])
+        counts = torch.cat([real[few], wrong.of_row[few], wrong.of_column[few]])
+        # A pair that is alone has nothing to be told from.
+        return DrawnPairs(a, b, rows_a, rows_b, len(real[few]), counts & (rows.count > 1))
 
-    def forward(self, sides: Mapping[str, Aligned], rows: PairRows, ids: Tensor, weights: LossWeights) -> LossTerms:
-        """Sides by modality, their `rows`, image ids (B,), the schedule's weights now -> LossTerms without matching. A
-        term of weight zero is not computed."""
-        loss = LossTerms(ids.new_zeros((), dtype=torch.float32))
+    def forward(
+        self, sides: Mapping[str, Aligned], rows: PairRows, ids: Tensor, weights: Mapping[str, float]
+    ) -> LossTerms:
+        """All terms but matching. One without a weight is not computed; one of fewer than two pairs is 0.
+
+        Args:
+            sides: by modality.
+            rows: of these, see `rows`.
+            ids: image ids (B,).
+            weights: by name, see `term_weights`.
+        """
+        loss = LossTerms()
         for pair, pair_rows in rows.items():
             self.add_pair(loss, pair, sides, pair_rows, ids, weights)
         return loss
@@ -221,62 +266,71 @@ class ProgressiveAlignment(nn.Module):
         sides: Mapping[str, Aligned],
         rows: PairedRows,
         ids: Tensor,
-        weights: LossWeights,
+        weights: Mapping[str, float],
     ) -> None:
         """Add one pair's terms but matching, over its `rows` of each side."""
-        config = self.config
-        name = f"{pair[0]}_{pair[1]}"
+        name = name_of(pair)
         x = sides[pair[0]]
         y = sides[pair[1]]
         i = rows.a
         j = rows.b
         of_rows = ids[x.sample_index[i]]
-        if weights.contrastive[pair] > 0:
-            value = self.contrastive[name](x.embedding[i], y.embedding[j], of_rows)
-            loss.add(f"contrastive/{name}", value, weights.contrastive[pair])
-        if weights.fine[pair] > 0 and config.code_match > 0:
-            value = self.code_match(x.tokens[i], x.mask[i], y.tokens[j], y.mask[j], of_rows)
-            loss.add(f"code_match/{name}", value, weights.fine[pair] * config.code_match)
-        if weights.fine[pair] > 0 and config.filip > 0:
+        several = rows.count > 1
+
+        def add(term: str, value: Tensor) -> None:
+            loss.add(term, value * several, weights[term])
+
+        if f"contrastive/{name}" in weights:
+            value = self.contrastive[name](x.embedding[i], y.embedding[j], of_rows, rows.real)
+            add(f"contrastive/{name}", value)
+        if f"code_match/{name}" in weights:
+            value = self.code_match(x.tokens[i], x.mask[i], y.tokens[j], y.mask[j], of_rows, rows.real)
+            add(f"code_match/{name}", value)
+        if f"filip/{name}" in weights:
             # Batches come in random order, so the first rows are a random sample.
-            lengths = rows.first(config.filip_rows)
-            rank, _ = rank_and_size(world())
-            few = slice(lengths[rank])
-            parts = (x.tokens[i[few]], x.mask[i[few]], y.tokens[j[few]], y.mask[j[few]], of_rows[few])
-            value = self.filip[name](*(gather_uneven(part, world(), lengths) for part in parts))
-            loss.add(f"filip/{name}", value, weights.fine[pair] * config.filip)
+            parts = (x.tokens[i], x.mask[i], y.tokens[j], y.mask[j], of_rows, rows.real)
+            first = [rows.first(part, self.config.filip_rows, world()) for part in parts]
+            add(f"filip/{name}", self.filip[name](*first))
 
     def add_matching(
-        self, loss: LossTerms, drawn: Sequence[DrawnPairs], logits: Sequence[Tensor], weights: LossWeights
+        self, loss: LossTerms, drawn: Sequence[DrawnPairs], logits: Sequence[Tensor], weights: Mapping[str, float]
     ) -> None:
         """Add the matching terms of what `draw` gave; logits (N,) of each."""
         for d, of_pair in zip(drawn, logits, strict=True):
-            value = matching_loss(of_pair[: d.positives], of_pair[d.positives :])
-            loss.add(f"itm/{d.a}_{d.b}", value, weights.itm[d.a, d.b] * self.config.itm)
+            name = f"itm/{name_of((d.a, d.b))}"
+            value = matching_loss(of_pair[: d.positives], of_pair[d.positives :], d.real)
+            loss.add(name, value, weights[name])
+
+
+def name_of(pair: Pair) -> str:
+    """A pair of modalities as the names of its terms end."""
+    return "_".join(pair)
 
 
 def paired_rows(a: Aligned, b: Aligned, group: Group = None) -> PairedRows:
-    """Rows of each side that belong to one sample, both present; one of the sides has a row for each sample.
+    """Rows of each side that belong to one sample; one of the sides has a row for each sample.
 
-    All samples once before any sample twice: the first pairs are of different samples.
+    All samples once before any sample twice: the first pairs are of different samples. Those with an absent side come
+    last.
     """
     longer, shorter = (b, a) if len(b.sample_index) >= len(a.sample_index) else (a, b)
     row_of = torch.empty_like(shorter.sample_index)
     row_of[shorter.sample_index] = torch.arange(len(shorter.sample_index), device=row_of.device)
     rank, ranks = rank_and_size(group)
     size = len(longer.sample_index)
+    i = row_of[longer.sample_index]
+    both = shorter.present[i] & longer.present
     # The key of a row: how often its sample came before, then its place among the rows of all ranks.
     place = torch.arange(size, device=row_of.device) + rank * size
-    keys, j = (recurrence(longer.sample_index) * (ranks * size) + place).sort()
-    i = row_of[longer.sample_index[j]]
-    kept = shorter.present[i] & longer.present[j]
-    i = i[kept]
-    j = j[kept]
-    lengths = lengths_over_ranks(i, group)
-    order = gather_uneven(keys[kept], group, lengths).argsort()
+    key = recurrence(longer.sample_index) * (ranks * size) + place
+    keys, j = torch.where(both, key, key + size * ranks * size).sort()
+    i = i[j]
+    real = both[j]
+    order = gather(keys, group).argsort()
+    count = sum_over_ranks(real.sum(), group)
     if longer is b:
-        return PairedRows(i, j, lengths, order)
-    return PairedRows(j, i, lengths, order)
+        return PairedRows(i, j, real, order, count)
+    return PairedRows(j, i, real, order, count)
 
 
 def recurrence(samples: Tensor) -> Tensor:

@@ -12,12 +12,16 @@ from encoders.trunks import HuggingFaceTextTrunk
 from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder
 from kernels.attention import attention
 from kernels.collectives import gather, joint_mean, rank_and_size, step_group
+from kernels.draws import uniform
 from kernels.errors import UserError
+from kernels.padding import some_rows
 from kernels.ranges import check_ranges
 
 DECODED_TOKENS = 8
 """Token logits decoded per step for each of `bottleneck.reconstruct`: a vocabulary is wide, a sample of it estimates
 the same loss."""
+NO_LABEL = -100
+"""Of a token that is decoded and does not count."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,7 @@ class TextEncoder(Encoder):
 
         Args:
             mask: (B, L) bool, True where a token is real; B and L are the same on every rank.
-            draws: on the CPU, in the same state on every rank; None draws from torch's own.
+            draws: in the same state on every rank; None draws from torch's own of the CPU.
 
         Returns:
             (B, L) bool.
@@ -189,7 +193,7 @@ class TextEncoder(Encoder):
         rank, _ = rank_and_size(group)
         real = gather(mask, group)
         # One number for each position of the global batch: the smallest ones at real tokens are drawn.
-        chance = torch.rand(real.shape, generator=draws).to(real.device)
+        chance = uniform(real.shape, draws, real.device)
         smallest = chance.masked_fill(~real, 2.0).flatten().topk(min(self.decoded_tokens, real.numel()), largest=False)
         chosen = real & (chance <= smallest.values[-1])
         return chosen[rank * len(mask) : (rank + 1) * len(mask)]
@@ -207,11 +211,12 @@ class TextEncoder(Encoder):
             ().
         """
         real = features.mask if mask is None else mask
-        chosen = real.flatten().nonzero().squeeze(1)
+        most = self.decoded_tokens if self.training else real.numel()
+        chosen, counts = some_rows(real, most)
         logits = self.logits(vectors.flatten(0, 1)[chosen])
-        labels = self.rows(target).flatten()[chosen]
-        error = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
-        return joint_mean(error, len(chosen), step_group())
+        labels = self.rows(target).flatten()[chosen].where(counts, NO_LABEL)
+        error = nn.functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=NO_LABEL)
+        return joint_mean(error, counts.sum(), step_group())
 
     def logits(self, vectors: Tensor) -> Tensor:
         """Code vectors (..., C) -> token logits (..., V), the output matrix tied to the trunk's embedding

@@ -9,6 +9,7 @@ from torch.utils._pytree import register_dataclass
 
 from kernels.collectives import joint_mean, step_group, sum_over_ranks
 from kernels.errors import UserError
+from kernels.padding import count_of, real_rows
 from kernels.ranges import check_ranges
 
 COMMITMENT = 0.25
@@ -83,18 +84,30 @@ class Quantizer(nn.Module):
                 f"takes (B, T, {self.config.width})"
             )
         every = z.flatten(0, 1)
-        # Positions are counted once: every boolean index would wait for the device, in the backward too.
-        rows = None if mask is None else mask.flatten().nonzero().squeeze(1)
-        real = every if rows is None else every[rows]
+        rows = None if mask is None else real_rows(mask)
         with torch.autocast(z.device.type, enabled=False):
-            flat = self.quantize(real.float())
-        vectors = flat.vectors
-        codes = flat.codes
-        if rows is not None:
-            vectors = vectors.new_zeros(every.shape).index_copy(0, rows, vectors)
-            codes = codes.new_full((len(every), self.depth), -1).index_copy(0, rows, codes)
-        vectors = vectors.view_as(z).to(z.dtype)
-        return replace(flat, vectors=vectors, codes=codes.view(*z.shape[:2], -1))
+            if mask is None:
+                flat = self.quantize(every.float())
+            elif rows is None:
+                flat = self._masked(every.float(), mask.flatten())
+            else:
+                flat = self._dropped(every.float(), rows)
+        vectors = flat.vectors.view_as(z).to(z.dtype)
+        return replace(flat, vectors=vectors, codes=flat.codes.view(*z.shape[:2], -1))
+
+    def _dropped(self, z: Tensor, rows: Tensor) -> Quantized:
+        """z (N, C), rows (n,) int64 of the real ones -> of all N vectors."""
+        flat = self.quantize(z[rows])
+        vectors = flat.vectors.new_zeros(z.shape).index_copy(0, rows, flat.vectors)
+        codes = flat.codes.new_full((len(z), self.depth), -1).index_copy(0, rows, flat.codes)
+        return replace(flat, vectors=vectors, codes=codes)
+
+    def _masked(self, z: Tensor, real: Tensor) -> Quantized:
+        """z (N, C), real (N,) bool -> of all N vectors; what padding holds is quantized too, and counts nowhere."""
+        flat = self.quantize(torch.where(real[:, None], z, 0), real)
+        vectors = torch.where(real[:, None], flat.vectors, 0)
+        codes = torch.where(real[:, None], flat.codes, -1)
+        return replace(flat, vectors=vectors, codes=codes)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """codes (B, T, Q) int64 -> vectors (B, T, C) float32; 0 where a code is -1."""
@@ -102,8 +115,8 @@ class Quantizer(nn.Module):
             vectors = self.vectors_of(codes.clamp(min=0))
         return vectors.masked_fill((codes < 0).any(-1, keepdim=True), 0.0)
 
-    def quantize(self, z: Tensor) -> Quantized:
-        """z (N, C) float32, real vectors only -> vectors (N, C), codes (N, Q)."""
+    def quantize(self, z: Tensor, real: Tensor | None = None) -> Quantized:
+        """z (N, C) float32, real (N,) bool of the vectors that count (None: all) -> vectors (N, C), codes (N, Q)."""
         raise NotImplementedError
 
     def vectors_of(self, codes: Tensor) -> Tensor:
@@ -116,14 +129,21 @@ def straight_through(z: Tensor, vectors: Tensor) -> Tensor:
     return vectors.detach() + (z - z.detach())
 
 
-def mean_square(a: Tensor, b: Tensor) -> Tensor:
-    """Mean of (a - b)² over (N, C) of all ranks -> (); 0 when N is 0, as when a whole batch lacks the modality."""
-    return joint_mean((a - b).square().sum(), a.numel(), step_group())
+def mean_square(a: Tensor, b: Tensor, real: Tensor | None = None) -> Tensor:
+    """Mean of (a - b)² over (N, C) of all ranks -> (); 0 when N is 0, as when a whole batch lacks the modality.
+
+    real: (N,) bool, the rows that count; None for all.
+    """
+    error = (a - b).square()
+    if real is None:
+        return joint_mean(error.sum(), error.numel(), step_group())
+    return joint_mean((error * real[:, None]).sum(), real.sum() * a.shape[1], step_group())
 
 
-def joint_counts(codes: Tensor, size: int) -> Tensor:
-    """codes (N,) in 0..size-1 -> (size,) int64, how often all ranks chose each."""
-    return sum_over_ranks(torch.bincount(codes, minlength=size), step_group())
+def joint_counts(codes: Tensor, size: int, real: Tensor | None = None) -> Tensor:
+    """codes (N,) in 0..size-1, real (N,) bool of those that count (None: all) -> (size,) int64, how often all ranks
+    chose each."""
+    return sum_over_ranks(count_of(codes, size, real), step_group())
 
 
 def usage(counts: Tensor) -> dict[str, Tensor]:

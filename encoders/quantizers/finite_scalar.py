@@ -37,11 +37,11 @@ class FiniteScalarQuantizer(Quantizer):
         self.lead_in = nn.Identity() if same else nn.Linear(config.width, channels)
         self.lead_out = nn.Identity() if same else nn.Linear(channels, config.width)
 
-    def quantize(self, z: Tensor) -> Quantized:
+    def quantize(self, z: Tensor, real: Tensor | None = None) -> Quantized:
         bounded = torch.tanh(self.lead_in(z) + self.shift) * self.reach - self.offset
         rounded = straight_through(bounded, bounded.round())
         codes = ((rounded.detach().long() + self.level_count // 2) * self.radix).sum(-1)
-        counts = joint_counts(codes, self.size)
+        counts = joint_counts(codes, self.size, real)
         metrics = {**usage(counts), "revived": codes.new_zeros(())}
         vectors = self.lead_out(rounded / (self.level_count // 2))
         return Quantized(vectors, codes[:, None], {}, metrics)

@@ -18,11 +18,11 @@ class ResidualQuantizer(Quantizer):
         stages = nn.ModuleList([EMAQuantizer(config) for _ in range(config.quantizers)])
         self.stages: Sequence[EMAQuantizer] = stages  # type: ignore[assignment]
 
-    def quantize(self, z: Tensor) -> Quantized:
+    def quantize(self, z: Tensor, real: Tensor | None = None) -> Quantized:
         residual = z
         found: list[Quantized] = []
         for stage in self.stages:
-            quantized = stage.quantize(residual)
+            quantized = stage.quantize(residual, real)
             residual = residual - quantized.vectors.detach()
             found.append(quantized)
         losses = mean_of([q.losses for q in found])

@@ -30,15 +30,15 @@ class SimQuantizer(Quantizer):
         self.register_buffer("basis", torch.randn(config.num_codes, config.width))
         self.linear = nn.Linear(config.width, config.width)
 
-    def quantize(self, z: Tensor) -> Quantized:
+    def quantize(self, z: Tensor, real: Tensor | None = None) -> Quantized:
         codebook = self.linear(self.basis)
         codes = nearest_code(z.detach(), codebook.detach(), "euclidean")
         vectors = codebook[codes]
         losses = {
-            "codebook": mean_square(z.detach(), vectors),
-            "commitment": COMMITMENT * mean_square(z, vectors.detach()),
+            "codebook": mean_square(z.detach(), vectors, real),
+            "commitment": COMMITMENT * mean_square(z, vectors.detach(), real),
         }
-        counts = joint_counts(codes, self.size)
+        counts = joint_counts(codes, self.size, real)
         metrics = {**usage(counts), "revived": codes.new_zeros(())}
         return Quantized(straight_through(z, vectors), codes[:, None], losses, metrics)
 

@@ -42,6 +42,8 @@ LISTED = 40
 class StandingTask(AlignTask):
     """A run that stays at one point of its schedules, `at` in [0, 1], without a trainer."""
 
+    current_rate = 0.0
+
     def __init__(self, run: Run, at: float) -> None:
         super().__init__(run)
         self.at = at
@@ -147,11 +149,9 @@ def own_step(task: StandingTask, batches: list[Batch], precision: torch.autocast
     task.train()
 
     def step() -> None:
-        batch = next(turn)
         with precision:
-            terms, load = task.losses(task.read(batch), batch)
-        task.rebalance(load)
-        terms.total.backward()
+            total = task.training_step(next(turn), 0)
+        task.backward(total)
         task.on_after_backward()
         task.configure_gradient_clipping(optimizer)
         optimizer.step()

@@ -1,20 +1,23 @@
 """Multi-head attention, self or cross, through `scaled_dot_product_attention`, with a learned bias towards terms."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear, rms_norm
 
 from kernels.attention import attention
 from kernels.errors import UserError
+from mm.model.packed import Look
 
 LARGEST_TERM_BIAS = 4.0
 """Bound of what is added to the logits of a term's tokens: the others keep at least e^-4 of their weight beside it."""
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017): x (B, T, D), context (B, S, D), mask (B, S) bool -> (B, T, D).
+    """Multi-head attention (Vaswani et al. 2017) of the spans of x (N, D) to each other -> (N', D).
 
-    Self-attention is `attention(x, x, mask)`. Queries and keys are RMS-normed per head (Henry et al. 2020), so that
-    logits stay bounded under bf16.
+    Queries and keys are RMS-normed per head (Henry et al. 2020), so that logits stay bounded under bf16.
 
     Args:
         width: D, of the tokens on both sides.
@@ -45,30 +48,47 @@ class Attention(nn.Module):
         if self.term_bias is None:
             self.term_bias = nn.Parameter(self.q_proj.weight.new_zeros(self.heads))
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor, term_mask: Tensor | None = None) -> Tensor:
-        """Let every token of `x` attend to the real tokens of `context`.
+    def forward(self, x: Tensor, looks: Sequence[Look]) -> Tensor:
+        """Let tokens attend to others.
 
         Args:
-            x: queries (B, T, D).
-            context: keys and values (B, S, D).
-            mask: (B, S) bool, True where a context token is real.
-            term_mask: (B, S) bool, the context tokens that belong to a term, see `add_term_bias`.
+            x: all tokens (N, D).
+            looks: which of them attend to which.
 
         Returns:
-            (B, T, D); zeros in a row whose context is all padding.
+            (N', D), the queries of all looks, one after another; zeros where a context has no real token.
         """
-        q = self.split(self.q_proj(x))
-        k = self.split(self.k_proj(context))
-        v = self.split(self.v_proj(context))
-        bias = self.logit_bias(term_mask)
-        q = self.q_norm(q.float())
-        k = self.k_norm(k.float())
-        y = attention(q, k, v, mask, bias)
-        y = y.transpose(1, 2).flatten(2)
-        y = self.out_proj(y)
-        # A softmax over an empty context is undefined: zeros take its place.
-        attends = mask.any(1)[:, None, None]
+        q, k, v = self.project(x)
+        found = []
+        for look in looks:
+            bias = self.logit_bias(look.term_mask)
+            # (B, T, heads, D / heads) -> (B, heads, T, D / heads)
+            queries = look.queries.of(q).transpose(1, 2)
+            keys = look.keys(k).transpose(1, 2)
+            values = look.keys(v).transpose(1, 2)
+            y = attention(queries, keys, values, look.mask, bias)
+            found.append(y.transpose(1, 2).flatten(2).flatten(0, 1))
+        y = self.out_proj(torch.cat(found))
+        # A softmax over an empty context means nothing: zeros take its place.
+        attends = torch.cat([look.attends for look in looks])
         return torch.where(attends, y, 0)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (N, D) -> normed queries and keys, and values, (N, heads, D / heads) each."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        if all(type(projection) is nn.Linear for projection in projections):
+            weight = torch.cat([projection.weight for projection in projections])
+            bias = torch.cat([projection.bias for projection in projections])
+            projected = linear(x, weight, bias)
+        else:
+            # What stands in the place of a linear layer, as an adapter does, has a forward of its own.
+            projected = torch.cat([projection(x) for projection in projections], 1)
+        # (N, 3 · D) -> (N, 3, heads, D / heads)
+        projected = projected.unflatten(1, (3, self.heads, -1))
+        gain = torch.stack([self.q_norm.weight, self.k_norm.weight])
+        normed = rms_norm(projected[:, :2].float(), gain.shape[-1:], eps=self.q_norm.eps) * gain[:, None]
+        q, k = normed.unbind(1)
+        return q, k, projected[:, 2]
 
     def logit_bias(self, term_mask: Tensor | None) -> Tensor | None:
         """What is added to the attention logits.
@@ -88,7 +108,3 @@ class Attention(nn.Module):
         """The bias on the logits of a term's tokens, (heads,), within ± LARGEST_TERM_BIAS."""
         assert self.term_bias is not None
         return LARGEST_TERM_BIAS * torch.tanh(self.term_bias / LARGEST_TERM_BIAS)
-
-    def split(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, heads, T, D / heads)."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)

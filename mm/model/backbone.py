@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.ranges import check_ranges
 from mm.model.attention import Attention
-from mm.model.moe import MoE, MoEConfig
+from mm.model.moe import MoE, MoEConfig, MoEOutput
+from mm.model.packed import Layout, Look, Reading, pack, unpack
 
 
 @dataclass(frozen=True)
@@ -35,38 +36,13 @@ class BackboneConfig:
 
 
 @dataclass
-class Stream:
-    """One modality inside the backbone.
-
-    Args:
-        x: tokens (B, T, D).
-        mask: (B, T) bool, True where a token is real.
-        term_mask: (B, T) bool, the tokens that belong to a term, or None.
-        real: (N,) int64, the positions of real tokens among all B·T, see `located`.
-    """
-
-    x: Tensor
-    mask: Tensor
-    term_mask: Tensor | None = None
-    real: Tensor | None = None
-
-    def located(self) -> "Stream":
-        """The stream with `real`. Counting them waits for the device: once a forward, not once a layer."""
-        return replace(self, real=self.mask.flatten().nonzero().squeeze(1))
-
-
-Reading = dict[str, Stream]
-"""Streams by modality, of samples that are read together; readings do not see each other."""
-
-
-@dataclass
 class BackboneOutput:
-    """What a block or the whole backbone returns.
+    """What the backbone returns.
 
     Args:
         readings: the readings that came in, in their order, with new tokens.
         losses: the router's, weighted, by name.
-        load: assignments per modality and expert, (M, E) of a block, (layers, M, E) of the backbone.
+        load: assignments per layer, modality and expert, (layers, M, E).
     """
 
     readings: list[Reading]
@@ -74,22 +50,20 @@ class BackboneOutput:
     load: Tensor
 
 
-for result in (Stream, BackboneOutput):
-    register_dataclass(result)
+register_dataclass(BackboneOutput)
 
 
 class Block(nn.Module):
-    """One pre-norm layer: self-attention, cross-modal attention, experts; streams (B, T, D) -> (B, T, D).
+    """One pre-norm layer: self-attention, cross-modal attention, experts; tokens (N, D) -> (N, D).
 
     Args:
         config: widths, heads, dropout and experts.
-        modalities: names of all modalities, in the order of the experts' load.
+        modalities: M, how many modalities the experts' load is counted by.
     """
 
-    def __init__(self, config: BackboneConfig, modalities: Sequence[str]) -> None:
+    def __init__(self, config: BackboneConfig, modalities: int) -> None:
         super().__init__()
         width = config.width
-        self.modalities = tuple(modalities)
         self.self_norm = nn.RMSNorm(width)
         self.self_attention = Attention(width, config.heads)
         self.cross_norm = nn.RMSNorm(width)
@@ -98,113 +72,54 @@ class Block(nn.Module):
         nn.init.zeros_(self.cross_attention.out_proj.weight)
         nn.init.zeros_(self.cross_attention.out_proj.bias)
         self.moe_norm = nn.RMSNorm(width)
-        self.moe = MoE(config.moe, width, len(self.modalities))
+        self.moe = MoE(config.moe, width, modalities)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, readings: list[Reading], fuse: bool) -> BackboneOutput:
-        """Read each reading by itself, then send the tokens of all of them through the experts.
-
-        Args:
-            readings: of streams (B, T, D); B may differ between readings.
-            fuse: whether the modalities of a reading attend to each other.
-
-        Returns:
-            BackboneOutput with load (M, E).
-        """
-        attended = [self.attend(reading, fuse) for reading in readings]
-        return self.mix_experts(attended)
-
-    def attend(self, reading: Reading, fuse: bool) -> Reading:
-        """Self-attention of every stream, then cross-modal attention if `fuse` and there are two modalities or more.
+    def forward(self, x: Tensor, layout: Layout) -> MoEOutput:
+        """Let every stream attend to itself, then to the other modalities of its reading, then ask the experts.
 
         Each side attends to the others as they were before any attended: the order of modalities changes nothing.
-        """
-        reading = {m: self.attend_self(stream) for m, stream in reading.items()}
-        if not fuse or len(reading) < 2:
-            return reading
-        fused = {}
-        for m, stream in reading.items():
-            others = [other for name, other in reading.items() if name != m]
-            fused[m] = self.attend_others(stream, others)
-        return fused
-
-    def attend_self(self, stream: Stream) -> Stream:
-        """A stream (B, T, D) with what its tokens attend to among themselves added."""
-        x = self.self_norm(stream.x)
-        y = self.self_attention(x, x, stream.mask, stream.term_mask)
-        return replace(stream, x=stream.x + self.dropout(y))
-
-    def attend_others(self, stream: Stream, others: list[Stream]) -> Stream:
-        """A stream (B, T, D) with what its tokens attend to in the other streams (B, T_i, D) added."""
-        context = torch.cat([self.cross_norm(other.x) for other in others], 1)
-        mask = torch.cat([other.mask for other in others], 1)
-        x = self.cross_norm(stream.x)
-        y = self.cross_attention(x, context, mask, joined_term_mask(others))
-        return replace(stream, x=stream.x + self.dropout(y))
-
-    def mix_experts(self, readings: list[Reading]) -> BackboneOutput:
-        """Send all real tokens of all streams of all readings through the experts in one call.
-
-        Padding never reaches the experts: it neither costs nor counts in the load.
 
         Args:
-            readings: of located streams (B, T, D).
+            x: tokens of all streams (N, D).
+            layout: where they stand, and who sees whom.
 
         Returns:
-            BackboneOutput: the readings with the experts' output added at real tokens; load (M, E).
+            MoEOutput with tokens (N, D) and load (M, E).
         """
-        flat = []
-        rows = []
-        modality = []
-        for reading in readings:
-            for m, stream in reading.items():
-                assert stream.real is not None  # Backbone.forward
-                number = self.modalities.index(m)
-                flat.append(stream.x.flatten(0, 1))
-                rows.append(stream.real)
-                modality.append(torch.full_like(stream.real, number))
-        tokens = torch.cat([x[real] for x, real in zip(flat, rows, strict=True)])
-        out = self.moe(self.moe_norm(tokens), torch.cat(modality))
-        lengths = [len(real) for real in rows]
-        mixed = self.dropout(out.x).split(lengths)
-        parts = iter(zip(flat, rows, mixed, strict=True))
-        results = []
-        for reading in readings:
-            result = {}
-            for m, stream in reading.items():
-                result[m] = add_rows(stream, *next(parts))
-            results.append(result)
-        return BackboneOutput(results, out.losses, out.load)
+        x = x + self.dropout(self.self_attention(self.self_norm(x), layout.alone))
+        if layout.across:
+            x = self.attend_across(x, layout.across)
+        return self.mix_experts(x, layout)
 
+    def attend_across(self, x: Tensor, across: list[Look]) -> Tensor:
+        """Tokens (N, D) with what they attend to in other modalities added; a reading of one modality has none."""
+        y = self.dropout(self.cross_attention(self.cross_norm(x), across))
+        if len(y) == len(x):
+            return x + y
+        ranges = [torch.arange(look.queries.start, look.queries.stop, device=x.device) for look in across]
+        return x.index_add(0, torch.cat(ranges), y.to(x.dtype))
 
-def joined_term_mask(streams: list[Stream]) -> Tensor | None:
-    """Term masks (B, T_i) of several streams, one after another.
+    def mix_experts(self, x: Tensor, layout: Layout) -> MoEOutput:
+        """Send all real tokens of all streams through the experts in one call.
 
-    Returns:
-        (B, ΣT_i) bool, False along a stream without a term mask; None where no stream has one.
-    """
-    if all(stream.term_mask is None for stream in streams):
-        return None
-    masks = []
-    for stream in streams:
-        mask = stream.term_mask
-        if mask is None:
-            mask = torch.zeros_like(stream.mask)
-        masks.append(mask)
-    return torch.cat(masks, 1)
+        Padding neither counts in the load nor changes: it is dropped, or sent along and masked.
 
+        Args:
+            x: tokens of all streams (N, D).
+            layout: which are real, and of which modality.
 
-def add_rows(stream: Stream, flat: Tensor, rows: Tensor, part: Tensor) -> Stream:
-    """Add vectors to some tokens of a stream.
-
-    Args:
-        stream: gives shape (B, T, D) and masks.
-        flat: its tokens (B·T, D).
-        rows: (N,) int64, positions in `flat`.
-        part: (N, D), added at these positions.
-    """
-    x = flat.index_add(0, rows, part.to(flat.dtype))
-    return replace(stream, x=x.view_as(stream.x))
+        Returns:
+            MoEOutput with tokens (N, D), the experts' output added at real ones, and load (M, E).
+        """
+        rows = layout.rows
+        tokens = x if rows is None else x.index_select(0, rows)
+        out = self.moe(self.moe_norm(tokens), layout.modality, layout.real)
+        y = self.dropout(out.x).to(x.dtype)
+        if rows is not None:
+            return replace(out, x=x.index_add(0, rows, y))
+        assert layout.real is not None  # of padding that is computed
+        return replace(out, x=x + torch.where(layout.real[:, None], y, 0))
 
 
 class Backbone(nn.Module):
@@ -224,7 +139,8 @@ class Backbone(nn.Module):
             embeddings[m] = nn.Parameter(torch.randn(config.width) * 0.02)
         # ParameterDict sorts a dict by name: the optimizer's state in older checkpoints is in this order.
         self.modality = nn.ParameterDict(embeddings)
-        self.blocks: Any = nn.ModuleList(Block(config, modalities) for _ in range(config.layers))
+        self.modalities = tuple(modalities)
+        self.blocks: Any = nn.ModuleList(Block(config, len(modalities)) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width)
 
     def forward(self, readings: list[Reading], fuse: bool) -> BackboneOutput:
@@ -237,28 +153,24 @@ class Backbone(nn.Module):
         Returns:
             BackboneOutput: normed streams (B, T, D), the layers' losses summed by name, load (layers, M, E).
         """
-        readings = [self.tagged(reading) for reading in readings]
+        tagged = [self.tagged(reading) for reading in readings]
+        x, layout = pack(tagged, self.modalities, fuse)
         losses: dict[str, Tensor] = {}
         loads = []
         for block in self.blocks:
             if self.checkpoint and torch.is_grad_enabled():
-                out = checkpoint(block, readings, fuse, use_reentrant=False)
+                out = checkpoint(block, x, layout, use_reentrant=False, preserve_rng_state=draws_numbers(block))
             else:
-                out = block(readings, fuse)
-            readings = out.readings
+                out = block(x, layout)
+            x = out.x
             loads.append(out.load)
             for name, value in out.losses.items():
                 losses[name] = losses[name] + value if name in losses else value
-        readings = [self.normed(reading) for reading in readings]
-        return BackboneOutput(readings, losses, torch.stack(loads))
+        return BackboneOutput(unpack(self.norm(x), readings, self.modalities), losses, torch.stack(loads))
 
     def tagged(self, reading: Reading) -> Reading:
-        """Every token (B, T, D), located, with the embedding (D,) of its modality added."""
-        return {m: replace(stream.located(), x=stream.x + self.modality[m]) for m, stream in reading.items()}
-
-    def normed(self, reading: Reading) -> Reading:
-        """Every token (B, T, D) through the last norm."""
-        return {m: replace(stream, x=self.norm(stream.x)) for m, stream in reading.items()}
+        """Every token (B, T, D) with the embedding (D,) of its modality added."""
+        return {m: replace(stream, x=stream.x + self.modality[m]) for m, stream in reading.items()}
 
     def rebalance(self, load: Tensor) -> None:
         """Move every layer's routing bias against the load of a step.
@@ -268,3 +180,8 @@ class Backbone(nn.Module):
         """
         for block, layer_load in zip(self.blocks, load.sum(1), strict=True):
             block.moe.router.rebalance(layer_load, self.bias_rate)
+
+
+def draws_numbers(block: nn.Module) -> bool:
+    """Whether a forward draws random numbers, which one that is repeated has to draw again."""
+    return any(isinstance(module, nn.Dropout) and module.p > 0 and module.training for module in block.modules())

@@ -16,6 +16,7 @@ from torch.utils._pytree import register_dataclass
 from kernels.collectives import Group, joint_mean, joint_sum, step_group, sum_over_ranks
 from kernels.errors import UserError
 from kernels.grouped_mlp import grouped_mlp
+from kernels.padding import count_of
 from kernels.ranges import check_ranges
 
 EXPERT_WEIGHTS = ("w_in", "w_out")
@@ -135,12 +136,14 @@ class MoE(nn.Module):
         self.w_out = nn.Parameter(w_out * config.hidden**-0.5)
         self.shared = SwiGLU(width, config.shared) if config.shared else None
 
-    def forward(self, x: Tensor, modality: Tensor) -> MoEOutput:
+    def forward(self, x: Tensor, modality: Tensor, real: Tensor | None = None) -> MoEOutput:
         """Send tokens through their experts.
 
         Args:
-            x: real tokens (N, D); the caller skips padding.
+            x: tokens (N, D).
             modality: (N,) int64 in 0..M-1, the modality of each token.
+            real: (N,) bool, the tokens that count in losses and load; None for all. What comes out of the others means
+                nothing.
 
         Returns:
             MoEOutput with x (N, D) and load (M, E).
@@ -149,27 +152,28 @@ class MoE(nn.Module):
         y = grouped_mlp(x, self.w_in, self.w_out, chosen, weights)
         if self.shared is not None:
             y = y + self.shared(x)
-        losses = self.losses(logits, chosen, modality)
-        load = self.load(chosen, modality)
+        losses = self.losses(logits, chosen, modality, real)
+        load = self.load(chosen, modality, real)
         return MoEOutput(y, losses, load)
 
     @torch.no_grad()
-    def load(self, chosen: Tensor, modality: Tensor) -> Tensor:
+    def load(self, chosen: Tensor, modality: Tensor, real: Tensor | None = None) -> Tensor:
         """Count assignments.
 
         Args:
             chosen: experts (N, K) int64.
             modality: (N,) int64 in 0..M-1.
+            real: (N,) bool, the tokens that count; None for all.
 
         Returns:
             (M, E) float32.
         """
         experts = self.config.num_experts
-        cell = (modality[:, None] * experts + chosen).flatten()
-        counts = torch.bincount(cell, minlength=self.modalities * experts)
+        cell = modality[:, None] * experts + chosen
+        counts = count_of(cell.flatten(), self.modalities * experts, repeated(real, cell))
         return counts.view(self.modalities, experts).float()
 
-    def losses(self, logits: Tensor, chosen: Tensor, modality: Tensor) -> dict[str, Tensor]:
+    def losses(self, logits: Tensor, chosen: Tensor, modality: Tensor, real: Tensor | None = None) -> dict[str, Tensor]:
         """The router's losses whose weight is not zero, weighted: of the tokens of all ranks in training.
 
         `z` is ST-MoE's (Zoph et al. 2022), `balance` Switch's (Fedus et al. 2021), `entropy` LIMoE's (Mustafa et al.
@@ -179,6 +183,7 @@ class MoE(nn.Module):
             logits: affinity logits (N, E) fp32.
             chosen: experts (N, K) int64.
             modality: (N,) int64 in 0..M-1.
+            real: (N,) bool, the tokens that count; None for all.
 
         Returns:
             scalars by name.
@@ -186,17 +191,26 @@ class MoE(nn.Module):
         config = self.config
         group = step_group()
         losses = {}
+        weight = torch.ones_like(logits[:, 0]) if real is None else real.to(logits.dtype)
+        tokens = weight.sum()
         if config.z:
             squares = logits.logsumexp(1).square()
-            losses["z"] = config.z * joint_mean(squares.sum(), len(squares), group)
+            losses["z"] = config.z * joint_mean(squares @ weight, tokens, group)
         if config.balance:
-            counts = sum_over_ranks(torch.bincount(chosen.flatten(), minlength=config.num_experts), group)
+            own = count_of(chosen.flatten(), config.num_experts, repeated(real, chosen))
+            counts = sum_over_ranks(own, group)
             share = counts / counts.sum().clamp(min=1)
-            probability = joint_mean(logits.softmax(1).sum(0), len(logits), group)
+            probability = joint_mean(weight @ logits.softmax(1), tokens, group)
             losses["balance"] = config.balance * config.num_experts * (share * probability).sum()
         if config.entropy:
-            losses["entropy"] = config.entropy * modality_entropy(logits.softmax(1), modality, self.modalities, group)
+            value = modality_entropy(logits.softmax(1), modality, self.modalities, group, real)
+            losses["entropy"] = config.entropy * value
         return losses
+
+
+def repeated(real: Tensor | None, choices: Tensor) -> Tensor | None:
+    """real (N,) bool of tokens -> (N·K,) of their choices (N, K); None stays None."""
+    return None if real is None else real[:, None].expand_as(choices).flatten()
 
 
 class SwiGLU(nn.Module):
@@ -218,7 +232,9 @@ class SwiGLU(nn.Module):
         return self.down(nn.functional.silu(gate) * up)
 
 
-def modality_entropy(probabilities: Tensor, modality: Tensor, modalities: int, group: Group = None) -> Tensor:
+def modality_entropy(
+    probabilities: Tensor, modality: Tensor, modalities: int, group: Group = None, real: Tensor | None = None
+) -> Tensor:
     """LIMoE's loss (Mustafa et al. 2022): sharp routing per token, spread routing per modality.
 
     Args:
@@ -226,6 +242,7 @@ def modality_entropy(probabilities: Tensor, modality: Tensor, modalities: int, g
         modality: (N,) int64 in 0..M-1, the modality of each token.
         modalities: M.
         group: whose tokens are counted together.
+        real: (N,) bool, the tokens that count; None for all.
 
     Returns:
         (): the mean over modalities that have tokens of (mean entropy of a token's routing - entropy of the mean
@@ -235,10 +252,12 @@ def modality_entropy(probabilities: Tensor, modality: Tensor, modalities: int, g
     def entropy(p: Tensor) -> Tensor:
         return -(p * (p + 1e-9).log()).sum(-1)
 
-    own = nn.functional.one_hot(modality, modalities).to(probabilities.dtype)
+    own = modality[:, None] == torch.arange(modalities, device=modality.device)
+    if real is not None:
+        own = own & real[:, None]
     # Of each modality: its tokens, the sum of their entropies, the sum of their routings.
     parts = torch.cat([torch.ones_like(probabilities[:, :1]), entropy(probabilities)[:, None], probabilities], 1)
-    sums = joint_sum(own.T @ parts, group)
+    sums = joint_sum(own.to(parts.dtype).T @ parts, group)
     tokens = sums[:, 0].detach()
     means = sums[:, 1:] / tokens.clamp(min=1)[:, None]
     there = tokens > 0

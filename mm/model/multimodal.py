@@ -15,8 +15,9 @@ from kernels.errors import UserError
 from kernels.ranges import check_ranges
 from mm.batch import Batch
 from mm.modalities import MODALITIES
-from mm.model.backbone import Backbone, BackboneConfig, Reading, Stream
+from mm.model.backbone import Backbone, BackboneConfig
 from mm.model.heads import AttentionPool, MatchHead, Projection
+from mm.model.packed import Reading, Stream
 from mm.model.term_bias import Terms
 
 
@@ -328,13 +329,14 @@ def streams_of(encoded: Mapping[str, EncoderOutput]) -> Reading:
     return {m: Stream(e.tokens, e.mask, e.term_mask) for m, e in encoded.items()}
 
 
-def select(encoded: EncoderOutput, rows: Tensor, group: Group = None) -> EncoderOutput:
+def select(encoded: EncoderOutput, rows: Tensor, group: Group = None, real: Tensor | None = None) -> EncoderOutput:
     """Some rows of an encoder's output, without its losses and metrics, which belong to the whole batch.
 
     Args:
         encoded: tokens (N, T, D).
         rows: (n,) int64; a row may occur more than once.
         group: its ranks' outputs are joined, and all of them select the same rows: row i of rank r is r · N + i.
+        real: (n,) bool; no token of the other rows is. None for all.
 
     Returns:
         EncoderOutput with tokens (n, T, D).
@@ -347,6 +349,8 @@ def select(encoded: EncoderOutput, rows: Tensor, group: Group = None) -> Encoder
     tokens = chosen(encoded.tokens)
     codes = chosen(encoded.codes)
     mask = chosen(encoded.mask)
+    if real is not None:
+        mask = mask & real[:, None]
     summary = chosen(encoded.summary)
     return EncoderOutput(tokens, codes, mask, summary, term_mask=term_mask)
 

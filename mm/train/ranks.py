@@ -1,7 +1,7 @@
 """What makes the ranks of a run one: batches of one shape, and an end of all where one ends."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -36,8 +36,13 @@ def same_lengths(batch: Batch) -> Batch:
     names = sorted(batch.masks)
     own = torch.tensor([batch.masks[m].shape[1] for m in names], device=batch.ids.device)
     longest = largest_over_ranks(own, group).tolist()
+    return padded_to(batch, dict(zip(names, longest, strict=True)))
+
+
+def padded_to(batch: Batch, lengths: Mapping[str, int]) -> Batch:
+    """The same batch with rows of these lengths, by modality; padding changes no result."""
     padded = replace(batch, inputs=dict(batch.inputs), features=dict(batch.features), masks=dict(batch.masks))
-    for m, length in zip(names, longest, strict=True):
+    for m, length in lengths.items():
         shape = batch.masks[m].shape
         for tensors in (padded.inputs, padded.features, padded.masks):
             # Raw inputs beside cached features may have no such dimension.

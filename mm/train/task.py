@@ -12,11 +12,13 @@ from torch import Tensor
 
 from alignment import Aligned, DrawnPairs, LossTerms, loss_weights, stage
 from kernels.collectives import joint_sum, rank_and_size, sum_over_ranks, world
-from kernels.errors import DivergedError
+from kernels.draws import generator_device
+from kernels.errors import DivergedError, UserError
 from mm.artifacts.run import Run
 from mm.batch import Batch
 from mm.modalities import pairs_of
 from mm.model.multimodal import MatchInput, MatchOutput, ModelOutput, select
+from mm.train.captured import CapturedStep, StepOutcome
 from mm.train.optim import build_optimizer, learning_rate, parameter_groups
 from mm.train.ranks import same_lengths
 
@@ -41,6 +43,7 @@ class AlignTask(LightningModule):
         """Of what is drawn over the global batch, in the same state on every rank; see `seed_step`."""
         self.load: Tensor | None = None
         """Of a step whose routing biases have yet to move, (layers, M, E)."""
+        self.captured = CapturedStep(self)
 
     @property
     def run(self) -> Run:
@@ -52,6 +55,17 @@ class AlignTask(LightningModule):
         """Share of the run that is done, in [0, 1]: the only clock of schedules and learning rate."""
         steps = max(1, self.config.train.steps)
         return min(1.0, self.global_step / steps)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Check, before a batch travels to its device, that matching finds a wrong pair in it.
+
+        Raises:
+            ValueError: it is of one image.
+        """
+        matches = any(name.startswith("itm/") for name in self.term_weights())
+        if matches and world() is None and bool((batch.ids == batch.ids[0]).all()):
+            raise UserError(f"a batch of {len(batch)} with one image has no negative pair: use a larger batch")
+        return batch
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step: forward, losses, log. The routing biases move behind its backward.
@@ -68,12 +82,36 @@ class AlignTask(LightningModule):
             FloatingPointError: the sum is not finite.
         """
         self.seed_step()
+        outcome = self.captured(batch)
+        if outcome is None:
+            terms, metrics, load = self.find(batch)
+            outcome = StepOutcome(terms.total, terms.terms, metrics, load)
+            self.rebalance(load)
+        check_finite(outcome, self.global_step)
+        self.report(outcome)
+        return outcome.total
+
+    def backward(self, loss: Tensor, *args: Any, **options: Any) -> None:
+        """Give every parameter its gradient; a step that was replayed has them already."""
+        if not self.captured.hand_out():
+            super().backward(loss, *args, **options)
+
+    def find(self, batch: Batch) -> tuple[LossTerms, dict[str, Tensor], Tensor]:
+        """Forward and losses of a step.
+
+        Args:
+            batch: the samples of this rank.
+
+        Returns:
+            named terms; the encoders' metrics () by name; expert load (layers, M, E) of all ranks.
+        """
         output = self.read(batch)
         terms, load = self.losses(output, batch)
-        check_finite(terms, self.global_step)
-        self.rebalance(load)
-        self.report(terms, output, load)
-        return terms.total
+        metrics = {}
+        for modality, encoded in output.encoded.items():
+            for name, value in encoded.metrics.items():
+                metrics[f"{name}/{modality}"] = value
+        return terms, metrics, load
 
     def read(self, batch: Batch) -> ModelOutput:
         """The model's forward of a training step."""
@@ -89,7 +127,7 @@ class AlignTask(LightningModule):
         Returns:
             named terms and their weighted sum; expert load (layers, M, E) of all forwards of the step on all ranks.
         """
-        weights = loss_weights(self.config.schedule, self.progress, self.stages)
+        weights = self.term_weights()
         sides = aligned_sides(output, batch)
         rows = self.loss.rows(sides)
         terms = self.loss(sides, rows, batch.ids, weights)
@@ -105,6 +143,11 @@ class AlignTask(LightningModule):
             terms.add(f"router/{name}", both, 1.0)
         loads = [output.load, matched.load] if matched else [output.load]
         return terms, sum_over_ranks(torch.stack(loads).sum(0), world())
+
+    def term_weights(self) -> dict[str, float]:
+        """Of every term of a pair of modalities that is on now, by name, its weight."""
+        weights = loss_weights(self.config.schedule, self.progress, self.stages)
+        return self.loss.term_weights(weights)
 
     def match(self, drawn: list[DrawnPairs], output: ModelOutput) -> MatchOutput | None:
         """Read drawn pairs jointly, all in one call: small calls cost more than what they compute.
@@ -125,8 +168,9 @@ class AlignTask(LightningModule):
         pairs = []
         for pair in drawn:
             mine = torch.arange(rank, len(pair.rows_a), ranks, device=pair.rows_a.device)
-            left = select(select(output.encoded[pair.a], pair.rows_a, group), mine)
-            right = select(select(output.encoded[pair.b], pair.rows_b, group), mine)
+            real = pair.real[mine]
+            left = select(select(output.encoded[pair.a], pair.rows_a, group), mine, real=real)
+            right = select(select(output.encoded[pair.b], pair.rows_b, group), mine, real=real)
             pairs.append(MatchInput(pair.a, pair.b, left, right))
         matched = self.model.match(pairs)
         logits = []
@@ -143,6 +187,8 @@ class AlignTask(LightningModule):
         No generator's state has to survive: a resumed run draws the same numbers as the uninterrupted one.
         """
         seed = self.config.seed
+        if self.draws.device != generator_device(self.run.device):
+            self.draws = torch.Generator(generator_device(self.run.device))
         self.draws.manual_seed(step_seed(seed, self.global_step, 0))
         torch.manual_seed(step_seed(seed, self.global_step, self.global_rank))
 
@@ -164,24 +210,20 @@ class AlignTask(LightningModule):
         self.model.backbone.rebalance(self.load)
         self.load = None
 
-    def report(self, terms: LossTerms, output: ModelOutput, load: Tensor) -> None:
+    def report(self, outcome: StepOutcome) -> None:
         """Log every named term, code utilization, and the experts' load.
 
-        Args:
-            terms: named losses and their sum.
-            output: the forward of the step, for the encoders' metrics.
-            load: (layers, M, E) assignments of all ranks. `experts/dead` is the share of experts without any,
-                `experts/busiest` the largest load over the mean one.
+        `experts/dead` is the share of experts without any assignment, `experts/busiest` the largest load over the mean
+        one.
         """
-        for name, value in terms.terms.items():
+        for name, value in outcome.terms.items():
             self.log(f"train/{name}", value.detach(), prog_bar=name in SHOWN)
-        self.log("train/total", terms.total.detach(), prog_bar=True)
+        self.log("train/total", outcome.total.detach(), prog_bar=True)
         current = stage(self.config.schedule, self.progress)
         self.log("stage", float(current), prog_bar=True)
-        for modality, encoded in output.encoded.items():
-            for name, value in encoded.metrics.items():
-                self.log(f"{name}/{modality}", value.float())
-        per_expert = load.sum(1)
+        for name, value in outcome.metrics.items():
+            self.log(name, value.float())
+        per_expert = outcome.load.sum(1)
         dead = (per_expert == 0).float()
         busiest = per_expert.amax(1) / per_expert.mean(1).clamp(min=1)
         self.log("experts/dead", dead.mean())
@@ -263,7 +305,7 @@ def named_parameters(task: AlignTask) -> list[tuple[str, Tensor]]:
     return named
 
 
-def check_finite(terms: LossTerms, step: int) -> None:
+def check_finite(terms: LossTerms | StepOutcome, step: int) -> None:
     """Stop at the first step whose loss is not a number.
 
     Args:

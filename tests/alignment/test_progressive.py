@@ -1,6 +1,8 @@
 """The sum of named terms: which are there, how they weigh, and that only what belongs together is compared."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,9 +59,10 @@ def run(
     if ids is None:
         ids = torch.arange(len(next(iter(sides.values())).present))
     rows = loss.rows(sides)
-    terms = loss(sides, rows, ids, weights)
-    drawn = loss.draw(sides, rows, ids, weights)
-    loss.add_matching(terms, drawn, match(drawn), weights)
+    by_term = loss.term_weights(weights)
+    terms = loss(sides, rows, ids, by_term)
+    drawn = loss.draw(sides, rows, ids, by_term)
+    loss.add_matching(terms, drawn, match(drawn), by_term)
     return terms
 
 
@@ -102,11 +105,12 @@ def test_a_model_without_a_modality_has_no_terms_for_it() -> None:
     assert not any("audio" in name for name, _ in two.named_parameters())
 
 
-def test_samples_without_the_modality_change_nothing() -> None:
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_samples_without_the_modality_change_nothing(kind: str) -> None:
     """Audio of the last two rows is absent: they get no gradient, and the loss is that of the first four."""
     present = torch.tensor([True] * 4 + [False] * 2)
     audio, text = side(1, present=present), side(2)
-    loss = build("audio", "text")
+    loss = build("audio", "text", config=replace(CONFIG, contrastive=kind))  # type: ignore[arg-type]
     whole = run(loss, {"audio": audio, "text": text}, JOINT)
     assert whole.total.requires_grad
     whole.total.backward()
@@ -118,9 +122,15 @@ def test_samples_without_the_modality_change_nothing() -> None:
     torch.testing.assert_close(run(loss, {"audio": cut(audio), "text": cut(text)}, JOINT).terms, whole.terms)
 
 
-def test_one_pair_alone_has_no_terms() -> None:
-    present = torch.tensor([True] + [False] * 5)
-    assert run(build("audio", "text"), {"audio": side(1, present=present), "text": side(2)}, JOINT).terms == {}
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("pairs", [0, 1])
+def test_one_pair_alone_costs_nothing_and_moves_nothing(pairs: int, kind: str) -> None:
+    present = torch.arange(6) < pairs
+    loss = build("audio", "text", config=replace(CONFIG, contrastive=kind))  # type: ignore[arg-type]
+    found = run(loss, {"audio": side(1, present=present), "text": side(2)}, JOINT)
+    assert len(found.terms) == 4 and not any(found.terms.values())
+    found.total.backward()
+    assert not any(p.grad.any() for p in loss.parameters() if p.grad is not None)
 
 
 def test_the_joint_head_sees_positives_first_and_then_wrong_pairs() -> None:
@@ -192,18 +202,36 @@ def test_hard_negatives_are_rows_of_the_batch_where_some_are_absent() -> None:
     run(build("image", "text"), {"image": image, "text": text}, JOINT, match)
     pairs = list(zip(seen[0].rows_a.tolist(), seen[0].rows_b.tolist(), strict=True))
     count = seen[0].positives
+    assert seen[0].real.all()
     assert sorted(pairs[:count]) == [(2, 2), (3, 3), (4, 4), (5, 5)]
     assert sorted(pairs[count:]) == sorted(2 * [(2, 3), (3, 2), (4, 5), (5, 4)])
 
 
-def test_rows_pair_up_by_sample_and_absent_ones_drop_out() -> None:
+def test_matching_counts_no_more_samples_than_there_are() -> None:
+    """Three pairs where four are asked for: one of the positives and two of the negatives do not count."""
+    seen: list[DrawnPairs] = []
+
+    def match(drawn: list[DrawnPairs]) -> list[Tensor]:
+        seen.extend(drawn)
+        return [torch.where(d.real, 0.0, 100.0) for d in drawn]
+
+    image = side(0, present=torch.tensor([False, True, True, False, True, False]))
+    found = run(build("image", "text"), {"image": image, "text": side(1)}, JOINT, match)
+    assert seen[0].real.tolist() == [True, True, True, False] * 3
+    assert seen[0].rows_a[:3].tolist() == [1, 2, 4]
+    assert found.terms["itm/image_text"].item() == pytest.approx(math.log(2))
+
+
+def test_rows_pair_up_by_sample_and_absent_ones_come_last() -> None:
     image = side(0, rows=3, present=torch.tensor([True, False, True]), samples=3)
     text = side(1, rows=6, present=torch.tensor([True, True, False, True, True, True]), samples=3)
     rows = paired_rows(image, text)
-    assert (rows.a.tolist(), rows.b.tolist()) == ([0, 0, 2], [0, 3, 5])
-    assert rows.lengths == [3] and rows.order.tolist() == [0, 1, 2] and rows.first(2) == [2]
+    assert (rows.a[:3].tolist(), rows.b[:3].tolist()) == ([0, 0, 2], [0, 3, 5])
+    assert rows.real.tolist() == [True] * 3 + [False] * 3 and rows.count == 3
+    assert rows.order.tolist() == list(range(6)) and rows.first(rows.b, 2, None).tolist() == [0, 3]
     turned = paired_rows(text, image)
-    assert (turned.a.tolist(), turned.b.tolist()) == ([0, 3, 5], [0, 0, 2])
+    assert (turned.a[:3].tolist(), turned.b[:3].tolist()) == ([0, 3, 5], [0, 0, 2])
+    assert sorted(turned.a.tolist()) == list(range(6))
 
 
 def test_rows_pair_up_by_their_index_in_whatever_order_they_come() -> None:

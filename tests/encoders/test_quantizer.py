@@ -141,7 +141,7 @@ def test_a_dead_code_is_used_again(kind: str) -> None:
         quantizer(30 + batch(4, 50, 4, seed=step))
     used: list[float] = []
     revived: list[int] = []
-    for step in range(120):  # the data is elsewhere, in place and in direction: most codes are dead
+    for step in range(130):  # the data is elsewhere, in place and in direction: most codes are dead
         out = quantizer((30 + batch(4, 50, 4, seed=step)) * turned)
         used.append(float(out.metrics["used"]))
         revived.append(int(out.metrics["revived"]))

@@ -267,10 +267,13 @@ def main() -> None:
         stages = Stages(scenes, folder, device)
         stages.features()
         stages.step()  # the first one makes the codebooks of its batch
+        calls: dict[str, int] = {}
         for name in STAGES:
             mode.reads.clear()
+            mode.calls = 0
             getattr(stages, name)()
             reads[name] = dict(Counter(mode.reads))
+            calls[name] = mode.calls
         mixed = {}
         for name, stage in (
             ("a buffer", stages.step),
@@ -282,7 +285,7 @@ def main() -> None:
         ):
             with left_on_the_cpu(name, stages):
                 mixed[f"{name} in {stage.__name__}"] = said_of(stage)
-    print(json.dumps({"reads": reads, "mixed": mixed}))
+    print(json.dumps({"reads": reads, "calls": calls, "mixed": mixed}))
 
 
 if __name__ == "__main__":

@@ -82,12 +82,13 @@ class There(Tensor):
 
 class Device(TorchDispatchMode):
     """The mode under which tensors can be on the device. `reads` are the places in our code, `file:function`, at which
-    the host waited for it, in order.
+    the host waited for it, in order; `calls` is how many operations it was sent, views and the backward's among them.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.reads: list[str] = []
+        self.calls = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -101,6 +102,7 @@ class Device(TorchDispatchMode):
             target = args[0].device
         if not there and target.type != NAME:
             return function(*args, **kwargs)
+        self.calls += 1
         if function not in COPIES and there:
             self.require_one_device(function, tensors)
         if waits(function, args, kwargs) or (there and target.type != NAME):

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mm.model.backbone import Backbone, BackboneConfig, BackboneOutput, Reading, Stream
+from mm.model.backbone import Backbone, BackboneConfig, BackboneOutput
 from mm.model.moe import MoEConfig
+from mm.model.packed import Reading, Stream
 
 CONFIG = BackboneConfig(width=16, layers=2, heads=2, moe=MoEConfig(num_experts=6, top_k=2, hidden=4, shared=8))
 LENGTHS = {"image": 4, "audio": 3, "text": 5}

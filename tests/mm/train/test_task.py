@@ -52,6 +52,18 @@ def test_the_total_has_a_gradient_for_every_parameter(task: AtStep, tiny_batch: 
     assert not without
 
 
+def test_a_batch_of_one_image_is_refused_where_pairs_are_matched(
+    task: AtStep, tiny_batch: Callable[..., Batch]
+) -> None:
+    batch = tiny_batch(3)
+    batch.ids.fill_(5)
+    assert task.on_before_batch_transfer(batch, 0) is batch
+    task.step = 9
+    assert task.on_before_batch_transfer(tiny_batch(3), 0)
+    with pytest.raises(ValueError, match="a batch of 3 with one image has no negative pair: use a larger batch"):
+        task.on_before_batch_transfer(batch, 0)
+
+
 def test_load_counts_the_joint_forwards_too(task: AtStep, tiny_batch: Callable[..., Batch]) -> None:
     batch = tiny_batch(4)
     alone = task.model(batch).load

@@ -1,0 +1,194 @@
+"""All tokens of all streams in one tensor: what a layer does to each token alone is one operation for all of them.
+
+Letters: N tokens of all streams, B samples and T tokens of one stream, D width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import register_dataclass
+
+from kernels.padding import real_rows
+
+
+@dataclass
+class Stream:
+    """One modality inside the backbone.
+
+    Args:
+        x: tokens (B, T, D).
+        mask: (B, T) bool, True where a token is real.
+        term_mask: (B, T) bool, the tokens that belong to a term, or None.
+    """
+
+    x: Tensor
+    mask: Tensor
+    term_mask: Tensor | None = None
+
+
+Reading = dict[str, Stream]
+"""Streams by modality, of samples that are read together; readings do not see each other."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where one stream stands among all tokens: `rows` samples of `length` tokens from `start` on."""
+
+    start: int
+    rows: int
+    length: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.rows * self.length
+
+    def of(self, x: Tensor) -> Tensor:
+        """x (N, ...) of all tokens -> (B, T, ...) of this stream's."""
+        return x[self.start : self.stop].unflatten(0, (self.rows, self.length))
+
+
+@dataclass
+class Look:
+    """Who attends to whom: the tokens of one span to those of others, sample by sample.
+
+    Args:
+        queries: of B samples and T tokens.
+        context: of B samples each, S tokens together.
+        mask: (B, S) bool, the context tokens that count; all of them where none is real, so that a softmax is defined.
+        attends: (B·T, 1) bool, the queries that have a real token in their context.
+        term_mask: (B, S) bool, the context tokens that belong to a term; None where none does.
+    """
+
+    queries: Span
+    context: list[Span]
+    mask: Tensor
+    attends: Tensor
+    term_mask: Tensor | None = None
+
+    def keys(self, x: Tensor) -> Tensor:
+        """x (N, ...) of all tokens -> (B, S, ...) of the context's."""
+        parts = [span.of(x) for span in self.context]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+@dataclass
+class Layout:
+    """Who stands where among all tokens, and who sees whom.
+
+    Args:
+        alone: every span to itself.
+        across: every span to the other modalities of its reading; empty where nothing is fused.
+        rows: (n,) int64, the real tokens, see `kernels.padding.real_rows`; None where padding is computed.
+        real: (N,) bool, where padding is computed; None where it is dropped.
+        modality: (n,) int64, the number of the modality of each token, of the real ones where padding is dropped.
+    """
+
+    alone: list[Look]
+    across: list[Look]
+    rows: Tensor | None
+    real: Tensor | None
+    modality: Tensor
+
+
+for result in (Stream, Span, Look, Layout):
+    register_dataclass(result)
+
+
+def pack(readings: Sequence[Reading], modalities: Sequence[str], fuse: bool) -> tuple[Tensor, Layout]:
+    """Put all tokens of all streams one after another, those of one modality together.
+
+    Args:
+        readings: of streams (B, T, D); B may differ between readings.
+        modalities: the names of all, in the order of their numbers.
+        fuse: whether the modalities of a reading attend to each other.
+
+    Returns:
+        tokens (N, D), and where they stand.
+    """
+    spans = spans_of(readings, modalities)
+    streams = [readings[reading][m] for reading, m in spans]
+    x = torch.cat([stream.x.flatten(0, 1) for stream in streams])
+    mask = torch.cat([stream.mask.flatten() for stream in streams])
+    numbers = []
+    across = []
+    for (reading, m), span in spans.items():
+        others = [name for name in readings[reading] if name != m]
+        numbers.append(mask.new_full((span.stop - span.start,), modalities.index(m), dtype=torch.int64))
+        if fuse and others:
+            context = [spans[reading, name] for name in others]
+            across.append(look(span, context, [readings[reading][name] for name in others]))
+    modality = torch.cat(numbers)
+    rows = real_rows(mask)
+    alone = merged_looks(spans, streams)
+    if rows is None:
+        return x, Layout(alone, across, None, mask, modality)
+    return x, Layout(alone, across, rows, None, modality[rows])
+
+
+def unpack(x: Tensor, readings: Sequence[Reading], modalities: Sequence[str]) -> list[Reading]:
+    """The readings that `pack` was given, with their tokens from x (N, D)."""
+    spans = spans_of(readings, modalities)
+    found = []
+    for number, reading in enumerate(readings):
+        found.append({m: replace(stream, x=spans[number, m].of(x)) for m, stream in reading.items()})
+    return found
+
+
+def spans_of(readings: Sequence[Reading], modalities: Sequence[str]) -> dict[tuple[int, str], Span]:
+    """By number of a reading and modality where each stream stands, in their order."""
+    spans = {}
+    start = 0
+    for m in modalities:
+        for number, reading in enumerate(readings):
+            if m in reading:
+                rows, length = reading[m].mask.shape
+                spans[number, m] = Span(start, rows, length)
+                start = spans[number, m].stop
+    return spans
+
+
+def merged_looks(spans: dict[tuple[int, str], Span], streams: Sequence[Stream]) -> list[Look]:
+    """Every stream to itself: neighbours of one length, as those of one modality are, in one look."""
+    groups: list[list[tuple[Span, Stream]]] = []
+    for span, stream in zip(spans.values(), streams, strict=True):
+        if not groups or groups[-1][0][0].length != span.length:
+            groups.append([])
+        groups[-1].append((span, stream))
+    looks = []
+    for group in groups:
+        first, _ = group[0]
+        whole = Span(first.start, sum(span.rows for span, _ in group), first.length)
+        mask = torch.cat([stream.mask for _, stream in group])
+        term_mask = joined_term_mask([stream for _, stream in group], 0)
+        looks.append(masked_look(whole, [whole], mask, term_mask))
+    return looks
+
+
+def look(queries: Span, context: list[Span], streams: list[Stream]) -> Look:
+    """A span to others, whose streams are given."""
+    mask = torch.cat([stream.mask for stream in streams], 1)
+    return masked_look(queries, context, mask, joined_term_mask(streams, 1))
+
+
+def masked_look(queries: Span, context: list[Span], mask: Tensor, term_mask: Tensor | None) -> Look:
+    """mask (B, S) bool, True where a token of the context is real."""
+    some = mask.any(1, keepdim=True)
+    attends = some.expand(-1, queries.length).reshape(-1, 1)
+    return Look(queries, context, mask | ~some, attends, term_mask)
+
+
+def joined_term_mask(streams: Sequence[Stream], dim: int) -> Tensor | None:
+    """Term masks (B, T) of several streams, one after another along a dimension.
+
+    Returns:
+        bool, False along a stream without a term mask; None where no stream has one.
+    """
+    if all(stream.term_mask is None for stream in streams):
+        return None
+    masks = []
+    for stream in streams:
+        mask = stream.term_mask
+        masks.append(torch.zeros_like(stream.mask) if mask is None else mask)
+    return torch.cat(masks, dim)
