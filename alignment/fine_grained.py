@@ -135,23 +135,22 @@ class CodeAgreement(nn.Module):
 
     def distribution(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Unit tokens (B, T, D), mask (B, T) -> probabilities (B, S) over the shared codes."""
-        logits = tokens.float() @ nn.functional.normalize(self.codebook, dim=-1).T / self.temperature
-        p = logits.softmax(-1) * mask[..., None]
-        return p.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        with torch.autocast(tokens.device.type, enabled=False):
+            logits = tokens.float() @ nn.functional.normalize(self.codebook, dim=-1).T / self.temperature
+            share = mask / mask.sum(1, keepdim=True).clamp(min=1)
+            return torch.bmm(share[:, None].to(logits.dtype), logits.softmax(-1)).squeeze(1)
 
-    def forward(
-        self, a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, ids: Tensor, real: Tensor | None = None
-    ) -> Tensor:
-        """Unit tokens a (B, S, D), b (B, T, D), their masks, ids (B,), real (B,) bool of the rows that are pairs (None:
-        all) -> ().
+    def forward(self, p: Tensor, q: Tensor, ids: Tensor, real: Tensor | None = None) -> Tensor:
+        """The `distribution` of either side (B, S), ids (B,), real (B,) bool of the rows that are pairs (None: all) ->
+        ().
 
         The batch is the global one, over all ranks, of as many rows on each. Everything is float32, also under
         autocast: bfloat16 keeps three digits of a logarithm near zero.
         """
         group = world()
-        with torch.autocast(a.device.type, enabled=False):
-            p = gather(self.distribution(a, mask_a), group)
-            q = gather(self.distribution(b, mask_b), group)
+        with torch.autocast(p.device.type, enabled=False):
+            p = gather(p, group)
+            q = gather(q, group)
             similarity = p @ (q + 1e-6).log().T + (p + 1e-6).log() @ q.T
             joint_real = None if real is None else gather(real, group)
             return dense_info_nce(similarity, gather(ids, group), joint_real)

@@ -83,16 +83,22 @@ class PairedRows:
         return rows if group is None else rows[self.order]
 
     def first(self, x: Tensor, count: int, group: Group) -> Tensor:
-        """x (N, ...) of this rank's rows -> those (count, ...) of all ranks' rows that come first; fewer if there are
-        no more."""
-        few = min(count, len(x))
-        rows = gather(x[:few], group)
+        """The first `count` of all ranks' rows, which are among the first of each.
+
+        Args:
+            x: (n, ...), of the first n = min(count, N) rows of this rank.
+            count: how many are asked for.
+            group: of the ranks.
+
+        Returns:
+            (count, ...); fewer if there are no more.
+        """
+        rows = gather(x, group)
         if group is None:
             return rows
         first = self.order[:count]
-        # The first of all ranks are among the first of each.
-        rank = first // len(x)
-        return rows[rank * few + first % len(x)]
+        size = len(self.a)
+        return rows[first // size * len(x) + first % size]
 
 
 PairRows = dict[Pair, PairedRows]
@@ -255,8 +261,20 @@ class ProgressiveAlignment(nn.Module):
             weights: by name, see `term_weights`.
         """
         loss = LossTerms()
+        codes: dict[str, Tensor] = {}
+        for pair in rows:
+            if f"code_match/{name_of(pair)}" in weights:
+                for m in pair:
+                    if m not in codes:
+                        codes[m] = self.code_match.distribution(sides[m].tokens, sides[m].mask)
         for pair, pair_rows in rows.items():
-            self.add_pair(loss, pair, sides, pair_rows, ids, weights)
+            of_rows = ids[sides[pair[0]].sample_index[pair_rows.a]]
+            self.add_pair(loss, pair, sides, pair_rows, of_rows, weights)
+            name = f"code_match/{name_of(pair)}"
+            if name in weights:
+                p, q = codes[pair[0]][pair_rows.a], codes[pair[1]][pair_rows.b]
+                value = self.code_match(p, q, of_rows, pair_rows.real)
+                loss.add(name, value * (pair_rows.count > 1), weights[name])
         return loss
 
     def add_pair(
@@ -268,28 +286,27 @@ class ProgressiveAlignment(nn.Module):
         ids: Tensor,
         weights: Mapping[str, float],
     ) -> None:
-        """Add one pair's terms but matching, over its `rows` of each side."""
+        """Add one pair's contrastive terms, over its `rows` of each side, of samples ids (N,)."""
         name = name_of(pair)
         x = sides[pair[0]]
         y = sides[pair[1]]
         i = rows.a
         j = rows.b
-        of_rows = ids[x.sample_index[i]]
         several = rows.count > 1
 
         def add(term: str, value: Tensor) -> None:
             loss.add(term, value * several, weights[term])
 
         if f"contrastive/{name}" in weights:
-            value = self.contrastive[name](x.embedding[i], y.embedding[j], of_rows, rows.real)
+            value = self.contrastive[name](x.embedding[i], y.embedding[j], ids, rows.real)
             add(f"contrastive/{name}", value)
-        if f"code_match/{name}" in weights:
-            value = self.code_match(x.tokens[i], x.mask[i], y.tokens[j], y.mask[j], of_rows, rows.real)
-            add(f"code_match/{name}", value)
         if f"filip/{name}" in weights:
             # Batches come in random order, so the first rows are a random sample.
-            parts = (x.tokens[i], x.mask[i], y.tokens[j], y.mask[j], of_rows, rows.real)
-            first = [rows.first(part, self.config.filip_rows, world()) for part in parts]
+            count = self.config.filip_rows
+            i = i[:count]
+            j = j[:count]
+            parts = (x.tokens[i], x.mask[i], y.tokens[j], y.mask[j], ids[:count], rows.real[:count])
+            first = [rows.first(part, count, world()) for part in parts]
             add(f"filip/{name}", self.filip[name](*first))
 
     def add_matching(

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm
+from torch.nn.functional import linear
 
 from kernels.attention import attention
 from kernels.errors import UserError
-from mm.model.packed import Look
+from kernels.rms_norm import RMSNorm, rms_norm
+from mm.model.packed import Look, cut, spans_in
 
 LARGEST_TERM_BIAS = 4.0
 """Bound of what is added to the logits of a term's tokens: the others keep at least e^-4 of their weight beside it."""
@@ -39,8 +40,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
-        self.q_norm = nn.RMSNorm(head_width)
-        self.k_norm = nn.RMSNorm(head_width)
+        self.q_norm = RMSNorm(head_width)
+        self.k_norm = RMSNorm(head_width)
         self.register_parameter("term_bias", None)
 
     def add_term_bias(self) -> None:
@@ -58,20 +59,22 @@ class Attention(nn.Module):
         Returns:
             (N', D), the queries of all looks, one after another; zeros where a context has no real token.
         """
-        q, k, v = self.project(x)
+        spans = spans_in(looks)
+        q, k, v = (cut(part, spans) for part in self.project(x))
         found = []
         for look in looks:
             bias = self.logit_bias(look.term_mask)
             # (B, T, heads, D / heads) -> (B, heads, T, D / heads)
-            queries = look.queries.of(q).transpose(1, 2)
-            keys = look.keys(k).transpose(1, 2)
-            values = look.keys(v).transpose(1, 2)
+            queries = q[look.queries].transpose(1, 2)
+            keys = look.joined(k).transpose(1, 2)
+            values = look.joined(v).transpose(1, 2)
             y = attention(queries, keys, values, look.mask, bias)
             found.append(y.transpose(1, 2).flatten(2).flatten(0, 1))
         y = self.out_proj(torch.cat(found))
+        if all(look.attends is None for look in looks):
+            return y
         # A softmax over an empty context means nothing: zeros take its place.
-        attends = torch.cat([look.attends for look in looks])
-        return torch.where(attends, y, 0)
+        return torch.where(torch.cat([look.attending(y) for look in looks]), y, 0)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (N, D) -> normed queries and keys, and values, (N, heads, D / heads) each."""
@@ -84,11 +87,10 @@ class Attention(nn.Module):
             # What stands in the place of a linear layer, as an adapter does, has a forward of its own.
             projected = torch.cat([projection(x) for projection in projections], 1)
         # (N, 3 · D) -> (N, 3, heads, D / heads)
-        projected = projected.unflatten(1, (3, self.heads, -1))
-        gain = torch.stack([self.q_norm.weight, self.k_norm.weight])
-        normed = rms_norm(projected[:, :2].float(), gain.shape[-1:], eps=self.q_norm.eps) * gain[:, None]
-        q, k = normed.unbind(1)
-        return q, k, projected[:, 2]
+        both, v = projected.unflatten(1, (3, self.heads, -1)).split([2, 1], 1)
+        q, k = rms_norm(both.float(), eps=self.q_norm.eps).unbind(1)
+        # The logits are products of both sides: the gains of both are given to one.
+        return q * (self.q_norm.weight * self.k_norm.weight), k, v.squeeze(1)
 
     def logit_bias(self, term_mask: Tensor | None) -> Tensor | None:
         """What is added to the attention logits.

@@ -10,6 +10,7 @@ from torch.utils._pytree import register_dataclass
 from torch.utils.checkpoint import checkpoint
 
 from kernels.ranges import check_ranges
+from kernels.rms_norm import RMSNorm
 from mm.model.attention import Attention
 from mm.model.moe import MoE, MoEConfig, MoEOutput
 from mm.model.packed import Layout, Look, Reading, pack, unpack
@@ -64,14 +65,14 @@ class Block(nn.Module):
     def __init__(self, config: BackboneConfig, modalities: int) -> None:
         super().__init__()
         width = config.width
-        self.self_norm = nn.RMSNorm(width)
+        self.self_norm = RMSNorm(width)
         self.self_attention = Attention(width, config.heads)
-        self.cross_norm = nn.RMSNorm(width)
+        self.cross_norm = RMSNorm(width)
         self.cross_attention = Attention(width, config.heads)
         # Cross-modal attention is zero-initialised: a random one would add noise to a backbone that already embeds.
         nn.init.zeros_(self.cross_attention.out_proj.weight)
         nn.init.zeros_(self.cross_attention.out_proj.bias)
-        self.moe_norm = nn.RMSNorm(width)
+        self.moe_norm = RMSNorm(width)
         self.moe = MoE(config.moe, width, modalities)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -141,7 +142,7 @@ class Backbone(nn.Module):
         self.modality = nn.ParameterDict(embeddings)
         self.modalities = tuple(modalities)
         self.blocks: Any = nn.ModuleList(Block(config, len(modalities)) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.width)
+        self.norm = RMSNorm(config.width)
 
     def forward(self, readings: list[Reading], fuse: bool) -> BackboneOutput:
         """Read streams alone (to embed them) or together (to match them).

@@ -27,15 +27,13 @@ class AttentionPool(nn.Module):
         Returns:
             (B, D).
         """
-        real = mask[..., None]
         # A softmax does not see the bias: its gradient would be rounding alone, which AdamW makes steps of full size.
         score = nn.functional.linear(x, self.score.weight) + 0 * self.score.bias
-        score = score.float().masked_fill(~real, -1e4)
-        weight = score.softmax(1).to(x.dtype)
+        score = score.squeeze(-1).float().masked_fill(~mask, -1e4)
         count = mask.sum(1, keepdim=True).clamp(min=1)
-        mean = (x * real).sum(1) / count
-        attended = (weight * x).sum(1)
-        return attended + mean
+        weight = score.softmax(1) + mask / count
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.bmm(weight[:, None].to(x.dtype), x).squeeze(1)
 
 
 class Center(JointBatchNorm, nn.BatchNorm1d):

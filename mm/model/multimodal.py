@@ -195,34 +195,60 @@ class MultimodalModel(nn.Module):
         """
         readings = [streams_of({pair.a: pair.left, pair.b: pair.right}) for pair in pairs]
         out = self.backbone(readings, fuse=True)
-        logits = []
+        sides: dict[str, list[tuple[Stream, Tensor]]] = {}
         for pair, read in zip(pairs, out.readings, strict=True):
-            x = self.read(pair.a, read[pair.a], pair.left.summary, use_running_stats=True)
-            y = self.read(pair.b, read[pair.b], pair.right.summary, use_running_stats=True)
-            logits.append(self.match_head(x, y))
-        return MatchOutput(logits, out.losses, out.load)
+            sides.setdefault(pair.a, []).append((read[pair.a], pair.left.summary))
+            sides.setdefault(pair.b, []).append((read[pair.b], pair.right.summary))
+        vectors = {m: iter(self.read_together(m, *zip(*parts, strict=True))) for m, parts in sides.items()}
+        left = [next(vectors[pair.a]) for pair in pairs]
+        right = [next(vectors[pair.b]) for pair in pairs]
+        logits = self.match_head(torch.cat(left), torch.cat(right))
+        return MatchOutput(list(logits.split([len(x) for x in left])), out.losses, out.load)
 
-    def read(
-        self,
-        modality: str,
-        stream: Stream,
-        summary: Tensor,
-        use_running_stats: bool = False,
-        present: Tensor | None = None,
-    ) -> Tensor:
+    def read_together(
+        self, modality: str, streams: Sequence[Stream], summaries: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """`read` of several streams (N_i, T, D) of a modality by the running statistics -> unit vectors (N_i, E) of
+        each."""
+        pooled = [self.pool[modality](stream.x, stream.mask) for stream in streams]
+        x = self.project_pooled(modality, torch.cat(pooled), torch.cat(list(summaries)), use_running_stats=True)
+        return x.split([len(part) for part in pooled])
+
+    def read(self, modality: str, stream: Stream, summary: Tensor, present: Tensor | None = None) -> Tensor:
         """Pool and project one modality's tokens.
 
         Args:
             modality: selects pool and projections.
             stream: the backbone's tokens (N, T, D) and mask (N, T).
             summary: the trunk's summary (N, S), read where the model has direct projections.
-            use_running_stats: centre by running statistics, see `Projection.forward`.
             present: (N,) bool, the rows that count in the batch's statistics; None for all.
 
         Returns:
             unit vectors (N, E) float32.
         """
         pooled = self.pool[modality](stream.x, stream.mask)
+        return self.project_pooled(modality, pooled, summary, present=present)
+
+    def project_pooled(
+        self,
+        modality: str,
+        pooled: Tensor,
+        summary: Tensor,
+        use_running_stats: bool = False,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """Project pooled vectors.
+
+        Args:
+            modality: selects the projections.
+            pooled: (N, D).
+            summary: the trunk's (N, S).
+            use_running_stats: centre by running statistics, see `Projection.forward`.
+            present: (N,) bool, the rows that count in the batch's statistics; None for all.
+
+        Returns:
+            unit vectors (N, E) float32.
+        """
         x = self.project[modality](pooled, use_running_stats, present)
         if modality in self.direct:
             x = x + self.direct[modality](summary, use_running_stats, present)

@@ -3,14 +3,14 @@
 Letters: N tokens of all streams, B samples and T tokens of one stream, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import register_dataclass
 
-from kernels.padding import real_rows
+from kernels.padding import host_reads, real_rows
 
 
 @dataclass
@@ -42,11 +42,12 @@ class Span:
 
     @property
     def stop(self) -> int:
-        return self.start + self.rows * self.length
+        return self.start + self.size
 
-    def of(self, x: Tensor) -> Tensor:
-        """x (N, ...) of all tokens -> (B, T, ...) of this stream's."""
-        return x[self.start : self.stop].unflatten(0, (self.rows, self.length))
+    @property
+    def size(self) -> int:
+        """How many tokens it has."""
+        return self.rows * self.length
 
 
 @dataclass
@@ -57,20 +58,27 @@ class Look:
         queries: of B samples and T tokens.
         context: of B samples each, S tokens together.
         mask: (B, S) bool, the context tokens that count; all of them where none is real, so that a softmax is defined.
-        attends: (B·T, 1) bool, the queries that have a real token in their context.
+            None where all are known to be real.
+        attends: (B, 1) bool, the samples that have a real token in their context; None where all are known to.
         term_mask: (B, S) bool, the context tokens that belong to a term; None where none does.
     """
 
     queries: Span
     context: list[Span]
-    mask: Tensor
-    attends: Tensor
+    mask: Tensor | None
+    attends: Tensor | None
     term_mask: Tensor | None = None
 
-    def keys(self, x: Tensor) -> Tensor:
-        """x (N, ...) of all tokens -> (B, S, ...) of the context's."""
-        parts = [span.of(x) for span in self.context]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    def attending(self, x: Tensor) -> Tensor:
+        """(B·T, 1) bool beside x, the queries that have a real token in their context."""
+        if self.attends is None:
+            return torch.ones(self.queries.size, 1, dtype=torch.bool, device=x.device)
+        return self.attends.expand(-1, self.queries.length).reshape(-1, 1)
+
+    def joined(self, parts: Mapping[Span, Tensor]) -> Tensor:
+        """What `cut` made of all tokens -> (B, S, ...) of the context's."""
+        found = [parts[span] for span in self.context]
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
 @dataclass
@@ -115,7 +123,7 @@ def pack(readings: Sequence[Reading], modalities: Sequence[str], fuse: bool) -> 
     across = []
     for (reading, m), span in spans.items():
         others = [name for name in readings[reading] if name != m]
-        numbers.append(mask.new_full((span.stop - span.start,), modalities.index(m), dtype=torch.int64))
+        numbers.append(mask.new_full((span.size,), modalities.index(m), dtype=torch.int64))
         if fuse and others:
             context = [spans[reading, name] for name in others]
             across.append(look(span, context, [readings[reading][name] for name in others]))
@@ -130,10 +138,39 @@ def pack(readings: Sequence[Reading], modalities: Sequence[str], fuse: bool) -> 
 def unpack(x: Tensor, readings: Sequence[Reading], modalities: Sequence[str]) -> list[Reading]:
     """The readings that `pack` was given, with their tokens from x (N, D)."""
     spans = spans_of(readings, modalities)
+    parts = cut(x, list(spans.values()))
     found = []
     for number, reading in enumerate(readings):
-        found.append({m: replace(stream, x=spans[number, m].of(x)) for m, stream in reading.items()})
+        found.append({m: replace(stream, x=parts[spans[number, m]]) for m, stream in reading.items()})
     return found
+
+
+def cut(x: Tensor, spans: Sequence[Span]) -> dict[Span, Tensor]:
+    """x (N, ...) of all tokens -> (B, T, ...) of each span, in one operation, whose backward is one too.
+
+    spans: in their order, none over another.
+    """
+    sizes = []
+    places = {}
+    stop = 0
+    for span in spans:
+        if span.start > stop:
+            sizes.append(span.start - stop)
+        places[span] = len(sizes)
+        sizes.append(span.size)
+        stop = span.stop
+    if stop < len(x):
+        sizes.append(len(x) - stop)
+    pieces = x.split(sizes)
+    return {span: pieces[place].unflatten(0, (span.rows, span.length)) for span, place in places.items()}
+
+
+def spans_in(looks: Sequence[Look]) -> list[Span]:
+    """All spans that look or are looked at, in their order."""
+    found = set()
+    for look in looks:
+        found.update([look.queries, *look.context])
+    return sorted(found, key=lambda span: span.start)
 
 
 def spans_of(readings: Sequence[Reading], modalities: Sequence[str]) -> dict[tuple[int, str], Span]:
@@ -174,9 +211,10 @@ def look(queries: Span, context: list[Span], streams: list[Stream]) -> Look:
 
 def masked_look(queries: Span, context: list[Span], mask: Tensor, term_mask: Tensor | None) -> Look:
     """mask (B, S) bool, True where a token of the context is real."""
+    if host_reads(mask) and bool(mask.all()):
+        return Look(queries, context, None, None, term_mask)
     some = mask.any(1, keepdim=True)
-    attends = some.expand(-1, queries.length).reshape(-1, 1)
-    return Look(queries, context, mask | ~some, attends, term_mask)
+    return Look(queries, context, mask | ~some, some, term_mask)
 
 
 def joined_term_mask(streams: Sequence[Stream], dim: int) -> Tensor | None:

@@ -110,6 +110,11 @@ def test_padding_changes_nothing() -> None:
     torch.testing.assert_close(agreement.distribution(*longer), agreement.distribution(a, mask_a))
 
 
+def agree(agreement: CodeAgreement, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], ids: Tensor) -> Tensor:
+    """The term of tokens and mask of either side."""
+    return agreement(agreement.distribution(*a), agreement.distribution(*b), ids)
+
+
 def test_a_sample_agrees_with_itself_perfectly() -> None:
     a, mask = ragged(6, 4, 0)
     torch.testing.assert_close(paired_late_interaction(a, mask, a, mask), torch.ones(6))
@@ -143,9 +148,9 @@ def test_collapse_does_not_win_code_agreement() -> None:
     collapsed = normalize(collapsed, dim=-1)
     apart = normalize(agreement.codebook.detach(), dim=-1)[:6, None]
     chance = math.log(6)
-    assert agreement(collapsed, mask, collapsed, mask, ids).item() == pytest.approx(chance, abs=1e-4)
-    assert agreement(apart, mask, apart, mask, ids).item() < 0.5 * chance
-    assert agreement(apart, mask, apart.roll(1, 0), mask, ids).item() > chance
+    assert agree(agreement, (collapsed, mask), (collapsed, mask), ids).item() == pytest.approx(chance, abs=1e-4)
+    assert agree(agreement, (apart, mask), (apart, mask), ids).item() < 0.5 * chance
+    assert agree(agreement, (apart, mask), (apart.roll(1, 0), mask), ids).item() > chance
 
 
 def test_code_agreement_is_of_float32_under_autocast() -> None:
@@ -155,7 +160,7 @@ def test_code_agreement_is_of_float32_under_autocast() -> None:
     for reduced in (False, True):
         agreement.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
-            value = agreement(a, mask_a, b, mask_b, torch.arange(6))
+            value = agree(agreement, (a, mask_a), (b, mask_b), torch.arange(6))
         value.backward()
         assert agreement.codebook.grad is not None
         found.append((value.detach(), agreement.codebook.grad.clone()))
@@ -166,6 +171,6 @@ def test_the_shared_codebook_learns_from_both_sides() -> None:
     (a, mask_a), (b, mask_b) = ragged(6, 4, 0), ragged(6, 3, 1)
     a.requires_grad_(), b.requires_grad_()
     agreement = CodeAgreement(8, 6)
-    agreement(a, mask_a, b, mask_b, torch.arange(6)).backward()
+    agree(agreement, (a, mask_a), (b, mask_b), torch.arange(6)).backward()
     for leaf in (a, b, agreement.codebook):
         assert leaf.grad is not None and leaf.grad.abs().sum() > 0

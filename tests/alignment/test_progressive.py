@@ -228,7 +228,7 @@ def test_rows_pair_up_by_sample_and_absent_ones_come_last() -> None:
     rows = paired_rows(image, text)
     assert (rows.a[:3].tolist(), rows.b[:3].tolist()) == ([0, 0, 2], [0, 3, 5])
     assert rows.real.tolist() == [True] * 3 + [False] * 3 and rows.count == 3
-    assert rows.order.tolist() == list(range(6)) and rows.first(rows.b, 2, None).tolist() == [0, 3]
+    assert rows.order.tolist() == list(range(6)) and rows.first(rows.b[:2], 2, None).tolist() == [0, 3]
     turned = paired_rows(text, image)
     assert (turned.a[:3].tolist(), turned.b[:3].tolist()) == ([0, 3, 5], [0, 0, 2])
     assert sorted(turned.a.tolist()) == list(range(6))
