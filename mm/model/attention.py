@@ -87,10 +87,10 @@ class Attention(nn.Module):
             # What stands in the place of a linear layer, as an adapter does, has a forward of its own.
             projected = torch.cat([projection(x) for projection in projections], 1)
         # (N, 3 · D) -> (N, 3, heads, D / heads)
-        both, v = projected.unflatten(1, (3, self.heads, -1)).split([2, 1], 1)
-        q, k = rms_norm(both.float(), eps=self.q_norm.eps).unbind(1)
+        q, k, v = projected.unflatten(1, (3, self.heads, -1)).unbind(1)
         # The logits are products of both sides: the gains of both are given to one.
-        return q * (self.q_norm.weight * self.k_norm.weight), k, v.squeeze(1)
+        gain = self.q_norm.weight * self.k_norm.weight
+        return rms_norm(q.float(), gain, self.q_norm.eps), rms_norm(k.float(), eps=self.k_norm.eps), v
 
     def logit_bias(self, term_mask: Tensor | None) -> Tensor | None:
         """What is added to the attention logits.

@@ -214,6 +214,8 @@ def masked_look(queries: Span, context: list[Span], mask: Tensor, term_mask: Ten
     if host_reads(mask) and bool(mask.all()):
         return Look(queries, context, None, None, term_mask)
     some = mask.any(1, keepdim=True)
+    if host_reads(mask) and bool(some.all()):
+        return Look(queries, context, mask, None, term_mask)
     return Look(queries, context, mask | ~some, some, term_mask)
 
 

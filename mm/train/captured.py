@@ -120,12 +120,11 @@ class CapturedStep:
         self.replayed: Recording | None = None
 
     def __call__(self, batch: Batch) -> StepOutcome | None:
-        """Replay the step of a batch, after which `hand_out` gives its gradients; None where it has to be taken one
-        operation at a time."""
+        """Replay the step of a batch that is `prepared`, after which `hand_out` gives its gradients; None where it has
+        to be taken one operation at a time."""
         self.replayed = None
-        if self.eager is not None or not self.possible(batch):
+        if self.eager is not None:
             return None
-        batch = self.bucketed(batch)
         weights = self.task.term_weights()
         kind = kind_of(batch, weights)
         recording = self.recordings.get(kind)
@@ -140,23 +139,19 @@ class CapturedStep:
         self.replayed = recording
         return recording.replay(batch, weights)
 
-    def possible(self, batch: Batch) -> bool:
-        """Whether steps can be captured at all; says it in the log where they cannot."""
-        if batch.ids.device.type != "cuda":
-            return self.stay_eager("it does not run on a GPU")
-        if world() is not None:
-            return self.stay_eager("several processes take it together")
-        return True
-
-    def stay_eager(self, reason: str) -> bool:
-        """Give up, and say why. Returns False."""
+    def stay_eager(self, reason: str) -> None:
+        """Give up, and say why."""
         self.eager = reason
         log.info("step: eager, because %s", reason)
-        return False
 
-    def bucketed(self, batch: Batch) -> Batch:
-        """The batch with its captions padded to the next length that is recorded."""
-        if "text" not in batch.masks:
+    def prepared(self, batch: Batch) -> Batch:
+        """The batch with its captions padded to the next length that is recorded, where steps can be; a step that is
+        not replayed reads the same, and draws the same numbers. Says in the log where steps cannot be recorded."""
+        if self.eager is None and batch.ids.device.type != "cuda":
+            self.stay_eager("it does not run on a GPU")
+        if self.eager is None and world() is not None:
+            self.stay_eager("several processes take it together")
+        if self.eager is not None or "text" not in batch.masks:
             return batch
         length = batch.masks["text"].shape[1]
         most = self.task.model.encoders["text"].bottleneck.position.shape[0]

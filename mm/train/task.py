@@ -82,6 +82,7 @@ class AlignTask(LightningModule):
             FloatingPointError: the sum is not finite.
         """
         self.seed_step()
+        batch = self.captured.prepared(batch)
         outcome = self.captured(batch)
         if outcome is None:
             terms, metrics, load = self.find(batch)
