@@ -2,8 +2,8 @@
 
 On a processor without AMX torch's fused bf16 path multiplies in scalars: (128, 4, 64, 32) forward and backward took
 98 ms in bf16 against 30 ms in fp32 on one core of an AVX-512 machine. With AMX its backward does: 22 ms against 3 for
-(24, 4, 64, 32) on one core. There fp32 is taken whatever the autocast, with AMX where gradients are recorded; everywhere
-else the dtype is autocast's.
+(24, 4, 64, 32) on one core. There fp32 is taken whatever the autocast, with AMX where gradients are recorded; elsewhere
+the dtype is autocast's.
 """
 
 import torch
