@@ -63,9 +63,9 @@ def arithmetic_dtype(op: str, dtype: torch.dtype, device: str, path: str) -> tor
 
 
 def choose_products(device: torch.device, dtype: torch.dtype, width: int, hidden: int) -> str:
-    """How the experts of a grouped MLP on CUDA multiply, as measured (README, "Kernels"): ``fused``, both products of
-    an expert in one kernel, while the hidden state fits registers; ``library``, torch's grouped product, where that is
-    a kernel; ``tiles``, our own products. Logged once.
+    """How the experts of a grouped MLP on CUDA multiply, as measured on an H200: ``fused``, both products of an expert
+    in one kernel, while its hidden state fits registers; ``library``, torch's grouped product, where that is a kernel;
+    ``tiles``, our own products. Logged once.
     """
     if hidden <= FUSED_HIDDEN:
         products = "fused"

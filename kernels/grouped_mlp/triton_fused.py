@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.grouped_mlp.layout import Layout
+from kernels.grouped_mlp.layout import Layout, ceil_div, power_of_two
 from kernels.grouped_mlp.triton_glue import combine, swiglu_gradients
 from kernels.grouped_mlp.triton_layout import bins, tile_of
 from kernels.grouped_mlp.triton_products import precision
@@ -115,7 +115,7 @@ def backward(
     size = matrix_tiles(hidden, gate_up.dtype)
     tile_h = fitted(hidden, size.rows)
     tile_d = fitted(width, size.columns)
-    parts = 3 * triton.cdiv(hidden, tile_h) * triton.cdiv(width, tile_d)
+    parts = 3 * ceil_div(hidden, tile_h) * ceil_div(width, tile_d)
     _matrices_kernel[(num_experts, parts)](
         grad,
         x,
@@ -142,7 +142,7 @@ def grid(count: int, num_experts: int, rows: int) -> int:
 
 def fitted(size: int, most: int = 128) -> int:
     """The side of a tile for ``size`` channels: a power of two, 16 at least, ``most`` at most."""
-    return min(most, max(16, triton.next_power_of_2(size)))
+    return min(most, max(16, power_of_two(size)))
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.grouped_mlp.layout import Layout
+from kernels.grouped_mlp.layout import Layout, ceil_div, power_of_two
 
 ELEMENTS = 4096  # of a program's tile
 
@@ -22,7 +22,7 @@ def spread(x: Tensor, plan: Layout) -> Tensor:
     out = x.new_empty(tokens * top_k, width)
     rows, columns = _tile(width, 2048)
     if tokens and top_k:
-        _spread_kernel[(triton.cdiv(tokens, rows), triton.cdiv(width, columns))](
+        _spread_kernel[(ceil_div(tokens, rows), ceil_div(width, columns))](
             x, plan.slot_of, out, tokens, x.stride(0), width, top_k, rows, columns
         )
     return out
@@ -38,7 +38,7 @@ def combine(rows: Tensor, plan: Layout, weights: Tensor | None = None, out: Tens
         out = rows.new_empty(tokens, width)
     size, columns = _tile(width, 1024)
     if tokens:
-        _combine_kernel[(triton.cdiv(tokens, size), triton.cdiv(width, columns))](
+        _combine_kernel[(ceil_div(tokens, size), ceil_div(width, columns))](
             rows, plan.slot_of, weights, out, tokens, width, out.stride(0), top_k, weights is not None, size, columns
         )
     return out
@@ -50,7 +50,7 @@ def swiglu(gate_up: Tensor, plan: Layout, weights: Tensor | None = None) -> Tens
     out = gate_up.new_empty(count, double // 2)
     rows, columns = _tile(double // 2, 256)
     if count:
-        _swiglu_kernel[(triton.cdiv(count, rows), triton.cdiv(double // 2, columns))](
+        _swiglu_kernel[(ceil_div(count, rows), ceil_div(double // 2, columns))](
             gate_up, weights, plan.order, out, count, double // 2, weights is not None, rows, columns
         )
     return out
@@ -63,7 +63,7 @@ def swiglu_backward(d_hidden: Tensor, gate_up: Tensor, weights: Tensor, plan: La
     d_weights = torch.empty_like(weights)
     rows, columns = _tile(hidden, 256)
     if count:
-        _swiglu_backward_kernel[(triton.cdiv(count, rows),)](
+        _swiglu_backward_kernel[(ceil_div(count, rows),)](
             d_hidden, gate_up, weights, plan.order, d_gate_up, d_weights, count, hidden, rows, columns
         )
     return d_gate_up, d_weights
@@ -71,7 +71,7 @@ def swiglu_backward(d_hidden: Tensor, gate_up: Tensor, weights: Tensor, plan: La
 
 def _tile(width: int, most: int) -> tuple[int, int]:
     """Rows and columns of a tile of ELEMENTS, at most ``most`` columns wide."""
-    columns = min(most, triton.next_power_of_2(width))
+    columns = min(most, power_of_two(width))
     if width % 256 == 0 and width % columns:  # no idle columns, such as a quarter of 1,024 for 768
         columns = 256
     return max(1, ELEMENTS // columns), columns

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.grouped_mlp.layout import Layout
+from kernels.grouped_mlp.layout import Layout, ceil_div, power_of_two
 
 SPAN = 256  # assignments that are ranked at once
 PROGRAMS = 4096  # at most: beyond, each takes several spans
@@ -28,12 +28,12 @@ def layout(indices: Tensor, num_experts: int) -> Layout:
         return Layout(order, slot_of, indices.new_zeros(num_experts, dtype=torch.int32))
     ends = indices.new_empty(num_experts, dtype=torch.int32)
     experts = bins(num_experts)
-    span = max(SPAN, triton.next_power_of_2(triton.cdiv(count, PROGRAMS)))
-    programs = triton.cdiv(count, span)
+    span = max(SPAN, power_of_two(ceil_div(count, PROGRAMS)))
+    programs = ceil_div(count, span)
     counts = indices.new_empty((experts, programs), dtype=torch.int32)
     totals = indices.new_empty(experts, dtype=torch.int32)
     _count_kernel[(programs,)](indices, counts, count, num_experts, programs, experts, span, SPAN)
-    _scan_kernel[(experts,)](counts, totals, programs, triton.next_power_of_2(programs))
+    _scan_kernel[(experts,)](counts, totals, programs, power_of_two(programs))
     _place_kernel[(programs,)](
         indices, counts, totals, order, slot_of, ends, count, num_experts, programs, experts, span, SPAN, num_warps=8
     )
@@ -42,7 +42,7 @@ def layout(indices: Tensor, num_experts: int) -> Layout:
 
 def bins(num_experts: int) -> int:
     """The power of two that a vector with an element per expert has, in a kernel."""
-    return max(32, triton.next_power_of_2(num_experts))
+    return max(32, power_of_two(num_experts))
 
 
 @triton.jit(debug=True)  # an assertion on the device is checked only so

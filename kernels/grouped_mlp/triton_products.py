@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.grouped_mlp.layout import Layout
+from kernels.grouped_mlp.layout import Layout, ceil_div
 from kernels.grouped_mlp.triton_layout import bins, tile_of
 
 
@@ -40,7 +40,7 @@ def per_expert(rows: Tensor, stack: Tensor, plan: Layout, *, gather: bool) -> Te
     size = tiles(rows.dtype)
     if count:
         high = count // size.rows + min(num_experts, count)
-        _rows_kernel[(high * triton.cdiv(outputs, size.columns),)](
+        _rows_kernel[(high * ceil_div(outputs, size.columns),)](
             rows,
             stack,
             plan.order,
@@ -73,7 +73,7 @@ def weight_gradient(left: Tensor, right: Tensor, plan: Layout, dtype: torch.dtyp
     lefts, rights = left.shape[1], right.shape[1]
     out = torch.empty(num_experts, lefts, rights, dtype=dtype, device=left.device)
     size = tiles(left.dtype)
-    grid = (triton.cdiv(lefts, size.rows) * triton.cdiv(rights, size.columns), num_experts)
+    grid = (ceil_div(lefts, size.rows) * ceil_div(rights, size.columns), num_experts)
     _weights_kernel[grid](
         left,
         right,
