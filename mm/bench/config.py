@@ -8,8 +8,8 @@ from kernels.ranges import check_ranges
 from mm.config import AlignConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-GpuPart = Literal["parity", "kernels", "sparse", "memory", "step", "evaluation", "run"]
-"""What `gpu_check` measures, in its order."""
+GpuPart = Literal["parity", "sparse", "step", "memory", "evaluation", "run", "kernels"]
+"""What `gpu_check` measures, in its order: the longest last, whose contests are written one by one."""
 GPU_PARTS: tuple[GpuPart, ...] = get_args(GpuPart)
 
 
@@ -83,10 +83,10 @@ class GpuConfig:
     """What is measured on a GPU."""
 
     parts: tuple[GpuPart, ...] = GPU_PARTS
-    """parity: the kernels' tests on the device. kernels: their table, with peers and limits. sparse: experts beside
-    dense layers of equal active and of equal total width. memory: of a step, with gradient checkpointing and without.
-    step: at several batches, with host waits and launches, beside open_clip's towers. evaluation: the evaluator,
-    features of a trunk, and re-ranking. run: a whole run of train_align.py."""
+    """parity: the kernels' tests on the device. sparse: experts beside dense layers of equal active and of equal total
+    width. step: at several batches, with host waits and launches, beside open_clip's towers. memory: of a step, with
+    gradient checkpointing and without. evaluation: the evaluator, features of a trunk, and re-ranking. run: a whole run
+    of train_align.py. kernels: their table, with peers and limits."""
     settings: Path = CONFIGS / "bench.yaml"
     """File with the settings of the steps that are measured."""
     accelerator: str = "gpu"

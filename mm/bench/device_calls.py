@@ -3,6 +3,7 @@ captured as a CUDA graph."""
 
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,18 @@ def device_calls(step: Step, device: torch.device) -> dict[str, Any]:
     }
 
 
-def captured(step: Step) -> Step:
+@dataclass
+class Captured:
+    """A step that is replayed. It holds the step, too: what that reads and writes must stay where it was recorded."""
+
+    graph: torch.cuda.CUDAGraph
+    step: Step
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
+def captured(step: Step) -> Captured:
     """A step as a CUDA graph, whose replay is one launch; the step must always read the same tensors.
 
     Raises RuntimeError where the step waits for the device, or is otherwise not to be captured.
@@ -92,6 +104,7 @@ def captured(step: Step) -> Step:
             step()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other processes and threads of this one may prepare meanwhile: only what this thread does is forbidden.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         step()
-    return graph.replay
+    return Captured(graph, step)

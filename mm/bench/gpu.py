@@ -38,12 +38,12 @@ from mm.files import write_json
 RESULTS = Path(__file__).parents[2] / "eval" / "results"
 SECONDS: Mapping[GpuPart, int] = {
     "parity": 45,
-    "kernels": 70,
-    "sparse": 20,
-    "memory": 20,
-    "step": 60,
-    "evaluation": 30,
+    "sparse": 15,
+    "step": 50,
+    "memory": 15,
+    "evaluation": 25,
     "run": 75,
+    "kernels": 120,
 }
 """How long each part may have the device."""
 IMPORTED = ["mm.bench.step", "mm.bench.features", "mm.evaluation.retrieval", "timm"]

@@ -1,5 +1,6 @@
 """The check of a GPU without one: each part is written as soon as it is known, whatever becomes of the others."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -7,10 +8,13 @@ import subprocess
 import sys
 import time
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -199,6 +203,33 @@ def test_host_waits_are_counted_where_they_are(monkeypatch: pytest.MonkeyPatch) 
     (place,) = waits
     assert waits.total() == 3 and place.startswith("tests/mm/bench/test_gpu.py:")
     assert modes == ["warn", "default"] and isinstance(waits, Counter)
+
+
+def test_a_captured_step_keeps_what_it_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording reads and writes where the parameters were: they may not be freed while it can be replayed."""
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    replayed = []
+    graph = SimpleNamespace(replay=lambda: replayed.append(1))
+    fakes = {"Stream": lambda: stream, "current_stream": lambda: stream, "CUDAGraph": lambda: graph}
+    contexts = {"stream": lambda stream: nullcontext(), "graph": lambda graph, capture_error_mode: nullcontext()}
+    for name, fake in (fakes | contexts).items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    parameter = torch.ones(1)
+    alive = weakref.ref(parameter)
+
+    def step_of(parameter: torch.Tensor) -> Callable[[], None]:
+        def step() -> None:
+            parameter.add_(1)
+
+        return step
+
+    replay = captured(step_of(parameter))
+    del parameter
+    gc.collect()
+    found = alive()
+    assert found is not None and found.item() == 5  # three to warm up, and the one that is recorded
+    replay()
+    assert replayed == [1]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: a CUDA graph needs one")
