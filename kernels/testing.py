@@ -120,6 +120,7 @@ NEAREST_CODE_CASES = {
     "one code": NearestCodeCase(30, 1, 8),
     "no vectors": NearestCodeCase(0, 10, 8),
     "codes a multiple of the fold": NearestCodeCase(70, 512, 16),
+    "wide": NearestCodeCase(10, 90, 300),
 }
 CONTRASTIVE_CASES = {
     "odd size": ContrastiveCase(67, 24),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels.dispatch import choose_path
 from kernels.nearest_code import cpu, reference
+from kernels.operator import Operator
 
 METRICS = ("euclidean", "cosine")
 
@@ -23,6 +24,8 @@ def nearest_code(z: Tensor, codebook: Tensor, metric: str = "euclidean") -> Tens
     """
     _check(z, codebook, metric)
     path = choose_path("nearest_code", z)
+    if path == "triton":  # whose kernels no autocast changes
+        return _search(z, codebook, metric, path)
     with torch.autocast(z.device.type, enabled=False):
         if path == "reference":
             return reference.nearest_code(z, codebook, metric)
@@ -45,13 +48,15 @@ def assign(z: Tensor, codebook: Tensor, metric: str = "euclidean") -> tuple[Tens
         return indices, *cpu.statistics(z, indices, codebook.shape[0])
 
 
-@torch.library.custom_op("mm_kernels::nearest_code", mutates_args=())  # so that torch.compile takes it whole
-def _search(z: Tensor, codebook: Tensor, metric: str, path: str) -> Tensor:
+def _nearest_code(z: Tensor, codebook: Tensor, metric: str, path: str) -> Tensor:
     if path == "triton":
         from kernels.nearest_code import triton_kernel
 
         return triton_kernel.nearest_code(z, codebook, metric)
     return cpu.nearest_code(z, codebook, metric)
+
+
+_search = Operator("mm_kernels::nearest_code", _nearest_code)
 
 
 @_search.register_fake

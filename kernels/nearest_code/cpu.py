@@ -40,7 +40,8 @@ def ranking(codebook: Tensor, metric: str) -> tuple[Tensor, Tensor]:
 
 def statistics(z: Tensor, indices: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Vectors per code (S,) and their sums (S, C), float32."""
-    counts = torch.bincount(indices, minlength=size).float()
+    counts = torch.zeros(size, device=z.device)
+    counts.index_add_(0, indices, counts.new_ones(1).expand(len(indices)))  # bincount would make the host wait
     sums = torch.zeros(size, z.shape[1], device=z.device).index_add_(0, indices, z.float())
     return counts, sums
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kernels.nearest_code import METRICS, assign, cpu, nearest_code, reference
 from kernels.testing import NEAREST_CODE_CASES, NearestCodeCase, relative_error
@@ -53,6 +54,72 @@ def test_the_references_choice_where_the_margin_exceeds_rounding(
     assert (second < 1e-6).all()
     assert (regret(z, codebook, chosen, metric)[chosen != expected] < 1e-6).all()
     assert (chosen == expected).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_screening_loses_no_code(metric: str, use_path: Force, device: str) -> None:
+    """Codes and vectors of any length, none among them; more near codes than a program keeps; parts of the codes."""
+    use_path("triton")
+    g = torch.Generator().manual_seed(0)
+    codebook = torch.randn(300, 20, generator=g) * torch.logspace(-9, 3, 300)[:, None]
+    codebook[200:] = codebook[199] + 1e-3 * torch.randn(100, 20, generator=g)
+    codebook[[3, 250]] = 0
+    z = torch.cat([torch.zeros(1, 20), 1e3 * torch.randn(20, 20, generator=g), codebook[190:210] + 1e-4])
+    z, codebook = z.to(device), codebook.to(device)
+    assert (regret(z, codebook, nearest_code(z, codebook, metric), metric) < 1e-6).all()
+
+
+@pytest.mark.parametrize("codes", [64, 70])
+@pytest.mark.parametrize("copies", [2, 3, 9])
+@pytest.mark.parametrize("metric", METRICS)
+def test_of_equal_codes_the_first_is_chosen(
+    metric: str, copies: int, codes: int, use_path: Force, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one column of the tiles or in several, as many as a program keeps or more."""
+    z, codebook = NearestCodeCase(40, codes, 16).inputs(torch.float32, device)
+    expected = reference.nearest_code(z, codebook, metric)
+    use_path("triton")
+    screening = pytest.importorskip("kernels.nearest_code.triton_kernel")
+    monkeypatch.setattr(screening, "PROGRAMS", 1)  # all codes in one part
+    assert torch.equal(nearest_code(z, codebook.repeat(copies, 1), metric), expected)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_codes_of_one_column_that_half_precision_cannot_tell_apart(
+    metric: str, use_path: Force, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine near ones, of which two are kept."""
+    use_path("triton")
+    screening = pytest.importorskip("kernels.nearest_code.triton_kernel")
+    monkeypatch.setattr(screening, "PROGRAMS", 1)
+    z, codebook = NearestCodeCase(40, 64, 16).inputs(torch.float32, device)
+    codebook = codebook.repeat(9, 1)
+    codebook += 1e-4 * torch.randn(codebook.shape, generator=torch.Generator().manual_seed(0)).to(device)
+    assert (regret(z, codebook, nearest_code(z, codebook, metric), metric) < 1e-6).all()
+
+
+@pytest.mark.parametrize(("codes", "copies"), [(64, 3), (70, 9)])
+def test_what_is_not_kept_is_bounded(
+    codes: int, copies: int, use_path: Force, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three equal codes of one column: by the column's bound; nine in several, more than are kept: by the others'."""
+    z, codebook = NearestCodeCase(40, codes, 16).inputs(torch.float32, device)
+    use_path("triton")
+    screening = pytest.importorskip("kernels.nearest_code.triton_kernel")
+    monkeypatch.setattr(screening, "PROGRAMS", 1)
+    units = screening._units(z, codebook.repeat(copies, 1), True)
+    found = screening._screen(units, z.shape, codes * copies, True)
+    best = found.bounds[:, 0, 0]
+    kept = found.kept
+    assert (found.bounds[:, 0, kept] > best - 1e-3).all() == (codes == 64)
+    assert (found.bounds[:, 0, kept + 1] > best - 1e-3).all() == (codes == 70)
+
+
+def test_no_statement_makes_the_host_wait() -> None:
+    """Sizes that depend on values, as of bincount, have no place in a fake tensor."""
+    with FakeTensorMode():
+        indices, counts, sums = assign(torch.empty(9, 4, device="cuda"), torch.empty(5, 4, device="cuda"))
+    assert indices.shape == (9,) and counts.shape == (5,) and sums.shape == (5, 4)
 
 
 @settings(deadline=None, max_examples=25)
