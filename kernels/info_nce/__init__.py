@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.collectives import Group, gather, gather_uneven, lengths_over_ranks, rank_and_size, sum_over_ranks
-from kernels.dispatch import choose_path
+from kernels.dispatch import choose_path, compute_dtype
 from kernels.info_nce import reference, tiled
 
 
@@ -22,16 +22,18 @@ def info_nce(a: Tensor, b: Tensor, scale: Tensor, *, ids: Tensor | None = None, 
     """Symmetric InfoNCE of unit vectors: the mean of both directions' cross entropies; logits = scale · a bᵀ.
 
     a, b (B, D), row i of one the positive of row i of the other; scale () the inverse temperature; ids (B,) int64:
-    pairs off the diagonal with equal ids are no negatives. -> () in nats, float32 at least, also under
-    autocast. Gradients for a, b and scale. With a ``group``, a, b, ids are this rank's shard, which may be empty on
+    pairs off the diagonal with equal ids are no negatives. -> () in nats, float32 at least. Only products' factors are
+    narrower, in the Triton path: in the dtype of a and b or autocast's, TF32 where torch.backends allows it. Gradients
+    for a, b and scale. With a ``group``, a, b, ids are this rank's shard, which may be empty on
     some ranks but not on all (see the module's docstring). Raises ValueError when the shapes disagree.
     """
     _check(a, b, ids, group)
     path = _path("info_nce", a)
+    dtype = compute_dtype(a)
     with torch.autocast(a.device.type, enabled=False):
         if path == "reference":
             return reference.info_nce(a, b, scale, ids, group)
-        return _InfoNCE.apply(*_prepared(path, a, b, scale), ids, group, path)
+        return _InfoNCE.apply(*_prepared(path, a, b, scale), ids, group, dtype, path)
 
 
 def sigmoid_loss(
@@ -44,32 +46,37 @@ def sigmoid_loss(
     """
     _check(a, b, ids, group)
     path = _path("sigmoid_loss", a)
+    dtype = compute_dtype(a)
     with torch.autocast(a.device.type, enabled=False):
         if path == "reference":
             return reference.sigmoid_loss(a, b, scale, bias, ids, group)
-        return _SigmoidLoss.apply(*_prepared(path, a, b, scale, bias), ids, group, path)
+        return _SigmoidLoss.apply(*_prepared(path, a, b, scale, bias), ids, group, dtype, path)
 
 
 class _InfoNCE(torch.autograd.Function):
     """Saves the inputs and one number per row and column."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, ids: Tensor | None, group: Group, path: str) -> Tensor:
+    def forward(
+        ctx: Any, a: Tensor, b: Tensor, scale: Tensor, ids: Tensor | None, group: Group, dtype: torch.dtype, path: str
+    ) -> Tensor:
         lengths = lengths_over_ranks(a, group)
         all_b = gather_uneven(b, group, lengths)
         all_ids = _gather_ids(ids, group, lengths)
         first = _first(lengths, group)
-        rows, columns = tiled.nce_forward(a, all_b, scale, ids, all_ids, first, path)
+        rows, columns, positives = tiled.nce_forward(a, all_b, scale, ids, all_ids, first, dtype, path)
+        own = columns
         if group is not None:
             columns = torch.logsumexp(gather(columns, group).view(-1, all_b.shape[0]), dim=0)
-        positives = torch.einsum("nd,nd->n", a.to(scale.dtype), b.to(scale.dtype)) * scale
-        own = columns[first : first + a.shape[0]]
-        total = ((rows + own) / 2 - positives).sum()
+            own = columns[first : first + a.shape[0]]
+        losses = torch.lerp(rows, own, 0.5).sub_(positives)
         ctx.save_for_backward(a, b, scale, rows, columns, ids)
         ctx.group = group
         ctx.lengths = lengths
-        ctx.path = path
-        return sum_over_ranks(total, group) / all_b.shape[0]
+        ctx.how = dtype, path
+        if group is None:
+            return losses.mean()
+        return sum_over_ranks(losses.sum(), group) / all_b.shape[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
@@ -79,10 +86,12 @@ class _InfoNCE(torch.autograd.Function):
         all_b = gather_uneven(b, group, lengths)
         all_ids = _gather_ids(ids, group, lengths)
         first = _first(lengths, group)
-        d_a, d_b, d_scale = tiled.nce_backward(a, all_b, scale, rows, columns, ids, all_ids, first, ctx.path)
-        d_a, d_b, factor = _to_shards(d_a, d_b, grads[0], group, lengths)
-        d_scale = sum_over_ranks(d_scale, group) * factor
-        return d_a.to(a.dtype), d_b.to(b.dtype), d_scale, None, None, None
+        weight = rank_and_size(group)[1] / all_b.shape[0]
+        d_a, d_b, d_scale = tiled.nce_backward(
+            a, all_b, scale, rows, columns, grads[0], weight, ids, all_ids, first, *ctx.how
+        )
+        d_b = _own_share(d_b, group, lengths)
+        return d_a.to(a.dtype), d_b.to(b.dtype), _mean(d_scale, group), None, None, None, None
 
 
 class _SigmoidLoss(torch.autograd.Function):
@@ -97,16 +106,17 @@ class _SigmoidLoss(torch.autograd.Function):
         bias: Tensor,
         ids: Tensor | None,
         group: Group,
+        dtype: torch.dtype,
         path: str,
     ) -> Tensor:
         lengths = lengths_over_ranks(a, group)
         all_b = gather_uneven(b, group, lengths)
         all_ids = _gather_ids(ids, group, lengths)
-        total = tiled.sigmoid_forward(a, all_b, scale, bias, ids, all_ids, _first(lengths, group), path)
+        total = tiled.sigmoid_forward(a, all_b, scale, bias, ids, all_ids, _first(lengths, group), dtype, path)
         ctx.save_for_backward(a, b, scale, bias, ids)
         ctx.group = group
         ctx.lengths = lengths
-        ctx.path = path
+        ctx.how = dtype, path
         return sum_over_ranks(total, group) / all_b.shape[0]
 
     @staticmethod
@@ -117,23 +127,26 @@ class _SigmoidLoss(torch.autograd.Function):
         all_b = gather_uneven(b, group, lengths)
         all_ids = _gather_ids(ids, group, lengths)
         first = _first(lengths, group)
-        d_a, d_b, d_scale, d_bias = tiled.sigmoid_backward(a, all_b, scale, bias, ids, all_ids, first, ctx.path)
-        d_a, d_b, factor = _to_shards(d_a, d_b, grads[0], group, lengths)
-        d_scale = sum_over_ranks(d_scale, group) * factor
-        d_bias = sum_over_ranks(d_bias, group) * factor
-        return d_a.to(a.dtype), d_b.to(b.dtype), d_scale, d_bias, None, None, None
+        weight = rank_and_size(group)[1] / all_b.shape[0]
+        d_a, d_b, d_scale, d_bias = tiled.sigmoid_backward(
+            a, all_b, scale, bias, grads[0], weight, ids, all_ids, first, *ctx.how
+        )
+        d_b = _own_share(d_b, group, lengths)
+        scalars = _mean(d_scale, group), _mean(d_bias, group)
+        return d_a.to(a.dtype), d_b.to(b.dtype), *scalars, None, None, None, None
 
 
-def _to_shards(
-    d_a: Tensor, d_b: Tensor, grad: Tensor, group: Group, lengths: list[int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The shards' gradients, and the factor of a whole-batch gradient; d_b (B, D) is summed over ranks first."""
-    factor = grad / d_b.shape[0]
+def _own_share(d_b: Tensor, group: Group, lengths: list[int]) -> Tensor:
+    """This rank's rows (n, D) of the sum over ranks of d_b (B, D)."""
     if group is None:
-        return d_a.mul_(factor), d_b.mul_(factor), factor
-    rank, ranks = rank_and_size(group)
-    d_b = sum_over_ranks(d_b, group).split(lengths)[rank]
-    return d_a.mul_(factor * ranks), d_b * (factor * ranks), factor
+        return d_b
+    rank, _ = rank_and_size(group)
+    return sum_over_ranks(d_b, group).split(lengths)[rank]
+
+
+def _mean(x: Tensor, group: Group) -> Tensor:
+    """Over ranks, in place."""
+    return x if group is None else sum_over_ranks(x, group).div_(rank_and_size(group)[1])
 
 
 def _gather_ids(ids: Tensor | None, group: Group, lengths: list[int]) -> Tensor | None:

@@ -1,277 +1,272 @@
 # mypy: allow-untyped-defs
-"""Contrastive losses on CUDA: a program holds a block of rows and runs over the columns; logits never leave the chip.
+"""Contrastive losses on CUDA, by tiles of the logits.
 
-Both directions are the same kernels with the sides exchanged, so there are no atomic additions and results repeat
-exactly. The width is walked in chunks; a row block's gradient is accumulated in global memory, where only its own
-program touches it.
+Narrow factors, and float32 in IEEE precision, are multiplied and reduced in one kernel: the logits never leave the
+chip, and of their gradient there is one tile. Float32 factors are then three products of TF32 ones, which are as exact.
+Where the user allows TF32 itself, cuBLAS multiplies, tile by tile, and the same kernels pass over its products. The two
+products of a tile's gradient are cuBLAS's in any precision.
+
+Rows and columns are reduced block by block and then merged in a fixed order: there are no atomic additions, and results
+repeat exactly. The backward pass computes every tile again.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-Ids = Tensor | None
-ROWS = 64
-"""Rows of a tile."""
-COLUMNS = 64
-"""Columns of a tile."""
-CHUNK = 32
-"""Channels of the width that are multiplied at once."""
+from kernels.info_nce.pairs import Pairs
+from kernels.info_nce.triton_blocks import gradient_kernel, merge_kernel, nce_kernel, sigmoid_kernel
+from kernels.launch import launch
+
+TILE_ROWS = 4096
+TILE_BYTES = 2**25
+"""Of a tile that is kept, which bounds its columns: within a large GPU's cache."""
+BAND = 2**15
+"""Columns of a tile that is not kept."""
+MERGED = 32
+"""Rows or columns whose parts a program merges."""
 
 
-class _Logits(NamedTuple):
-    """What decides the logits of rows x (n, D) against rows y (m, D): scale · x yᵀ + bias, -inf where a pair is
-    skipped; ``first`` is the column of row 0's positive.
-    """
+class _Blocks(NamedTuple):
+    """What a program reduces, and how it multiplies."""
 
-    x: Tensor
-    y: Tensor
-    scale: Tensor
-    bias: Tensor
-    x_ids: Ids
-    y_ids: Ids
-    first: int
-    sigmoid: bool
-
-    def transposed(self) -> "_Logits":
-        return self._replace(x=self.y, y=self.x, x_ids=self.y_ids, y_ids=self.x_ids, first=-self.first)
-
-    def ids(self) -> tuple[Tensor, Tensor]:
-        """x in place of ids where there are none: a kernel takes a pointer, which it then does not read."""
-        if self.x_ids is None or self.y_ids is None:
-            return self.x, self.x
-        return self.x_ids, self.y_ids
+    rows: int
+    columns: int
+    chunk: int
+    """Channels that are multiplied at once."""
+    warps: int
+    stages: int
+    given: bool
+    """The products are cuBLAS's."""
+    precision: str
+    """Of float32 factors."""
 
 
-def nce_forward(a: Tensor, b: Tensor, scale: Tensor, row_ids: Ids, ids: Ids, first: int) -> tuple[Tensor, Tensor]:
+GIVEN = _Blocks(32, 128, 32, 4, 1, True, "ieee")
+SPLIT = _Blocks(64, 128, 32, 4, 2, False, "tf32x3")
+NARROW = _Blocks(128, 128, 64, 8, 3, False, "ieee")
+
+
+class _Tile(NamedTuple):
+    """Rows of a against rows of b, both in the dtype of the products."""
+
+    i: slice
+    j: slice
+    a: Tensor
+    b: Tensor
+    products: Tensor
+    """a bᵀ, float32; where no kernel reads it, any tensor, as a kernel takes a pointer."""
+    ids: tuple[Tensor, Tensor]
+    """Of rows and columns; where there are none, any tensor."""
+    offset: int
+    """The column, counted from the tile's first, of the first row's positive."""
+    across: int
+    down: int
+    """Blocks in a row and in a column."""
+
+
+def nce_forward(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
     """As `kernels.info_nce.tiled.nce_forward`."""
-    logits = _Logits(a, b, scale, scale, row_ids, ids, first, sigmoid=False)
-    return _reduce(logits), _reduce(logits.transposed())
+    device = pairs.a.device
+    rows = torch.empty(len(pairs.a), device=device)
+    columns = torch.empty(len(pairs.b), device=device)
+    positives = torch.empty(len(pairs.a), device=device)
+    blocks = _blocks(pairs)
+    for tile in _tiles(pairs, blocks, kept=blocks.given):
+        height = len(tile.a)
+        width = len(tile.b)
+        of_rows = torch.empty(height, tile.across, device=device)
+        of_columns = torch.empty(tile.down, width, device=device)
+        launch(
+            nce_kernel,
+            (tile.across, tile.down),
+            *_operands(tile, pairs),
+            of_rows,
+            of_columns,
+            _part(positives, tile.i),
+            *_sizes(tile, pairs, blocks),
+            num_warps=blocks.warps,
+            num_stages=blocks.stages,
+        )
+        programs = triton.cdiv(height, MERGED)
+        launch(
+            merge_kernel,
+            (programs + triton.cdiv(width, MERGED), 1),
+            of_rows,
+            of_columns,
+            _part(rows, tile.i),
+            _part(columns, tile.j),
+            height,
+            width,
+            tile.across,
+            tile.down,
+            programs,
+            int(tile.j.start == 0),
+            int(tile.i.start == 0),
+            MERGED,
+            triton.next_power_of_2(tile.across),
+            triton.next_power_of_2(tile.down),
+        )
+    return rows, columns, positives
 
 
 def nce_backward(
-    a: Tensor, b: Tensor, scale: Tensor, rows: Tensor, columns: Tensor, row_ids: Ids, ids: Ids, first: int
+    pairs: Pairs, rows: Tensor, columns: Tensor, grad: Tensor, weight: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `kernels.info_nce.tiled.nce_backward`."""
-    logits = _Logits(a, b, scale, scale, row_ids, ids, first, sigmoid=False)
-    d_a, _ = _gradient(logits, rows, columns)
-    d_b, _ = _gradient(logits.transposed(), columns, rows)
-    d_scale = (d_a * a).sum()
-    return d_a.mul_(scale), d_b.mul_(scale), d_scale
+    d_a, d_b, (d_scale,) = _gradients(pairs, None, rows, columns, grad, weight)
+    return d_a, d_b, d_scale
 
 
-def sigmoid_forward(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, row_ids: Ids, ids: Ids, first: int) -> Tensor:
+def sigmoid_forward(pairs: Pairs, bias: Tensor) -> Tensor:
     """As `kernels.info_nce.tiled.sigmoid_forward`."""
-    return _reduce(_Logits(a, b, scale, bias, row_ids, ids, first, sigmoid=True)).sum()
+    totals = []
+    blocks = _blocks(pairs)
+    for tile in _tiles(pairs, blocks, kept=blocks.given):
+        total = torch.empty(tile.down, tile.across, device=pairs.a.device)
+        launch(
+            sigmoid_kernel,
+            (tile.across, tile.down),
+            *_operands(tile, pairs),
+            bias,
+            total,
+            *_sizes(tile, pairs, blocks),
+            num_warps=blocks.warps,
+            num_stages=blocks.stages,
+        )
+        totals.append(total.sum())
+    return _sum(totals)
 
 
-def sigmoid_backward(
-    a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, row_ids: Ids, ids: Ids, first: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def sigmoid_backward(pairs: Pairs, bias: Tensor, grad: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `kernels.info_nce.tiled.sigmoid_backward`."""
-    logits = _Logits(a, b, scale, bias, row_ids, ids, first, sigmoid=True)
-    d_a, shares = _gradient(logits, scale, scale)
-    d_b, _ = _gradient(logits.transposed(), scale, scale)
-    d_scale = (d_a * a).sum()
-    return d_a.mul_(scale), d_b.mul_(scale), d_scale, shares.sum()
+    d_a, d_b, (d_scale, d_bias) = _gradients(pairs, bias, None, None, grad, weight)
+    return d_a, d_b, d_scale, d_bias
 
 
-def _reduce(logits: _Logits) -> Tensor:
-    """Per row of x, over the rows of y: the log-sum-exp of the logits, or the sum of the sigmoid losses."""
-    x = logits.x
-    x_ids, y_ids = logits.ids()
-    out = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
-    _reduce_kernel[(triton.cdiv(x.shape[0], ROWS),)](
-        x,
-        logits.y,
-        logits.scale,
-        logits.bias,
-        x_ids,
-        y_ids,
-        out,
-        x.shape[0],
-        logits.y.shape[0],
-        x.shape[1],
-        logits.first,
-        logits.x_ids is not None,
-        logits.sigmoid,
-        _precision(x),
-        ROWS,
-        COLUMNS,
-        CHUNK,
-    )
-    return out
-
-
-def _gradient(logits: _Logits, x_lse: Tensor, y_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ_j g_ij y_j (rows of x, D) with g the gradient of the logits, and Σ_j g_ij (rows of x,).
-
-    x_lse and y_lse are the log-sum-exps of rows and columns, which the sigmoid loss does not read.
-    """
-    x = logits.x
-    x_ids, y_ids = logits.ids()
-    d_x = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    shares = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
-    _gradient_kernel[(triton.cdiv(x.shape[0], ROWS),)](
-        x,
-        logits.y,
-        logits.scale,
-        logits.bias,
-        x_lse,
-        y_lse,
-        x_ids,
-        y_ids,
-        d_x,
-        shares,
-        x.shape[0],
-        logits.y.shape[0],
-        x.shape[1],
-        logits.first,
-        logits.x_ids is not None,
-        logits.sigmoid,
-        _precision(x),
-        ROWS,
-        COLUMNS,
-        CHUNK,
-    )
-    return d_x, shares
-
-
-def _precision(x: Tensor) -> str:
-    """Logits are multiplied by up to 100: float32 inputs keep float32's accuracy, in three tensor-core products."""
-    return "tf32x3" if x.dtype == torch.float32 else "ieee"
-
-
-@triton.jit
-def _logits(
-    x,
-    y,
-    scale,
-    bias,
-    x_ids,
-    y_ids,
-    i,
-    j,
-    n,
-    m,
-    width,
-    first,
-    HAS_IDS: tl.constexpr,
-    SIGMOID: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """The tile of logits (-inf where a pair is skipped or outside), and where the positives are."""
-    tile = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for left in range(0, width, CHUNK):
-        c = left + tl.arange(0, CHUNK)
-        xs = tl.load(x + i.to(tl.int64)[:, None] * width + c[None, :], (i < n)[:, None] & (c < width)[None, :], 0.0)
-        ys = tl.load(y + j.to(tl.int64)[:, None] * width + c[None, :], (j < m)[:, None] & (c < width)[None, :], 0.0)
-        tile = tl.dot(xs, tl.trans(ys), tile, input_precision=PRECISION)
-    tile *= tl.load(scale)
-    if SIGMOID:
-        tile += tl.load(bias)
-    positive = (i + first)[:, None] == j[None, :]
-    keep = (i < n)[:, None] & (j < m)[None, :]
-    if HAS_IDS:
-        equal = tl.load(x_ids + i, i < n, 0)[:, None] == tl.load(y_ids + j, j < m, 0)[None, :]
-        keep = keep & (positive | (equal == 0))
-    return tl.where(keep, tile, float("-inf")), positive & keep
-
-
-@triton.jit
-def _reduce_kernel(
-    x,
-    y,
-    scale,
-    bias,
-    x_ids,
-    y_ids,
-    out,
-    n,
-    m,
-    width,
-    first,
-    HAS_IDS: tl.constexpr,
-    SIGMOID: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    high = tl.full((ROWS,), -1e30, tl.float32)  # finite: a row that has no pair yet gives exp(-inf) = 0, not nan
-    total = tl.zeros((ROWS,), tl.float32)
-    for start in range(0, m, COLUMNS):
-        j = start + tl.arange(0, COLUMNS)
-        tile, positive = _logits(
-            x, y, scale, bias, x_ids, y_ids, i, j, n, m, width, first, HAS_IDS, SIGMOID, PRECISION, ROWS, COLUMNS, CHUNK
+def _gradients(
+    pairs: Pairs, bias: Tensor | None, rows: Tensor | None, columns: Tensor | None, grad: Tensor, weight: float
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Of a, of b, and of scale and, where there is one, bias; rows and columns are InfoNCE's log-sum-exps."""
+    d_a = torch.empty(pairs.a.shape, device=pairs.a.device)
+    d_b = torch.empty(pairs.b.shape, device=pairs.a.device)
+    sums: list[list[Tensor]] = [[]] if bias is None else [[], []]
+    blocks = _blocks(pairs)
+    later = pairs.dtype == torch.float16  # a share of a share of a large batch is below its range
+    shares = None if blocks.given else _space(pairs, pairs.dtype)
+    for tile in _tiles(pairs, blocks, kept=True):
+        share = tile.products if shares is None else _view(shares, tile.a, tile.b)
+        parts = torch.empty(len(sums), tile.down, tile.across, device=pairs.a.device)
+        launch(
+            gradient_kernel,
+            (tile.across, tile.down),
+            *_operands(tile, pairs),
+            share,
+            parts,
+            grad,
+            grad if bias is None else bias,
+            grad if rows is None else _part(rows, tile.i),
+            grad if columns is None else _part(columns, tile.j),
+            weight,
+            later,
+            bias is not None,
+            *_sizes(tile, pairs, blocks),
+            num_warps=blocks.warps,
+            num_stages=blocks.stages,
         )
-        if SIGMOID:
-            signed = tl.where(positive, -tile, tile)
-            small = tl.exp(-tl.abs(signed))
-            log1p = tl.where(small < 1e-3, small * (1.0 - small * (0.5 - small / 3.0)), tl.log(1.0 + small))
-            total += tl.sum(tl.maximum(signed, 0.0) + log1p, 1)
+        for found, part in zip(sums, parts, strict=True):
+            found.append(part.sum())
+        _add_product(_part(d_a, tile.i), share, tile.b, tile.j.start == 0)
+        _add_product(_part(d_b, tile.j), share.T, tile.a, tile.i.start == 0)
+    if later:
+        torch._foreach_mul_([d_a, d_b], grad * pairs.scale * weight)
+    return d_a, d_b, [_sum(found) for found in sums]
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+
+def _blocks(pairs: Pairs) -> _Blocks:
+    if pairs.dtype != torch.float32:
+        return NARROW
+    return GIVEN if torch.backends.cuda.matmul.fp32_precision == "tf32" else SPLIT
+
+
+def _tiles(pairs: Pairs, blocks: _Blocks, kept: bool) -> Iterator[_Tile]:
+    """The tiles of a bᵀ; the next one overwrites given products."""
+    n = len(pairs.a)
+    m = len(pairs.b)
+    columns = TILE_BYTES // (TILE_ROWS * pairs.dtype.itemsize) if kept else BAND
+    space = _space(pairs, torch.float32) if blocks.given else pairs.scale
+    for top in range(0, n, TILE_ROWS):
+        i = slice(top, min(top + TILE_ROWS, n))
+        a = _part(pairs.a, i).to(pairs.dtype)
+        for left in range(0, m, columns):
+            j = slice(left, min(left + columns, m))
+            b = _part(pairs.b, j).to(pairs.dtype)
+            products = space
+            if blocks.given:
+                products = _view(space, a, b)
+                _add_product(products, a, b.T, True)
+            ids = (products, products)
+            if pairs.row_ids is not None and pairs.ids is not None:
+                ids = (_part(pairs.row_ids, i), _part(pairs.ids, j))
+            across = triton.cdiv(len(b), blocks.columns)
+            yield _Tile(i, j, a, b, products, ids, pairs.first + top - left, across, triton.cdiv(len(a), blocks.rows))
+
+
+def _space(pairs: Pairs, dtype: torch.dtype) -> Tensor:
+    """For a tile that is kept."""
+    columns = TILE_BYTES // (TILE_ROWS * dtype.itemsize)
+    size = min(TILE_ROWS, len(pairs.a)) * min(columns, len(pairs.b))
+    return torch.empty(size, dtype=dtype, device=pairs.a.device)
+
+
+def _part(x: Tensor, rows: slice) -> Tensor:
+    """Those rows of x; a view of all of them would cost the host as much as a small kernel."""
+    return x if rows.stop - rows.start == len(x) else x[rows]
+
+
+def _view(space: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return space[: len(a) * len(b)].view(len(a), len(b))
+
+
+def _operands(tile: _Tile, pairs: Pairs) -> tuple[Tensor, ...]:
+    return tile.a, tile.b, tile.products, pairs.scale, *tile.ids
+
+
+def _sizes(tile: _Tile, pairs: Pairs, blocks: _Blocks) -> tuple:
+    depth = tile.a.shape[1]
+    return (
+        len(tile.a),
+        len(tile.b),
+        depth,
+        tile.offset,
+        pairs.ids is not None,
+        blocks.given,
+        depth % blocks.chunk == 0,
+        blocks.precision,
+        blocks.rows,
+        blocks.columns,
+        blocks.chunk,
+    )
+
+
+def _add_product(out: Tensor, x: Tensor, y: Tensor, fresh: bool) -> None:
+    """out = x y, or out += x y; out is float32 and so is the sum, whatever x and y are."""
+    if x.dtype != out.dtype and x.is_cuda:
+        if fresh:
+            torch.mm(x, y, out_dtype=out.dtype, out=out)
         else:
-            higher = tl.maximum(high, tl.max(tile, 1))
-            total = total * tl.exp(high - higher) + tl.sum(tl.exp(tile - higher[:, None]), 1)
-            high = higher
-    if SIGMOID:
-        tl.store(out + i, total, i < n)
+            torch.addmm(out, x, y, out_dtype=out.dtype, out=out)
+        return
+    x = x.to(out.dtype)  # in Triton's interpreter: CPUs have no wide product of narrow factors
+    y = y.to(out.dtype)
+    if fresh:
+        torch.mm(x, y, out=out)
     else:
-        tl.store(out + i, high + tl.log(tl.where(i < n, total, 1.0)), i < n)
-
-
-@triton.jit
-def _gradient_kernel(
-    x,
-    y,
-    scale,
-    bias,
-    x_lse,
-    y_lse,
-    x_ids,
-    y_ids,
-    d_x,
-    shares,
-    n,
-    m,
-    width,
-    first,
-    HAS_IDS: tl.constexpr,
-    SIGMOID: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    sums = tl.zeros((ROWS,), tl.float32)
-    for start in range(0, m, COLUMNS):
-        j = start + tl.arange(0, COLUMNS)
-        tile, positive = _logits(
-            x, y, scale, bias, x_ids, y_ids, i, j, n, m, width, first, HAS_IDS, SIGMOID, PRECISION, ROWS, COLUMNS, CHUNK
-        )
-        if SIGMOID:
-            share = tl.sigmoid(tl.where(positive, -tile, tile))  # sigmoid(x) - 1 would cancel
-            share = tl.where(positive, -share, share)
-        else:
-            of_row = tl.load(x_lse + i, i < n, 0.0)
-            of_column = tl.load(y_lse + j, j < m, 0.0)
-            share = 0.5 * (tl.exp(tile - of_row[:, None]) + tl.exp(tile - of_column[None, :]))
-            share = tl.where(positive, share - 1.0, share)
-        sums += tl.sum(share, 1)
-        for left in range(0, width, CHUNK):
-            c = left + tl.arange(0, CHUNK)
-            inside = (c < width)[None, :]
-            ys = tl.load(y + j.to(tl.int64)[:, None] * width + c[None, :], (j < m)[:, None] & inside, 0.0)
-            spot = d_x + i.to(tl.int64)[:, None] * width + c[None, :]
-            before = tl.load(spot, (i < n)[:, None] & inside, 0.0)
-            tl.store(spot, tl.dot(share.to(ys.dtype), ys, before, input_precision=PRECISION), (i < n)[:, None] & inside)
-        tl.debug_barrier()  # the next columns read what this program's other threads have just written
-    tl.store(shares + i, sums, i < n)
+        out.addmm_(x, y)

@@ -31,6 +31,20 @@ def errors_of(loss: str, case: ContrastiveCase, dtype: torch.dtype, device: str 
     return relative_errors(lambda *t: ours(*t, ids=ids), lambda *t: dense(*t, ids), inputs)
 
 
+def set_tile(patch: pytest.MonkeyPatch, path: str, size: int) -> None:
+    """Tiles of at most ``size`` rows and columns."""
+    if path == "cpu":
+        patch.setattr(cpu, "TILE", size)
+        return
+    triton_kernel = pytest.importorskip("kernels.info_nce.triton_kernel", reason="Triton is not installed")
+    sizes = {"TILE_ROWS": size, "TILE_BYTES": 2 * size**2, "BAND": size // 2, "MERGED": size // 2}
+    for name, value in sizes.items():
+        patch.setattr(triton_kernel, name, value)
+    for name in ("GIVEN", "SPLIT", "NARROW"):
+        smaller = getattr(triton_kernel, name)._replace(rows=size // 2, columns=size // 4, chunk=16)
+        patch.setattr(triton_kernel, name, smaller)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("case", CONTRASTIVE_CASES)
 @pytest.mark.parametrize("path", ["cpu", "triton"])
@@ -40,8 +54,8 @@ def test_parity(
 ) -> None:
     if path == "triton" and device == "cpu" and dtype == torch.bfloat16:
         pytest.skip("Triton's interpreter multiplies bfloat16 as the integers it is stored in; float16 stands in")
-    monkeypatch.setattr(cpu, "TILE", 32)
     use_path(path)
+    set_tile(monkeypatch, path, 32)
     errors = errors_of(loss, CONTRASTIVE_CASES[case], dtype, device)
     assert max(errors.values()) < 2 * TOLERANCE[dtype], errors
 
@@ -109,6 +123,15 @@ def test_float32_under_autocast() -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
+def test_the_triton_path_multiplies_in_autocasts_dtype(loss: str, use_path: Force, device: str) -> None:
+    """Its rounding shows, in value and gradients; all else stays float32."""
+    use_path("triton")
+    with torch.autocast(device, dtype=torch.float16):
+        errors = errors_of(loss, CONTRASTIVE_CASES["odd size"], torch.float32, device)
+    assert 10 * TOLERANCE[torch.float32] < max(errors.values()) < 2 * TOLERANCE[torch.float16], errors
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_compiled_whole(loss: str) -> None:
     ours, dense = LOSSES[loss]
     compiled: Loss = torch.compile(ours, fullgraph=True, backend="aot_eager")
@@ -124,7 +147,9 @@ def test_non_contiguous_inputs() -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_saved_tensors_are_the_inputs_and_two_numbers_per_pair(loss: str) -> None:
+@pytest.mark.parametrize("path", ["cpu", "triton"])
+def test_saved_tensors_are_the_inputs_and_two_numbers_per_pair(path: str, loss: str, use_path: Force) -> None:
+    use_path(path)
     pairs, width = 512, 16
     inputs = ContrastiveCase(pairs, width).inputs(torch.float32)[: SCALARS[loss]]
     leaves = [tensor.requires_grad_() for tensor in inputs]
@@ -141,16 +166,18 @@ def test_saved_tensors_are_the_inputs_and_two_numbers_per_pair(loss: str) -> Non
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_no_allocation_grows_with_the_square(loss: str) -> None:
+@pytest.mark.parametrize("path", ["cpu", "triton"])
+def test_no_allocation_grows_with_the_square(path: str, loss: str, use_path: Force) -> None:
     """No tensor is larger than a tile or an input, forward or backward."""
-    pairs, width, tile = 600, 16, 64
+    use_path(path)
+    pairs, width, tile = 600 if path == "cpu" else 200, 16, 64
     inputs = ContrastiveCase(pairs, width).inputs(torch.float32)[: SCALARS[loss]]
     leaves = [tensor.requires_grad_() for tensor in inputs]
     largest = Largest()
     with pytest.MonkeyPatch.context() as patch, largest:
-        patch.setattr(cpu, "TILE", tile)
+        set_tile(patch, path, tile)
         LOSSES[loss][0](*leaves).backward()
-    assert largest.elements == pairs * width
+    assert largest.elements == max(pairs * width, 0 if path == "cpu" else tile**2 // 2)
 
 
 class Largest(torch.utils._python_dispatch.TorchDispatchMode):
@@ -235,14 +262,18 @@ def test_a_ranks_rows_against_all_columns(loss: str, use_path: Force, device: st
     ids, mine, first = case.ids(device), slice(20, 40), 20
     assert ids is not None
     use_path("triton")
+    grad = torch.tensor(3.0, device=device)
     results = {}
     for path in ("cpu", "triton"):
+        where = ids[mine], ids, first, torch.float32, path
         if loss == "info_nce":
             arguments = (a[mine].contiguous(), b, scale)
-            rows, columns = tiled.nce_forward(*arguments, ids[mine], ids, first, path)
-            results[path] = (rows, columns, *tiled.nce_backward(*arguments, rows, columns, ids[mine], ids, first, path))
+            rows, columns, positives = tiled.nce_forward(*arguments, *where)
+            gradients = tiled.nce_backward(*arguments, rows, columns, grad, 0.1, *where)
+            results[path] = (rows, columns, positives, *gradients)
         else:
-            inputs = (a[mine].contiguous(), b, scale, bias, ids[mine], ids, first, path)
-            results[path] = (tiled.sigmoid_forward(*inputs), *tiled.sigmoid_backward(*inputs))
+            arguments = (a[mine].contiguous(), b, scale, bias)
+            gradients = tiled.sigmoid_backward(*arguments, grad, 0.1, *where)
+            results[path] = (tiled.sigmoid_forward(*arguments, *where), *gradients)
     for value, expected in zip(results["triton"], results["cpu"], strict=True):
         assert relative_error(value, expected) < 2 * TOLERANCE[torch.float32]
