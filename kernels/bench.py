@@ -1,19 +1,22 @@
 """Contests of every kernel with its definition, its limit and every installed peer (`kernels.peers`).
 
-`limit` is the same arithmetic as dense matrix products. The largest contrastive case is run once, by our own
-implementation, to show its memory; the dense losses would need more than most machines have.
+`limit` is the same arithmetic as dense matrix products in the precision used; on a GPU nearest_code's is one square
+product, because a search need not write its scores. The largest contrastive case is run by our own implementation
+alone, to show its memory; the dense losses would need more than most machines have.
 """
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.dispatch import has_bf16
+from kernels.dispatch import compute_dtype, has_bf16
 from kernels.grouped_mlp import grouped_mlp
 from kernels.grouped_mlp import reference as grouped_mlp_reference
 from kernels.info_nce import info_nce, sigmoid_loss
@@ -145,12 +148,7 @@ def code_contests() -> Iterator[Contest]:
 def code_contest(case: NearestCodeCase, metric: str) -> Iterator[Contest]:
     z, codebook = case.inputs(torch.float32, DEVICE)
     name = f"{case.vectors}x{case.width}, {case.num_codes} codes, {metric}"
-    scores = z.new_empty(128, codebook.shape[0])
-
-    def limit() -> None:
-        for block in z.split(len(scores)):
-            torch.mm(block, codebook.T, out=scores[: len(block)])
-
+    limit = square_product(z.numel() * len(codebook)) if DEVICE == "cuda" else blockwise_product(z, codebook)
     evaluation: dict[str, Run] = {
         "ours": lambda: nearest_code(z, codebook, metric),
         "reference": lambda: nearest_code_reference.nearest_code(z, codebook, metric),
@@ -167,6 +165,24 @@ def code_contest(case: NearestCodeCase, metric: str) -> Iterator[Contest]:
     yield Contest("nearest_code", f"{name}, training step", "float32", "forward", training)
 
 
+def blockwise_product(z: Tensor, codebook: Tensor) -> Run:
+    """All scores, a block of vectors at a time: z (N, C), codebook (S, C)."""
+    scores = z.new_empty(128, codebook.shape[0])
+
+    def run() -> None:
+        for block in z.split(len(scores)):
+            torch.mm(block, codebook.T, out=scores[: len(block)])
+
+    return run
+
+
+def square_product(multiplications: int) -> Run:
+    """As many multiplications on tensor cores, in float16, with the least to read and to write."""
+    side = round(multiplications ** (1 / 3))
+    x, y = torch.randn(2, side, side, dtype=torch.float16, device=DEVICE)
+    return lambda: x @ y
+
+
 def ema_step(z: Tensor, codebook: Tensor, metric: str, decay: float = 0.99) -> Run:
     """What the library's training forward does: choice, straight-through vectors, commitment loss, EMA of the
     codebook.
@@ -175,52 +191,87 @@ def ema_step(z: Tensor, codebook: Tensor, metric: str, decay: float = 0.99) -> R
     size = codebook.new_ones(codebook.shape[0])
     mean = codebook.clone()
 
-    def step() -> tuple[Tensor, Tensor]:
-        indices, counts, sums = assign(z, codebook, metric)
-        chosen = codebook[indices]
-        size.lerp_(counts, 1 - decay)
-        mean.lerp_(sums, 1 - decay)
-        smoothed = (size + 1e-5) / (size.sum() + len(size) * 1e-5) * size.sum()
+    def move() -> None:
+        """Each code to the mean of its vectors; on the sphere only its direction matters."""
+        if metric == "cosine":
+            codebook.copy_(F.normalize(mean, dim=-1))
+            return
+        total = size.sum()
+        smoothed = (size + 1e-5) / (total + len(size) * 1e-5) * total
         torch.div(mean, smoothed[:, None], out=codebook)
-        return z + (chosen - z).detach(), F.mse_loss(z, chosen)
+
+    def step() -> tuple[Tensor, Tensor]:
+        vectors = F.normalize(z, dim=-1) if metric == "cosine" else z
+        indices, counts, sums = assign(vectors, codebook, metric)
+        chosen = codebook[indices]
+        torch._foreach_lerp_([size, mean], [counts, sums], 1 - decay)
+        move()
+        return vectors + (chosen - vectors).detach(), F.mse_loss(vectors, chosen)
 
     return step
 
 
 def loss_contests(largest: int) -> Iterator[Contest]:
-    for case in CONTRASTIVE:
-        yield from loss_contest(case)
-    if largest:
-        yield memory_contest(ContrastiveCase(largest, 512))
+    for suffix, precision in precisions().items():
+        with precision:
+            for case in CONTRASTIVE:
+                yield from loss_contest(case, suffix)
+            if largest:
+                yield memory_contest(ContrastiveCase(largest, 512), suffix)
 
 
-def loss_contest(case: ContrastiveCase) -> Iterator[Contest]:
+def precisions() -> dict[str, AbstractContextManager]:
+    """What the user may allow products to be made in, by what a case's name then says."""
+    found: dict[str, AbstractContextManager] = {"": contextlib.nullcontext()}
+    if DEVICE == "cuda":
+        found[" with TF32"] = tf32_allowed()
+        found[" under bfloat16 autocast"] = torch.autocast("cuda", dtype=torch.bfloat16)
+    return found
+
+
+@contextlib.contextmanager
+def tf32_allowed() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def loss_contest(case: ContrastiveCase, suffix: str = "") -> Iterator[Contest]:
     a, b, scale, bias = case.inputs(torch.float32, DEVICE)
     name = f"{case.pairs}x{case.width}"
+    narrow = compute_dtype(a) if DEVICE == "cuda" else a.dtype
+
+    def limit() -> Tensor:
+        return Products.apply(a.to(narrow), b.to(narrow))
+
     nce: dict[str, Run] = {
         "ours": lambda: info_nce(a, b, scale),
-        "limit": lambda: Products.apply(a, b),
+        "limit": limit,
         "reference": lambda: info_nce_reference.info_nce(a, b, scale),
         **open_clip_info_nce(a, b, scale),
     }
     sigmoid: dict[str, Run] = {
         "ours": lambda: sigmoid_loss(a, b, scale, bias),
-        "limit": lambda: Products.apply(a, b),
+        "limit": limit,
         "reference": lambda: info_nce_reference.sigmoid_loss(a, b, scale, bias),
         **open_clip_sigmoid(a, b, scale, bias),
     }
     grad = torch.ones((), device=DEVICE)
-    yield from both_passes("info_nce", f"{name}, InfoNCE", nce, [a, b, scale], grad)
-    yield from both_passes("info_nce", f"{name}, sigmoid", sigmoid, [a, b, scale, bias], grad)
+    yield from both_passes("info_nce", f"{name}, InfoNCE{suffix}", nce, [a, b, scale], grad)
+    yield from both_passes("info_nce", f"{name}, sigmoid{suffix}", sigmoid, [a, b, scale, bias], grad)
 
 
-def memory_contest(case: ContrastiveCase) -> Contest:
-    """Ours alone, forward and backward, once."""
+def memory_contest(case: ContrastiveCase, suffix: str = "") -> Contest:
+    """Ours alone, forward and backward; once on a CPU."""
     a, b, scale, _ = case.inputs(torch.float32, DEVICE)
     runs: dict[str, Run] = {"ours": lambda: info_nce(a, b, scale)}
-    name = f"{case.pairs}x{case.width}, InfoNCE"
+    name = f"{case.pairs}x{case.width}, InfoNCE{suffix}"
     _, contest = both_passes("info_nce", name, runs, [a, b, scale], torch.ones((), device=DEVICE))
-    contest.repeats = 1
+    if DEVICE != "cuda":
+        contest.repeats = 1
     return contest
 
 

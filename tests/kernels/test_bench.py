@@ -1,9 +1,11 @@
 """Every contest runs to its end on tiny cases: who takes part, and what a row says, never how long anything took."""
 
+import contextlib
 import importlib.util
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from kernels import bench
 from kernels.bench import Op, Row, contest_table, run_contests
@@ -60,6 +62,26 @@ def test_the_largest_batch_is_ours_alone_forward_and_backward(monkeypatch: pytes
     ((row,),) = run_contests("info_nce", repeats=5, largest=12)
     assert row["case"] == "12x512, InfoNCE" and row["pass"] == "forward_backward"
     assert row["implementation"] == "ours" and row["repeats"] == 1
+
+
+def test_on_a_gpu_losses_are_timed_in_every_precision_a_user_may_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "DEVICE", "cuda")
+    with pytest.warns(UserWarning) if not torch.cuda.is_available() else contextlib.nullcontext():
+        precisions = bench.precisions()
+    allowed = {}
+    for name, precision in precisions.items():
+        with precision:
+            allowed[name] = torch.backends.cuda.matmul.allow_tf32
+    assert allowed == {"": False, " with TF32": True, " under bfloat16 autocast": False}
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_the_limit_of_a_search_on_a_gpu_is_one_product_of_as_many_multiplications(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bench, "DEVICE", "cpu")
+    product = bench.square_product(16 * 8 * 4)()
+    assert product.shape == (8, 8) and product.dtype == torch.float16
 
 
 def test_the_table_says_how_much_of_anothers_time_ours_takes() -> None:
