@@ -54,7 +54,8 @@ def generated_coco(root: Path, split: str, images: int, texts: int, first_id: in
         count = texts // images + (index < texts % images)
         for _ in range(count):
             number = next(numbers)
-            text = f"{texts_of_scenes[number % len(texts_of_scenes)]}, number {number}"
+            high, low = divmod(number, 1000)
+            text = f"{texts_of_scenes[number % len(texts_of_scenes)]}, number {high} {low}"
             annotations.append({"id": number, "image_id": first_id + index, "caption": text})
     write_json(path, {"images": listed, "annotations": annotations}, indent=None)
     return root

@@ -63,7 +63,7 @@ class AlignData(LightningDataModule):
             return
         self.train = self._opened(self.config.train)
         self.vocabulary = None
-        if self.tokenizer is not None:
+        if self.tokenizer is not None and self.encoders["text"].trunk == "scratch":  # Others have one of their own.
             self.vocabulary = observed_vocabulary(self.tokenizer, captions_of(self.train))
         self.train_view = TrainView(
             self.train,

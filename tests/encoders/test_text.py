@@ -114,3 +114,13 @@ def test_a_scratch_trunk_needs_a_vocabulary_and_a_trunk_a_known_name() -> None:
     for build in (lambda c: TextEncoder(c, BOTTLENECK, 32), lambda c: Tokenizer(c.trunk, 12)):
         with pytest.raises(ValueError, match="use scratch, open_clip/<name> or hf/<name or folder>"):
             build(replace(SMALL, trunk="word2vec"))
+
+
+@pytest.mark.parametrize("length", [5, 12, 40])
+def test_the_vocabulary_by_words_is_that_of_whole_captions(length: int) -> None:
+    """Whatever a caption holds: what is cut, mended, upper case, joined by punctuation, or not ASCII."""
+    tokenizer = Tokenizer("scratch", length)
+    said = ["A dog's ball, 3rd of 12!", "caf\u00e9 &amp; bar", "two\u2019s", "a  b\tc\n", "x-y_z#1", "many " * 30, "!"]
+    for captions in (said, *([caption] for caption in said), said[:2], ["a", "b"]):
+        ids, _ = tokenizer(captions)
+        assert torch.equal(observed_vocabulary(tokenizer, captions), ids.unique())
