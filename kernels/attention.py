@@ -1,9 +1,9 @@
 """Attention: `scaled_dot_product_attention`, in the dtype in which its fused path is fast.
 
 On a processor without AMX torch's fused bf16 path multiplies in scalars: (128, 4, 64, 32) forward and backward took
-98 ms in bf16 against 30 ms in fp32 on one core of an AVX-512 machine. With AMX its backward does: 22 ms against 3 for
-(24, 4, 64, 32) on one core. There fp32 is taken whatever the autocast, with AMX where gradients are recorded; elsewhere
-the dtype is autocast's.
+98 ms in bf16 against 30 ms in fp32 on one core of an AVX-512 machine. With AMX its backward does: (24, 4, 64, 32) took
+22 ms against 3 on one core. On a CPU without AMX fp32 is taken whatever the autocast, with AMX where gradients are
+recorded; everywhere else the dtype is autocast's.
 """
 
 import torch

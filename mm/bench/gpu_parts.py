@@ -210,7 +210,7 @@ def memory(context: Context) -> Iterator[Found]:
     for name, checkpoint in (("without", False), ("with", True)):
         backbone = replace(config.model.backbone, checkpoint=checkpoint)
         changed = replace(config, model=replace(config.model, backbone=backbone))
-        runs[f"{name} checkpointing"] = standing(changed, context.device).own_step()
+        runs[f"{name} checkpointing"] = standing(changed, context.device).own_step(capture=False)
     for own in runs.values():
         own()  # compiles its kernels
     yield {}
@@ -236,6 +236,8 @@ def step(context: Context) -> Iterator[Found]:
 def implementations(context: Context, run: Standing) -> dict[str, Step]:
     """Steps by name, each of which has been taken once: its kernels are compiled."""
     steps = {"ours": run.own_step()}
+    if context.device.type == "cuda":
+        steps["ours, eager"] = run.own_step(capture=False)
     if run.has_pairs and find_spec("open_clip"):
         steps["open_clip"] = run.peer_step()
         if context.device.type == "cuda":

@@ -26,6 +26,7 @@ from mm.data.module import AlignData
 from mm.data.sampling import StepSampler
 from mm.device import autocast, choose_device, precision_name
 from mm.files import write_json
+from mm.train.captured import WARM_UP, CapturedStep
 from mm.train.freeze import freeze
 from mm.train.memory import keep_freed_memory
 from mm.train.optim import build_optimizer
@@ -82,9 +83,9 @@ class Standing:
         """Whether it reads what open_clip reads."""
         return {"image", "text"} <= set(self.batches[0].inputs)
 
-    def own_step(self) -> Step:
+    def own_step(self, capture: bool = True) -> Step:
         """The run's own, see `own_step`."""
-        return own_step(self.task, self.batches, self.precision)
+        return own_step(self.task, self.batches, self.precision, capture)
 
     def peer_step(self, batches: int | None = None) -> Step:
         """open_clip's, see `mm.bench.peer.peer_step`; of the first so many batches."""
@@ -139,16 +140,24 @@ def made_batches(data: AlignData, config: StepConfig) -> list[Batch]:
     return batches
 
 
-def own_step(task: StandingTask, batches: list[Batch], precision: torch.autocast) -> Step:
+def own_step(task: StandingTask, batches: list[Batch], precision: torch.autocast, capture: bool = True) -> Step:
     """One step of the run after the other: what AlignTask and the trainer do, without the trainer.
 
-    precision: of the forward and of the losses.
+    Args:
+        task: whose steps they are.
+        batches: are taken in turn.
+        precision: of the forward and of the losses.
+        capture: whether steps are replayed where they can be, which they are from the first one on.
     """
     optimizer = build_optimizer(task.groups())
     turn = cycle(batches)
+    captured = CapturedStep(task)
+    if not capture:
+        captured.stay_eager("it is timed so")
     task.train()
 
     def step() -> None:
+        task.captured = captured
         with precision:
             total = task.training_step(next(turn), 0)
         task.backward(total)
@@ -158,6 +167,9 @@ def own_step(task: StandingTask, batches: list[Batch], precision: torch.autocast
         task.loss.clamp_scales()
         optimizer.zero_grad()
 
+    if capture and task.run.device.type == "cuda":
+        for _ in range((WARM_UP + 1) * len(batches)):
+            step()
     return step
 
 

@@ -147,7 +147,7 @@ class CapturedStep:
     def prepared(self, batch: Batch) -> Batch:
         """The batch with its captions padded to the next length that is recorded, where steps can be; a step that is
         not replayed reads the same, and draws the same numbers. Says in the log where steps cannot be recorded."""
-        if self.eager is None and batch.ids.device.type != "cuda":
+        if self.eager is None and not has_graphs(batch.ids.device):
             self.stay_eager("it does not run on a GPU")
         if self.eager is None and world() is not None:
             self.stay_eager("several processes take it together")
@@ -189,7 +189,7 @@ class CapturedStep:
             terms, metrics, load = task.find(own)
             weights = room[: len(terms.terms)]
             total = terms.total_by(weights)
-            with torch.autocast("cuda", enabled=False):
+            with torch.autocast(load.device.type, enabled=False):
                 found = torch.autograd.grad(total, self.parameters, allow_unused=True)
                 shown = [total, *terms.terms.values(), *metrics.values()]
                 figures = torch.stack([value.detach().float() for value in shown])
@@ -224,6 +224,11 @@ class CapturedStep:
         for parameter, gradient in zip(self.parameters, self.replayed.gradients, strict=True):
             parameter.grad = gradient
         return True
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Whether what a device does can be recorded."""
+    return device.type == "cuda"
 
 
 def kind_of(batch: Batch, weights: dict[str, float]) -> Hashable:
