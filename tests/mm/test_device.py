@@ -16,9 +16,9 @@ from mm.train.trainer import trainer_precision
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
 PROGRAM = Path(__file__).with_name("on_a_device.py")
-WAITS = 5
+WAITS = 2
 """Of the host for the device in one step with all losses and three modalities. Whoever removes some lowers this."""
-CALLS = 9300
+CALLS = 8500
 """Operations that such a step sends to the device, forward, backward, clipping and optimizer."""
 
 
