@@ -3,6 +3,7 @@
 What a part does before its first `yield` is prepared while another part runs; only what follows has the device alone.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -109,10 +110,11 @@ def parity(context: Context) -> Iterator[Found]:
         raise MissingError("pytest is not installed: pip install pytest, or leave parity out of --parts")
     report = context.work / "parity.xml"
     tests = TESTS / "test_dispatch.py" if context.config.tiny else TESTS
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib -q", "-p", "no:cacheprovider"]
+    # Every test is named as it ends: the report is written after the last one, for which there may be no time.
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib -v", "-p", "no:cacheprovider"]
     command += [f"--junitxml={report}", str(tests)]
     if find_spec("xdist") and not context.config.tiny:
-        command += ["-n", "4"]
+        command += ["-n", str(max(2, (os.cpu_count() or 2) - 4))]  # They compile; the other parts prepare beside them.
     done = subprocess.run(command, cwd=ROOT, stdout=sys.stderr)
     if not report.is_file():
         raise RuntimeError(f"pytest ended with {done.returncode} and wrote no report")
