@@ -36,6 +36,10 @@ class ContinuedTask(AdaptTask):
         super().__init__(run, adapters=False)
         self.mix = mix
 
+    def on_before_batch_transfer(self, batch: dict[str, Batch], index: int) -> dict[str, Batch]:  # type: ignore[override]
+        checked = super().on_before_batch_transfer
+        return {name: checked(part, index) for name, part in batch.items()}
+
     def training_step(self, batch: dict[str, Batch], batch_index: int) -> Tensor:  # type: ignore[override]  # two sets
         self.seed_step()
         total = torch.zeros((), device=self.device)

@@ -53,7 +53,8 @@ def agreement(mine: slice) -> tuple[Tensor, Tensor, Tensor]:
     loss = CodeAgreement(8, 6)
     a, b, mask = tokens()
     x = a[mine].clone().requires_grad_()
-    value = loss(x, mask[mine], b[mine], mask[mine], torch.arange(8)[mine])
+    p = loss.distribution(x, mask[mine])
+    value = loss(p, loss.distribution(b[mine], mask[mine]), torch.arange(8)[mine])
     value.backward()
     assert x.grad is not None and loss.codebook.grad is not None
     return value.detach(), x.grad, loss.codebook.grad

@@ -48,6 +48,7 @@ LIMITS = {
     "bench_step": f"{TINY_MODEL} --loss.filip_rows 4 --loss.itm_rows 4 --train.batch_size 4"
     " --image.size 32 --image.width 16 --text.width 16 --repeats 1",
     "bench_features": "--images 2 --repeats 1",
+    "bench_scale": "--images 16 --captions 32 --compared 8 --evaluated '[4,8]' --shards false --workers 0",
     "bench_index": "--sizes [50] --images 2 --repeats 1",
     "prepare_scenes": "--train 6 --val 4 --seen 4 --image_size 32",
     "soak": "--kills 0 --memory_steps 0 --presence false --corrupt 0",
