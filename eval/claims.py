@@ -7,6 +7,7 @@ from typing import Any
 from eval.adapted import AdaptedRow
 from eval.coco import DIRECTIONS
 from eval.figures import first_protocol, split_figures
+from eval.gpu import gpu_lines
 from eval.studies import Study
 
 UNMEASURED = "not measured here"
@@ -173,7 +174,11 @@ def checkpointing(evidence: Evidence) -> Claim:
         return Claim(claim, UNMEASURED, command)
     sizes = " to ".join(f"{step['peak_bytes'] / 1e6:.0f} MB" for step in steps)
     times = " to ".join(f"{step['milliseconds']:.0f} ms" for step in steps)
-    return Claim(claim, f"step of configs/bench.yaml, on a CPU: {sizes}, for {times}; no GPU", command)
+    measured = [f"step of configs/bench.yaml, on a CPU: {sizes}, for {times}"]
+    for name, result in evidence.benchmarks.items():
+        if name.startswith("gpu_"):
+            measured += [f"{result['card']}, {what}: {sizes}" for what, sizes in gpu_lines(result) if "memory" in what]
+    return Claim(claim, "; ".join(measured), command)
 
 
 def _own_row(benchmark: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -228,8 +228,13 @@ def _utilization_cells(metrics: Mapping[str, float], modality: str) -> Cells:
 
 
 def gpu_table(result: Result) -> str:
-    """What scripts/gpu_check.py measured on a card, and below it where."""
-    table = markdown(("on a GPU", "measured, in brackets how many times as long the first takes"), gpu_lines(result))
+    """What scripts/gpu_check.py measured on a card, and below it where.
+
+    Where both passes of a kernel were timed, the forward alone is left to the JSON.
+    """
+    lines = dict(gpu_lines(result))
+    shown = [(what, said) for what, said in lines.items() if f"{what} + backward" not in lines]
+    table = markdown(("on a GPU", "measured, in brackets how many times as long the first takes"), shown)
     return f"{table}\n\nMeasured on: {described_gpu(result)}. By `python scripts/gpu_check.py`."
 
 

@@ -72,5 +72,11 @@ def test_checkpointing_needs_both_measurements():
         for name, size in (("step_default", 4e8), ("step_default_checkpoint", 2e8))
     }
     assert "400 MB to 200 MB, for 10 ms to 10 ms" in checkpointing(Evidence([], benchmarks=steps)).measured
+    memory = {"case": "bench, batch 4", "peak_bytes": 3e8, "milliseconds": 5.0}
+    rows = [memory | {"implementation": f"{name} checkpointing"} for name in ("without", "with")]
+    gpu = {"card": "A GPU", "parts": {"memory": {"state": "done", "rows": rows}}}
+    measured = checkpointing(Evidence([], benchmarks=steps | {"gpu_a": gpu})).measured
+    without = "A GPU, memory of a step, bench, batch 4: without checkpointing 300 MB, 5.00 ms"
+    assert measured.endswith(f"{without}; with checkpointing 300 MB, 5.00 ms")
     del steps["step_default"]
     assert checkpointing(Evidence([], benchmarks=steps)).measured == "not measured here"
