@@ -1,4 +1,4 @@
-"""Starting a Triton kernel for the second time."""
+"""Starting Triton kernels: the host's part of it, which takes as long as a small kernel."""
 
 import importlib.metadata
 from functools import cache
@@ -35,6 +35,16 @@ def launch(kernel: Any, grid: tuple[int, int], *arguments: Any, **options: Any) 
         return
     stream = torch._C._cuda_getCurrentRawStream(device)
     compiled.run(*grid, 1, stream, compiled.function, compiled.packed_metadata, None, None, None, *arguments)
+
+
+def ceil_div(count: int, size: int) -> int:
+    """Triton's cdiv and next_power_of_2 may stand inside of kernels, and take twenty times as long outside."""
+    return -(-count // size)
+
+
+def power_of_two(least: int) -> int:
+    """The smallest one that is ``least`` or more."""
+    return 1 << max(0, least - 1).bit_length()
 
 
 def _kind(argument: Any) -> Any:

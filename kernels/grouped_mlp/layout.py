@@ -13,13 +13,3 @@ class Layout(NamedTuple):
     order: Tensor  # (R,) int32
     slot_of: Tensor  # (N, K) int32, the row of every assignment
     ends: Tensor  # (E,) int32, one past the last row of every expert
-
-
-def ceil_div(count: int, size: int) -> int:
-    """Triton's cdiv and next_power_of_2 may stand inside of kernels, and take twenty times as long outside."""
-    return -(-count // size)
-
-
-def power_of_two(least: int) -> int:
-    """The smallest one that is ``least`` or more."""
-    return 1 << max(0, least - 1).bit_length()

@@ -12,10 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.grouped_mlp.layout import Layout, ceil_div, power_of_two
+from kernels.grouped_mlp.layout import Layout
 from kernels.grouped_mlp.triton_glue import combine, swiglu_gradients
 from kernels.grouped_mlp.triton_layout import bins, tile_of
 from kernels.grouped_mlp.triton_products import precision
+from kernels.launch import ceil_div, power_of_two
 
 CHUNK = 64
 """Rows that the gradients of matrices add at a time."""

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.grouped_mlp.layout import Layout, ceil_div, power_of_two
+from kernels.grouped_mlp.layout import Layout
+from kernels.launch import ceil_div, power_of_two
 
 SPAN = 256  # assignments that are ranked at once
 PROGRAMS = 4096  # at most: beyond, each takes several spans

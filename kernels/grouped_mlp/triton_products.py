@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.grouped_mlp.layout import Layout, ceil_div
+from kernels.grouped_mlp.layout import Layout
 from kernels.grouped_mlp.triton_layout import bins, tile_of
+from kernels.launch import ceil_div
 
 
 class Tiles(NamedTuple):

@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from kernels.info_nce.pairs import Pairs
 from kernels.info_nce.triton_blocks import gradient_kernel, merge_kernel, nce_kernel, sigmoid_kernel
-from kernels.launch import launch
+from kernels.launch import ceil_div, launch, power_of_two
 
 TILE_ROWS = 4096
 TILE_BYTES = 2**25
@@ -91,10 +90,10 @@ def nce_forward(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
             num_warps=blocks.warps,
             num_stages=blocks.stages,
         )
-        programs = triton.cdiv(height, MERGED)
+        programs = ceil_div(height, MERGED)
         launch(
             merge_kernel,
-            (programs + triton.cdiv(width, MERGED), 1),
+            (programs + ceil_div(width, MERGED), 1),
             of_rows,
             of_columns,
             _part(rows, tile.i),
@@ -107,8 +106,8 @@ def nce_forward(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
             int(tile.j.start == 0),
             int(tile.i.start == 0),
             MERGED,
-            triton.next_power_of_2(tile.across),
-            triton.next_power_of_2(tile.down),
+            power_of_two(tile.across),
+            power_of_two(tile.down),
         )
     return rows, columns, positives
 
@@ -215,8 +214,8 @@ def _tiles(pairs: Pairs, blocks: _Blocks, kept: bool) -> Iterator[_Tile]:
             ids = (products, products)
             if pairs.row_ids is not None and pairs.ids is not None:
                 ids = (_part(pairs.row_ids, i), _part(pairs.ids, j))
-            across = triton.cdiv(len(b), blocks.columns)
-            yield _Tile(i, j, a, b, products, ids, pairs.first + top - left, across, triton.cdiv(len(a), blocks.rows))
+            across = ceil_div(len(b), blocks.columns)
+            yield _Tile(i, j, a, b, products, ids, pairs.first + top - left, across, ceil_div(len(a), blocks.rows))
 
 
 def _space(pairs: Pairs, dtype: torch.dtype) -> Tensor:

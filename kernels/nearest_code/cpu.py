@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.padding import count_of
+
 ELEMENTS = 2**20
 """Scores per block: 4 MB in float32, within the last-level cache."""
 FOLD = 64
@@ -40,10 +42,8 @@ def ranking(codebook: Tensor, metric: str) -> tuple[Tensor, Tensor]:
 
 def statistics(z: Tensor, indices: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Vectors per code (S,) and their sums (S, C), float32."""
-    counts = torch.zeros(size, device=z.device)
-    counts.index_add_(0, indices, counts.new_ones(1).expand(len(indices)))  # bincount would make the host wait
     sums = torch.zeros(size, z.shape[1], device=z.device).index_add_(0, indices, z.float())
-    return counts, sums
+    return count_of(indices, size).float(), sums
 
 
 def _argmax(scores: Tensor) -> Tensor:

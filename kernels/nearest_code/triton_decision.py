@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import launch
+from kernels.launch import ceil_div, launch, power_of_two
 
 ROWS = 16
 """Vectors of a program."""
@@ -44,11 +44,11 @@ def decide(z: Tensor, codebook: Tensor, lengths: Tensor, found: Candidates, eucl
     n, width = z.shape
     _, parts, slots = found.bounds.shape
     indices = torch.empty(n, dtype=torch.int64, device=z.device)
-    channels = max(16, triton.next_power_of_2(width))
+    channels = max(16, power_of_two(width))
     rows = max(1, min(ROWS, ELEMENTS // channels))
     launch(
         _decide_kernel,
-        (triton.cdiv(n, rows), 1),
+        (ceil_div(n, rows), 1),
         z,
         lengths,
         codebook,
@@ -64,7 +64,7 @@ def decide(z: Tensor, codebook: Tensor, lengths: Tensor, found: Candidates, eucl
         euclidean,
         found.kept,
         slots,
-        triton.next_power_of_2(parts) * slots,
+        power_of_two(parts) * slots,
         rows,
         channels,
         max(1, ELEMENTS // channels),

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import launch
+from kernels.launch import ceil_div, launch, power_of_two
 from kernels.nearest_code.triton_decision import LOWEST, Candidates, decide
 
 VECTORS = 128
@@ -67,13 +67,13 @@ def nearest_code(z: Tensor, codebook: Tensor, metric: str) -> Tensor:
 def _units(z: Tensor, codebook: Tensor, euclidean: bool) -> _Units:
     n, width = z.shape
     size = len(codebook)
-    chunk = min(CHUNK, max(64, triton.next_power_of_2(width)))
-    padded = triton.cdiv(width, chunk) * chunk
-    z_rows = triton.cdiv(n, VECTORS) * VECTORS
-    rows = z_rows + triton.cdiv(size, CODES) * CODES
+    chunk = min(CHUNK, max(64, power_of_two(width)))
+    padded = ceil_div(width, chunk) * chunk
+    z_rows = ceil_div(n, VECTORS) * VECTORS
+    rows = z_rows + ceil_div(size, CODES) * CODES
     units = torch.empty(rows, padded, dtype=torch.float16, device=z.device)
     lengths = torch.empty(rows, device=z.device)
-    channels = triton.next_power_of_2(padded)
+    channels = power_of_two(padded)
     block = max(1, ELEMENTS // channels)
     least = 0.0 if euclidean else 1e-12  # as F.normalize
     grid = rows // block, 1
@@ -85,10 +85,10 @@ def _units(z: Tensor, codebook: Tensor, euclidean: bool) -> _Units:
 def _screen(units: _Units, shape: torch.Size, size: int, euclidean: bool) -> Candidates:
     n, width = shape
     device = units.units.device
-    blocks = triton.cdiv(n, VECTORS)
-    tiles = triton.cdiv(size, CODES)
-    share = triton.cdiv(tiles, min(SPLITS, max(1, PROGRAMS // blocks)))
-    parts = triton.cdiv(tiles, share)
+    blocks = ceil_div(n, VECTORS)
+    tiles = ceil_div(size, CODES)
+    share = ceil_div(tiles, min(SPLITS, max(1, PROGRAMS // blocks)))
+    parts = ceil_div(tiles, share)
     bits = max(1, (share - 1).bit_length())
     bounds = torch.empty(n, parts, SLOTS, device=device)
     codes = torch.empty(n, parts, SLOTS, dtype=torch.int32, device=device)
