@@ -59,7 +59,8 @@ def test_runs_are_finished_begun_or_damaged(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "c" / "result.json").write_text("{")
     show_list("runs", runs=tmp_path)
     printed = shown(capsys)
-    assert "RSUM 88.0 on scenes/val, 1,000 images, trained on scenes/train" in printed
+    rsum = result["metrics"]["RSUM"]
+    assert f"RSUM {rsum:.1f} on scenes/val, 1,000 images, trained on scenes/train" in printed
     assert "begun, not finished" in printed and "cannot be read" in printed
     assert str(tmp_path / "d") not in printed.replace(" ", "")
 
