@@ -6,6 +6,7 @@ Without ties each function is the textbook measure; with all scores equal it is 
 ECIR 2008). Queries are numbered 0 .. Q-1 and every query has at least one positive.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -161,3 +162,9 @@ def _first_of_each_level(placed: Placed) -> np.ndarray:
     other_level = np.diff(placed.greater) != 0
     new[1:] = other_query | other_level
     return np.flatnonzero(new)
+
+
+def random_any_hit(gallery: int, matches: int, k: int) -> float:
+    """Any-hit R@k, in percent, of a random order of a gallery that holds `matches` of the query."""
+    missed = math.comb(gallery - matches, k) / math.comb(gallery, k)
+    return 100 * (1 - missed)

@@ -1,4 +1,4 @@
-"""README's tables: what was measured, under which protocol, by which command, on what hardware."""
+"""Tables of the pages: what was measured, under which protocol, by which command, on what hardware."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,13 +9,11 @@ from eval.adapted import AdaptedRow, stored_rows
 from eval.claims import Evidence, claims
 from eval.coco import DIRECTIONS
 from eval.figures import first_protocol
-from eval.gpu import described_gpu, gpu_lines
+from eval.gpu import BOTH, beside, contests, described_gpu, gpu_lines
+from eval.measures import random_any_hit
 from eval.retrieval import RECALL_AT
 from eval.studies import Study
-from kernels.errors import UserError
 
-BEGIN = "<!-- RESULTS: written by scripts/reproduce.py -->"
-END = "<!-- /RESULTS -->"
 RETRIEVAL_COLUMNS = (
     "run",
     "evaluated on",
@@ -26,6 +24,17 @@ RETRIEVAL_COLUMNS = (
     "parameters, active",
     "seconds",
 )
+HEADLINE_COLUMNS = (
+    "run",
+    "judged on",
+    "R@1 image→text",
+    "R@1 text→image",
+    "RSUM",
+    "RSUM of chance",
+    "minutes",
+)
+HEADLINES = (("default", "scenes/val"), ("flickr8k_recipe", "flickr8k/val"))
+"""Runs, and what they are judged on, that stand on the first page."""
 UTILIZATION_COLUMNS = (
     "run",
     "modality",
@@ -42,6 +51,7 @@ STUDY_MEASURES = {
     "R@1 image→audio": "image_to_audio/R@1",
 }
 """Column -> the measure of a study."""
+BESIDE = "measured, in brackets how many times as long the first takes"
 LEGEND = (
     "Any-hit recall in %; RSUM is the sum of the six recalls. Seconds are of the whole run on a shared machine;"
     " `features` is what caching a frozen trunk's took, part of them in the run that needed it first. Measured on:"
@@ -58,7 +68,7 @@ def is_run(content: Any) -> bool:
 
 
 def gather(runs: Sequence[Result], studies: Mapping[str, Study], others: Mapping[str, Any]) -> Evidence:
-    """What `readme_tables` takes.
+    """What the pages are written from.
 
     Args:
         runs: contents of result.json.
@@ -67,34 +77,6 @@ def gather(runs: Sequence[Result], studies: Mapping[str, Study], others: Mapping
     """
     adapted = stored_rows(others["adapt"]) if "adapt" in others else []
     return Evidence(runs, studies, adapted, others)
-
-
-def readme_tables(evidence: Evidence) -> str:
-    """All tables; one without rows is skipped."""
-    tables = [retrieval_table(evidence.runs)]
-    if evidence.studies:
-        tables.append(studies_table(evidence.studies))
-    if evidence.adapted:
-        tables.append(adapted_rows_table(evidence.adapted))
-    tables.append(utilization_table(evidence.runs))
-    for name, content in evidence.benchmarks.items():
-        if name.startswith("gpu_"):
-            tables.append(gpu_table(content))
-    tables.append(claims_table(evidence))
-    return "\n\n".join(tables)
-
-
-def between_markers(text: str, tables: str) -> str:
-    """A README with its results replaced.
-
-    Raises:
-        ValueError: where it lacks the markers.
-    """
-    if BEGIN not in text or END not in text:
-        raise UserError(f"it lacks the markers {BEGIN} and {END}")
-    head, rest = text.split(BEGIN)
-    _, tail = rest.split(END)
-    return f"{head}{BEGIN}\n{tables}\n{END}{tail}"
 
 
 def stored_name(result: Result) -> str:
@@ -121,6 +103,36 @@ def markdown(columns: Cells, rows: Sequence[Cells]) -> str:
     return "\n".join(lines)
 
 
+def headline_table(runs: Sequence[Result]) -> str:
+    """The runs of HEADLINES, beside chance."""
+    rows = []
+    for name, judged in HEADLINES:
+        for run in runs:
+            if (run["config"]["name"], first_protocol(run).name) == (name, judged):
+                rows.append(_headline_row(run))
+    return markdown(HEADLINE_COLUMNS, rows)
+
+
+def _headline_row(run: Result) -> Cells:
+    """Cells under HEADLINE_COLUMNS."""
+    metrics = run["metrics"]
+    protocol = first_protocol(run)
+    first = [f"{metrics[f'{direction}/R@1']:.1f} %" for direction in DIRECTIONS]
+    chance = 0.0
+    for k in RECALL_AT:
+        chance += random_any_hit(protocol.captions, protocol.captions // protocol.images, k)
+        chance += random_any_hit(protocol.images, 1, k)
+    where = f"{protocol.name}, {protocol.images:,} images"
+    return [
+        run["config"]["name"],
+        where,
+        *first,
+        f"{metrics['RSUM']:.0f}",
+        f"{chance:.1f}",
+        f"{run['seconds'] / 60:.0f}",
+    ]
+
+
 def retrieval_table(runs: Sequence[Result]) -> str:
     """A row for each run, and below the table what its figures are and where they were measured."""
     commits: dict[str, set[str]] = {}
@@ -130,17 +142,16 @@ def retrieval_table(runs: Sequence[Result]) -> str:
     for hardware, found in sorted(commits.items()):
         facts.append(f"{hardware} (commits {', '.join(sorted(found))})")
     table = markdown(RETRIEVAL_COLUMNS, [_retrieval_row(run) for run in runs])
-    return f"{table}\n\n{_pretraining(runs)}\n\n{LEGEND.format(where='; '.join(facts))}"
+    return f"{table}\n\n{LEGEND.format(where='; '.join(facts))}"
 
 
-def _pretraining(runs: Sequence[Result]) -> str:
+def pretraining_of(runs: Sequence[Result]) -> str:
     """What the trunks had seen before, runs of the same trunks in one sentence."""
     names: dict[str, dict[str, None]] = {}
     for run in runs:
         seen = names.setdefault(first_protocol(run).pretraining, {})
         seen[run["config"]["name"]] = None
-    said = [f"{', '.join(of_these)}: {words}." for words, of_these in names.items()]
-    return f"What the trunks have seen: {' '.join(said)}"
+    return "\n".join(f"- {', '.join(of_these)}: {words}." for words, of_these in names.items())
 
 
 def _retrieval_row(run: Result) -> Cells:
@@ -234,8 +245,44 @@ def gpu_table(result: Result) -> str:
     """
     lines = dict(gpu_lines(result))
     shown = [(what, said) for what, said in lines.items() if f"{what} + backward" not in lines]
-    table = markdown(("on a GPU", "measured, in brackets how many times as long the first takes"), shown)
+    table = markdown(("on a GPU", BESIDE), shown)
     return f"{table}\n\nMeasured on: {described_gpu(result)}. By `python scripts/gpu_check.py`."
+
+
+def corruption_table(result: Result) -> str:
+    """What became of damaged files of each kind, as scripts/soak.py counted them."""
+    subjects = result["corrupt"]["subjects"]
+    outcomes = next(iter(subjects.values()))
+    rows = [[name, *(f"{count:,}" for count in counts.values())] for name, counts in subjects.items()]
+    return markdown(["damaged", *outcomes], rows)
+
+
+def kills_table(result: Result) -> str:
+    """How often a run was killed, and what of its weights differs from a run that was left alone."""
+    cells = [
+        str(len(result["killed_after_logged_step"])),
+        f"{result['steps']:,}",
+        str(result["tensors"]),
+        str(len(result["tensors_that_differ"])),
+    ]
+    return markdown(("kills", "steps", "tensors of weights", "that differ"), [cells])
+
+
+def kernels_table(rows: Sequence[Result]) -> str:
+    """What scripts/bench_kernels.py measured on a CPU, and below it where."""
+    lines = []
+    for contest in contests(rows):
+        first = contest[0]
+        kind = "forward + backward" if first["pass"] == BOTH else "forward"
+        lines.append((f"{first['op']}, {first['case']}, {first['dtype']}, {kind}", beside(contest)))
+    where = f"{rows[0]['device']}, torch {rows[0]['torch']}, {rows[0]['date']}"
+    return f"{markdown(('kernel', BESIDE), lines)}\n\nMeasured on: {where}. By `python scripts/bench_kernels.py`."
+
+
+def memory_table(result: Result) -> str:
+    """Resident memory of a process while it trains."""
+    sizes = result["resident_mib_by_step"]
+    return markdown(["step", *sizes], [["MiB", *(f"{size:,.0f}" for size in sizes.values())]])
 
 
 def claims_table(evidence: Evidence) -> str:

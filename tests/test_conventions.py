@@ -48,6 +48,7 @@ TOP_LEVEL = {
     "constraints.txt",
     "Makefile",
     "LICENSE",
+    "CITATION.cff",
     ".ci",
     ".gitignore",
     ".git-blame-ignore-revs",

@@ -1,4 +1,4 @@
-"""README's tables say what the results say, and nothing else."""
+"""The pages' tables say what the results say, and nothing else."""
 
 import json
 from dataclasses import asdict
@@ -6,17 +6,19 @@ from dataclasses import asdict
 import pytest
 
 from eval.adapted import AdaptedRow
-from eval.claims import Evidence
 from eval.protocols import Protocol
 from eval.studies import Study
 from eval.tables import (
-    BEGIN,
-    END,
     adapted_rows_table,
-    between_markers,
+    corruption_table,
     gather,
+    gpu_table,
+    headline_table,
     is_run,
-    readme_tables,
+    kernels_table,
+    kills_table,
+    memory_table,
+    pretraining_of,
     retrieval_table,
     stored_name,
     studies_table,
@@ -56,12 +58,11 @@ def test_a_run_is_a_row_with_its_protocol_and_where_it_was_measured(run):
     assert "| 6,100 |" in table
 
 
-def test_what_the_trunks_had_seen_stands_below_the_rows_once_for_runs_of_the_same(run):
+def test_what_the_trunks_had_seen_is_said_once_for_runs_of_the_same(run):
     other = json.loads(json.dumps(run)) | {"config": run["config"] | {"name": "other"}}
     other["protocol"]["val"]["pretraining"] = "image: pairs"
     again = run | {"config": run["config"] | {"name": "again"}}
-    table = retrieval_table([run, other, again])
-    assert "\n\nWhat the trunks have seen: mine, again: not stated. other: image: pairs.\n\n" in table
+    assert pretraining_of([run, other, again]) == "- mine, again: not stated.\n- other: image: pairs."
 
 
 def test_utilization_is_by_modality_and_a_bottleneck_without_codes_has_none(run):
@@ -84,20 +85,35 @@ def test_adapted_rows_say_their_group():
     assert "| RSUM of molecules/val, from base | full | 1 | 10 | 1.0 | 2.0 | 100.0 → 110.0 | — |" in table
 
 
-def test_tables_without_rows_are_skipped(run):
-    few = readme_tables(Evidence([run]))
-    assert "| study |" not in few and "| adapted by |" not in few and few.count("\n\n") == 4
+def test_what_is_gathered_is_sorted_by_what_it_is(run):
     rows = [{"strategy": "full", "score": "RSUM", "base": "base", "seeds": [{"trainable": 1}]}]
     gathered = gather([run], {"made": Study("made", {"a": {"RSUM": {0: 1.0}}})}, {"adapt": {"rows": rows}})
-    assert gathered.adapted == [AdaptedRow("full", "RSUM", "base")] and "| study |" in readme_tables(
-        Evidence([run], gathered.studies)
-    )
+    assert gathered.adapted == [AdaptedRow("full", "RSUM", "base")] and "made" in gathered.studies
 
 
-def test_only_what_lies_between_the_markers_is_replaced():
-    assert between_markers(f"a\n{BEGIN}\nold\n{END}\nb", "new") == f"a\n{BEGIN}\nnew\n{END}\nb"
-    with pytest.raises(ValueError, match="lacks the markers"):
-        between_markers("a", "new")
+def test_the_first_page_has_two_runs_beside_chance(run):
+    protocol = asdict(Protocol("scenes", "val", 1000, 5000, "5", trained_on="trained on scenes/train"))
+    default = run | {"config": run["config"] | {"name": "default"}, "protocol": {"val": protocol}, "seconds": 120.0}
+    table = headline_table([run, default])
+    assert table.count("\n") == 2
+    assert table.endswith("| default | scenes/val, 1,000 images | 10.0 % | 10.0 % | 123 | 3.2 | 2 |")
+
+
+def test_what_a_soak_and_a_bench_found_stands_in_tables():
+    counts = {"trials": 1000, "refused": 3, "silent": 0}
+    assert corruption_table({"corrupt": {"subjects": {"images": counts}}}).endswith("| images | 1,000 | 3 | 0 |")
+    killed = {"steps": 1000, "killed_after_logged_step": [3, 9], "tensors": 40, "tensors_that_differ": ["a"]}
+    assert kills_table(killed).endswith("| 2 | 1,000 | 40 | 1 |")
+    assert memory_table({"resident_mib_by_step": {"500": 1182.5}}).endswith("| MiB | 1,182 |")
+    row = {"op": "info_nce", "case": "8x8", "dtype": "float32", "pass": "forward", "peak_bytes": 2e6}
+    row |= {"device": "a CPU", "torch": "2.11.0", "date": "2026-11-27"}
+    rows = [
+        row | {"implementation": "ours", "milliseconds": 0.5},
+        row | {"implementation": "peer", "milliseconds": 2.0},
+    ]
+    text = kernels_table(rows)
+    assert "| info_nce, 8x8, float32, forward | ours 0.50 ms, 2 MB; peer 2.00 ms (0.25 ×) |" in text
+    assert "Measured on: a CPU, torch 2.11.0, 2026-11-27" in text
 
 
 def test_a_kept_result_says_nothing_of_where_its_run_lay(run):
@@ -113,7 +129,7 @@ def test_benchmarks_are_no_runs(run):
     assert not is_run([run]) and not is_run({"rows": []}) and not is_run({"metrics": run["metrics"]})
 
 
-def test_a_gpu_has_a_table_that_says_where_it_was_measured(run):
+def test_a_gpu_has_a_table_that_says_where_it_was_measured():
     row = {"op": "info_nce", "case": "8x8", "dtype": "float32", "pass": "forward_backward", "peak_bytes": 2e6}
     rows = [
         row | {"implementation": "ours", "milliseconds": 0.5},
@@ -132,6 +148,6 @@ def test_a_gpu_has_a_table_that_says_where_it_was_measured(run):
             "run": {"state": "out of time", "seconds": 75.0},
         },
     }
-    text = readme_tables(gather([run], {}, {"gpu_h200": gpu}))
+    text = gpu_table(gpu)
     assert "| info_nce, 8x8, float32, forward + backward | ours 0.50 ms, 2 MB; peer 2.00 ms (0.25 ×) |" in text
     assert "| run | out of time |" in text and "NVIDIA H200, torch 2.11.0, driver 580" in text

@@ -1,4 +1,4 @@
-"""What is written is run: the commands of README's tables and blocks and of the headers in configs/, on a tiny set.
+"""What is written is run: the commands of the pages' tables and blocks and of the headers in configs/, on a tiny set.
 
 Names of folders and files in capitals become those of a tiny set, and each script gets limits behind its own options.
 Downloads are stood in for: timm's pretrained models by tiny random ones, COCO's archives by a few images.
@@ -28,6 +28,7 @@ from mm.data.scenes.folder import sample_at
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
+PAGES = "\n".join(path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
 OPTIONS = set((ROOT / "tests" / "flags.txt").read_text().split("\n"))
 TINY_MODEL = (
     "--model.embedding 16 --model.token_embedding 8 --model.head 0 --model.backbone.width 32 --model.backbone.layers 1"
@@ -87,9 +88,9 @@ def commands_in(text: str, comment: str = "") -> list[str]:
 
 
 def fragments() -> list[tuple[str, str]]:
-    """README's table cells: each command, and each option that stands for the same command with another one."""
+    """The pages' table cells: each command, and each option that stands for the same command with another one."""
     found = []
-    for row in (ROOT / "README.md").read_text().splitlines():
+    for row in PAGES.splitlines():
         if not row.startswith("| ") or "python scripts/" not in row:
             continue
         last = ""
@@ -102,7 +103,7 @@ def fragments() -> list[tuple[str, str]]:
     return found
 
 
-README = commands_in((ROOT / "README.md").read_text())
+WRITTEN = commands_in(PAGES)
 TABLE = [command for command, fragment in fragments() if command == fragment]
 HEADERS = [command for path in CONFIGS for command in commands_in(path.read_text(), "#")]
 SIZES = {"train": 12, "val": 8}
@@ -163,6 +164,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = tmp_path_factory.mktemp("world")
     (here / "configs").symlink_to(ROOT / "configs")
     shutil.copy(ROOT / "README.md", here)
+    shutil.copytree(ROOT / "docs", here / "docs")
     shutil.copytree(ROOT / "eval" / "results", here / "eval" / "results")
     for split, size in SIZES.items():
         write_coco((sample_at(0, split, i, 32) for i in range(size)), here / "photos", split)
@@ -217,7 +219,7 @@ def run(world: Path, script: Callable[..., None], monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def runs(run: Callable[[str], None], world: Path) -> Path:
-    """Finished runs under every name that README has: the first command's; runs/a and runs/b are adapted from it."""
+    """Finished runs under every name that is written: the first command's; runs/a and runs/b are adapted from it."""
     if not (world / "runs" / "a").is_dir():
         run("python scripts/train_align.py --model.modalities '[image,text]' --name default --eval.rerank 2")
         for name in ("default", "X", "flickr8k", "flickr8k_recipe"):
@@ -237,12 +239,12 @@ def needs(command: str) -> None:
 
 
 def test_commands_are_found() -> None:
-    assert len(README) >= 10 and len(TABLE) >= 18
+    assert len(WRITTEN) >= 10 and len(TABLE) >= 18
     assert all(commands_in(path.read_text(), "#") for path in CONFIGS)
 
 
-@pytest.mark.parametrize("command", [c for c in dict.fromkeys(README + TABLE) if c not in HEADERS])
-def test_a_command_of_the_readme_runs(command: str, run: Callable[[str], None], runs: Path) -> None:
+@pytest.mark.parametrize("command", [c for c in dict.fromkeys(WRITTEN + TABLE) if c not in HEADERS])
+def test_a_command_of_a_page_runs(command: str, run: Callable[[str], None], runs: Path) -> None:
     needs(command)
     if "--help" in command:
         with pytest.raises(SystemExit) as ended:
@@ -252,7 +254,7 @@ def test_a_command_of_the_readme_runs(command: str, run: Callable[[str], None], 
     run(command)
 
 
-def test_options_that_readmes_table_adds_exist() -> None:
+def test_options_that_a_table_adds_exist() -> None:
     added = [fragment.split()[0] for command, fragment in fragments() if command != fragment]
     known = {line.partition(" ")[2] for line in OPTIONS}
     assert len(added) > 5 and not [option for option in added if option not in known]
@@ -289,5 +291,5 @@ def test_no_setting_of_a_file_is_a_place_of_one_machine() -> None:
 
 def test_make_has_every_target_that_is_written() -> None:
     there = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    written = set(re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)", (ROOT / "README.md").read_text(), re.M))
+    written = set(re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)", PAGES, re.M))
     assert {a or b for a, b in written} <= there and len(written) >= 4

@@ -1,4 +1,4 @@
-"""README's tables say what the result files say, and nothing else."""
+"""The pages' tables say what the result files say, and nothing else."""
 
 import json
 from collections.abc import Callable
@@ -10,6 +10,9 @@ import pytest
 from eval.protocols import Protocol
 
 PROTOCOL = Protocol("coco_mini", "val", 163, 815, "5", trained_on="zero-shot, trained on flickr8k/train")
+
+NAMES = ("retrieval", "studies", "adapted", "claims")
+PAGE = "\n".join(f"<!-- {name}: written by scripts/reproduce.py -->old<!-- /{name} -->" for name in NAMES)
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def reproduce(script: Callable[..., None], tmp_path: Path) -> Callable[..., None
 
 
 def places(folder: Path) -> list[object]:
-    return ["--results", folder / "results", "--readme", folder / "R.md"]
+    return ["--results", folder / "results", "--pages", f"[{folder / 'R.md'}]"]
 
 
 def test_a_result_becomes_a_row_between_the_markers(
@@ -45,7 +48,7 @@ def test_a_result_becomes_a_row_between_the_markers(
     run = tmp_path / "result.json"
     run.write_text(json.dumps(result))
     readme = tmp_path / "R.md"
-    readme.write_text("before\n<!-- RESULTS: written by scripts/reproduce.py -->\nold\n<!-- /RESULTS -->\nafter\n")
+    readme.write_text(f"before\n{PAGE}\nafter\n")
     reproduce("--add", f"[{run}]")
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
@@ -107,7 +110,7 @@ def test_claims_stand_beside_what_was_measured_of_them(
     }
     for name, content in {"adapt": adapt, **steps}.items():
         (results / f"{name}.json").write_text(json.dumps(content))
-    (tmp_path / "R.md").write_text("<!-- RESULTS: written by scripts/reproduce.py --><!-- /RESULTS -->")
+    (tmp_path / "R.md").write_text(PAGE)
     reproduce()
     text = (tmp_path / "R.md").read_text()
     assert "2 seeds of few steps: sparse: 1.0 of 4.0 M parameters active, RSUM 50.5, 9 s; dense: 1.0 of" in text
@@ -123,7 +126,7 @@ def test_a_kept_result_says_nothing_of_where_its_run_lay(
 ) -> None:
     result["config"] |= {"runs": str(tmp_path / "runs"), "data": {"root": "../photographs", "cache": str(tmp_path)}}
     (tmp_path / "result.json").write_text(json.dumps(result))
-    (tmp_path / "R.md").write_text("<!-- RESULTS: written by scripts/reproduce.py --><!-- /RESULTS -->")
+    (tmp_path / "R.md").write_text(PAGE)
     reproduce("--add", f"[{tmp_path / 'result.json'}]")
     text = (tmp_path / "results" / "mine-on-coco_mini-val.json").read_text()
     config = json.loads(text)["config"]
@@ -139,7 +142,7 @@ def test_a_result_of_older_code_is_kept_in_today_s_words(
     moe = {"experts": 128, "active": 8}
     result["config"]["model"]["backbone"]["moe"] = moe
     (tmp_path / "result.json").write_text(json.dumps(result | {"protocol": {"val": old}, "judged": "runs/mine"}))
-    (tmp_path / "R.md").write_text("<!-- RESULTS: written by scripts/reproduce.py --><!-- /RESULTS -->")
+    (tmp_path / "R.md").write_text(PAGE)
     reproduce("--add", f"[{tmp_path / 'result.json'}]")
     kept = json.loads((tmp_path / "results" / "mine-on-coco_mini-val.json").read_text())
     assert kept["protocol"] == {"val": asdict(PROTOCOL)} and "judged" not in kept

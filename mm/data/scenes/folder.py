@@ -24,6 +24,8 @@ from mm.data.shard_writer import write_shards
 VERSION = 1
 """Raise it when a scene, image, caption or audio changes: what an older version wrote is then written anew."""
 RECIPE = "scenes.json"
+IDS_OF_A_SPLIT = 1_000_000
+"""A scene's id is its number in its split, plus this for each split before."""
 SAMPLE_RATE = 16_000
 SIZES: Mapping[str, int] = {"train": 4000, "val": 1000, "seen": 1000}
 Layout = Literal["shards", "coco"]
@@ -32,7 +34,7 @@ Layout = Literal["shards", "coco"]
 def sample_at(seed: int, split: str, index: int, image_size: int = 64) -> Sample:
     """Scene number `index` of a split with its image, five captions and audio. Ids are unique over all splits."""
     scene = scene_at(seed, split, index)
-    image_id = SPLITS[split] * 1_000_000 + index
+    image_id = SPLITS[split] * IDS_OF_A_SPLIT + index
     texts = captions(scene)
     first_id = image_id * len(texts)
     return Sample(

@@ -1,0 +1,114 @@
+"""Pages of Markdown whose blocks are written from results.
+
+A block stands between `<!-- NAME: written by scripts/reproduce.py -->` and `<!-- /NAME -->`; the words around it are
+anybody's.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from eval.claims import Evidence
+from eval.tables import (
+    Result,
+    adapted_rows_table,
+    claims_table,
+    corruption_table,
+    gpu_table,
+    headline_table,
+    kernels_table,
+    kills_table,
+    memory_table,
+    pretraining_of,
+    retrieval_table,
+    studies_table,
+    utilization_table,
+)
+from kernels.errors import UserError
+
+BLOCK = re.compile(r"<!-- (?P<name>[a-z]+): written by scripts/reproduce\.py -->.*?<!-- /(?P=name) -->", re.DOTALL)
+
+
+def _studies(evidence: Evidence) -> str:
+    return studies_table(evidence.studies) if evidence.studies else ""
+
+
+def _adapted(evidence: Evidence) -> str:
+    return adapted_rows_table(evidence.adapted) if evidence.adapted else ""
+
+
+def _gpu(evidence: Evidence) -> str:
+    return "\n\n".join(gpu_table(content) for name, content in evidence.benchmarks.items() if name.startswith("gpu_"))
+
+
+def _corruption(evidence: Evidence) -> str:
+    return _stored(evidence, "soak_corrupt", corruption_table)
+
+
+def _memory(evidence: Evidence) -> str:
+    return _stored(evidence, "soak_memory", memory_table)
+
+
+def _kills(evidence: Evidence) -> str:
+    return _stored(evidence, "soak_kills", kills_table)
+
+
+def _kernels(evidence: Evidence) -> str:
+    tables = [kernels_table(rows) for name, rows in evidence.benchmarks.items() if name.startswith("kernels_cpu_")]
+    return "\n\n".join(tables)
+
+
+def _stored(evidence: Evidence, name: str, table: Callable[[Result], str]) -> str:
+    """The table of one stored file, where it is there."""
+    return table(evidence.benchmarks[name]) if name in evidence.benchmarks else ""
+
+
+BLOCKS: dict[str, Callable[[Evidence], str]] = {
+    "headline": lambda evidence: headline_table(evidence.runs),
+    "retrieval": lambda evidence: retrieval_table(evidence.runs),
+    "pretraining": lambda evidence: pretraining_of(evidence.runs),
+    "studies": _studies,
+    "adapted": _adapted,
+    "utilization": lambda evidence: utilization_table(evidence.runs),
+    "gpu": _gpu,
+    "claims": claims_table,
+    "corruption": _corruption,
+    "memory": _memory,
+    "kills": _kills,
+    "kernels": _kernels,
+}
+"""By name; each gives the text of a block, or nothing where no result is stored."""
+
+
+def write_pages(pages: Sequence[Path], evidence: Evidence) -> list[str]:
+    """Write every block of every page anew.
+
+    Returns:
+        The names of the blocks that were written, in the order of the pages.
+
+    Raises:
+        ValueError: a page has a block of a name that there is not, or no page has a block.
+    """
+    written: list[str] = []
+    for page in pages:
+        text = page.read_text()
+        names = [match["name"] for match in BLOCK.finditer(text)]
+        unknown = sorted(set(names) - set(BLOCKS))
+        if unknown:
+            raise UserError(f"{page}: no block is called {unknown[0]}; there are {', '.join(BLOCKS)}")
+        if names:
+            page.write_text(filled(text, {name: BLOCKS[name](evidence) for name in names}))
+        written += names
+    if not written:
+        raise UserError("no page has a block <!-- NAME: written by scripts/reproduce.py --> … <!-- /NAME -->")
+    return written
+
+
+def filled(text: str, blocks: Mapping[str, str]) -> str:
+    """A page with the content of its blocks replaced."""
+
+    def block(match: re.Match[str]) -> str:
+        name = match["name"]
+        return f"<!-- {name}: written by scripts/reproduce.py -->\n{blocks[name]}\n<!-- /{name} -->"
+
+    return BLOCK.sub(block, text)
