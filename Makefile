@@ -1,12 +1,14 @@
 # make        lists the targets
-# make train  sets up everything, trains on the embedded data, evaluates, prints a table and where the report is
-# make test   sets up everything, runs the tests
+# make train  installs the package, trains on the embedded data, evaluates, prints a table and where the report is
+# make test   installs everything the tests need, runs them
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
+PACKAGE := $(VENV)/.installed-package
 STAMP := $(VENV)/.installed
 BENCH := $(VENV)/.installed-bench
+comma := ,
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-extras check bench bench-eval gpu-check soak notebooks
@@ -16,25 +18,30 @@ help:  ## list the targets
 
 setup: $(STAMP)  ## install everything into .venv, exact versions of constraints.txt
 
-$(STAMP): pyproject.toml constraints.txt
+# $(call install,[EXTRAS]): the package with these extras into $(VENV), exact versions of constraints.txt
 ifneq ($(UV),)
-	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-	$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[test,full]'
+create = $(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+install = $(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.$(1)'
 else
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,full]'
+create = $(PYTHON) -m venv $(VENV)
+install = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(1)'
 endif
+
+$(PACKAGE): pyproject.toml constraints.txt
+	@echo "installing into $(VENV): 5.5 GB, most of it torch with CUDA; 2 to 7 minutes, once"
+	$(create)
+	$(call install)
+	@touch $@
+
+$(STAMP): $(PACKAGE)
+	$(call install,[test$(comma)full])
 	@touch $@
 
 $(BENCH): $(STAMP)
-ifneq ($(UV),)
-	$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[test,bench]'
-else
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,bench]'
-endif
+	$(call install,[test$(comma)bench])
 	@touch $@
 
-train: $(STAMP)  ## train on the embedded scenes, evaluate, report (ARGS="--name mine --seed 1" for options)
+train: $(PACKAGE)  ## train on the embedded scenes, evaluate, report (ARGS="--name mine --seed 1" for options)
 	$(BIN)/python scripts/train_align.py $(ARGS)
 
 test: $(STAMP)  ## run the tests
