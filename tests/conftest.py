@@ -11,7 +11,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
+# How fast a busy machine draws examples says nothing of the code.
+settings.register_profile("mm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("mm")
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 if os.environ.get("MM_ALL_EXTRAS"):  # make test-extras: a package that is missing fails the test instead of skipping it
