@@ -76,6 +76,29 @@ class Attention(nn.Module):
         # A softmax over an empty context means nothing: zeros take its place.
         return torch.where(torch.cat([look.attending(y) for look in looks]), y, 0)
 
+    def weights(self, x: Tensor, look: Look) -> Tensor:
+        """How much each query attends to each token of its context, to be looked at; `forward` never computes it.
+
+        Args:
+            x: all tokens (N, D).
+            look: which of them attend to which.
+
+        Returns:
+            (B, heads, T, S) float32; a row sums to one over the real tokens of its context.
+        """
+        q, k, _ = (cut(part, spans_in([look])) for part in self.project(x))
+        # (B, T, heads, D / heads) -> (B, heads, T, D / heads)
+        queries = q[look.queries].transpose(1, 2).float()
+        keys = look.joined(k).transpose(1, 2).float()
+        with torch.autocast(x.device.type, enabled=False):
+            logits = queries @ keys.transpose(2, 3) / queries.shape[-1] ** 0.5
+        bias = self.logit_bias(look.term_mask)
+        if bias is not None:
+            logits = logits + bias
+        if look.mask is not None:
+            logits = logits.masked_fill(~look.mask[:, None, None, :], -torch.inf)
+        return logits.softmax(-1)
+
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (N, D) -> normed queries and keys, and values, (N, heads, D / heads) each."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
