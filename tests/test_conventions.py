@@ -165,7 +165,7 @@ CALLERS = {
     "eval/measures.py",
     "eval/pairs.py",
     "eval/ranks.py",
-    "eval/report.py",
+    "eval/report/run.py",
     "eval/retrieval.py",
     "mm/compress/lora.py",
     "mm/data/prepare/download.py",

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL.Image import Image
 from rich.console import Console
 from rich.table import Table
 
 from encoders.pretraining import pretraining
-from eval.diagnostics import Diagnostics, Utilization, code_utilization, expert_utilization
+from eval.diagnostics import Utilization, code_utilization, expert_utilization
 from eval.figures import Figures, first_protocol, join_figures, split_figures
 from eval.intervals import Bootstrap, Interval, mean_intervals
 from eval.protocols import Protocol, Stated
-from eval.report import read_history, write_report
-from eval.report_cards import Examples
+from eval.report.history import read_history
+from eval.report.run import write_report
 from eval.retrieval import RetrievalResult
 from mm.artifacts.environment import commit, hardware
 from mm.artifacts.phases import Phases
@@ -27,9 +26,10 @@ from mm.artifacts.seen import load_seen, trained_on
 from mm.config import trunks_of
 from mm.data.collection import seen_images, trained_words
 from mm.data.dataset import CaptionDataset
-from mm.data.media import pil_image
 from mm.data.module import AlignData
+from mm.evaluation.baseline import stored_baseline
 from mm.evaluation.embed import SplitEmbeddings
+from mm.evaluation.exhibits import diagnostics_of, material_of
 from mm.evaluation.retrieval import Evaluation, evaluate_split
 from mm.files import write_json
 from mm.modalities import MODALITIES, noun
@@ -67,65 +67,25 @@ def evaluate_run(
     # the same.
     result["seconds_features"] = round(data.features.seconds, 1)
     first = next(iter(splits))
-    write_evaluation(folder, result, evaluations[first].embeddings, splits[first])
+    save_arrays(folder, evaluations[first].embeddings)
+    write_report(
+        folder / "report.html",
+        result=result,
+        material=material_of(run, data, splits[first], evaluations[first].embeddings),
+        history=read_history(folder / "metrics.csv"),
+        baseline=stored_baseline(first_protocol(result)),
+    )
     phases.end("report")
     result["seconds_by_phase"] = phases.seconds
     write_json(folder / "result.json", result)
     return result
 
 
-def write_evaluation(
-    folder: Path, result: dict[str, Any], embeddings: SplitEmbeddings, dataset: CaptionDataset
-) -> None:
-    """embeddings.npz, diagnostics.npz and report.html of the split that counts."""
-    arrays = embeddings.arrays()
-    diagnostics = diagnostics_of(embeddings)
+def save_arrays(folder: Path, embeddings: SplitEmbeddings) -> None:
+    """embeddings.npz and diagnostics.npz of the split that counts."""
     # numpy types its keywords as bool
-    np.savez(folder / "embeddings.npz", **arrays)  # type: ignore[arg-type]
-    np.savez(folder / "diagnostics.npz", **diagnostics.arrays())  # type: ignore[arg-type]
-    write_report(
-        folder / "report.html",
-        result=result,
-        history=read_history(folder / "metrics.csv"),
-        embeddings=arrays,
-        diagnostics=diagnostics,
-        examples=examples_of(dataset, embeddings),
-    )
-
-
-def diagnostics_of(embeddings: SplitEmbeddings) -> Diagnostics:
-    """Counts by modality; a continuous bottleneck has no codes."""
-    load = embeddings.load
-    assert load is not None
-    codes = {m: counts for m, counts in embeddings.code_counts.items() if counts.size}
-    order = list(MODALITIES)
-    experts = {m: load[:, order.index(m)] for m in embeddings.parts}
-    return Diagnostics(codes, experts)
-
-
-def examples_of(dataset: CaptionDataset, embeddings: SplitEmbeddings) -> Examples:
-    """All captions that were embedded, and any embedded image by its id.
-
-    Args:
-        dataset: the split.
-        embeddings: of the split.
-    """
-    position = dict(zip(dataset.image_ids, range(len(dataset)), strict=True))
-    captions: list[str] = []
-    for several in dataset.captions:
-        captions += [caption for caption in several if caption]
-    embedded: set[int] = set()
-    if "image" in embeddings.parts:
-        embedded.update(embeddings.parts["image"].ids.tolist())
-
-    def thumbnail(image_id: int) -> Image | None:
-        image = dataset[position[image_id]].image if image_id in embedded else None
-        return None if image is None else pil_image(image)
-
-    def described(image_id: int) -> str:
-        return next(iter(dataset.captions[position[image_id]]), "")
-
-    return Examples(captions, thumbnail, described)
+    np.savez(folder / "embeddings.npz", **embeddings.arrays())  # type: ignore[arg-type]
+    np.savez(folder / "diagnostics.npz", **diagnostics_of(embeddings).arrays())  # type: ignore[arg-type]
 
 
 def describe(

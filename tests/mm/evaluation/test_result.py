@@ -12,7 +12,8 @@ from mm.config import AlignConfig
 from mm.data.media import pixels_of
 from mm.data.module import AlignData
 from mm.evaluation.embed import Embedded, SplitEmbeddings
-from mm.evaluation.result import chance, examples_of, split_protocol, stated_of, utilization
+from mm.evaluation.exhibits import examples_of
+from mm.evaluation.result import chance, split_protocol, stated_of, utilization
 from mm.evaluation.retrieval import Evaluation, with_partner
 from mm.modalities import pairs_of
 
@@ -110,7 +111,7 @@ def test_examples_run_parallel_to_the_captions_of_the_split(
 ) -> None:
     dataset = open_data(on_scenes()).open("val")
     ids = dataset.image_ids
-    examples = examples_of(dataset, evaluated(image=ids[1:], text=ids).embeddings)
+    examples = examples_of(dataset, evaluated(image=ids[1:], text=ids).embeddings.arrays())
     assert examples.thumbnail(ids[0]) is None
     assert list(examples.captions[5:10]) == list(dataset.captions[1])
     image = dataset[1].image
