@@ -7,7 +7,7 @@ Arrays: `image (N, D)`, `text (M, D)`, `image_ids (N,)`, `caption_image_ids (M,)
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,11 @@ class Embeddings:
             return cls.of(found)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """By name, without what is None."""
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: array for name, array in found.items() if array is not None}
 
     def partners(self) -> tuple[np.ndarray, np.ndarray]:
         """Positions of the images that have a caption, and of the captions whose image is there."""

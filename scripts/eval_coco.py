@@ -12,6 +12,7 @@ audio (A, D), audio_image_ids (A,). With --data.ground_truth (ECCV Caption's fil
 --data.validation, which fixes its threshold, balanced matching is evaluated: accuracy, AUC, pairwise forced choice and
 calibration error, with random negatives and, with --data.retriever, hard ones; a run by its cosine and by the logits of
 its match head. A run's retrieval is evaluated with and without re-ranking through its cross-modal attention.
+A report (.html) is written beside each result: that of --json, and a run's own.
 """
 
 from mm.cli import run_command

@@ -1,6 +1,8 @@
 """A split through a model, or a file of embeddings, under every protocol it allows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from eval.ground_truth import GroundTruth
 from eval.intervals import Bootstrap
 from eval.matching import evaluate_matching
 from eval.protocols import Stated
+from eval.report.exhibits import Material
 from kernels.errors import UserError
 from kernels.timing import CPU
 from mm.artifacts.results import read_result
@@ -34,6 +37,8 @@ class Evaluated:
     """A run's own result of the split, re-ranked too, as the content of a result.json; empty for all others."""
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     """Of the split's embeddings.npz."""
+    material: Callable[[], Material] = Material
+    """Makes what a report shows beside the figures."""
 
     def stating(self, pretraining: str) -> "Evaluated":
         """The same, each protocol with what the model's trunks had seen."""
@@ -89,7 +94,8 @@ def evaluate_file(path: Path, data: EvaluationData, trained_on: str, bootstrap: 
     if stated is None:
         dataset, split = data.dataset or "unstated", data.split or "unstated"
         stated = Stated(dataset, split, trained_on, items.embeddings.alone())
-    return Evaluated(_figures(items, validation, references, stated, bootstrap))
+    figures = _figures(items, validation, references, stated, bootstrap)
+    return Evaluated(figures, material=lambda: Material(items.embeddings.arrays()))
 
 
 def result_of(path: Path) -> Path | None:
@@ -153,14 +159,14 @@ def evaluate_model(model: EvaluatedModel, data: EvaluationData, bootstrap: Boots
                 "COCO's ground truth and balanced matching are of images and captions;"
                 f" the model has {', '.join(model.modalities)}"
             )
-        return Evaluated({}, described, found.arrays)
+        return Evaluated({}, described, found.arrays, partial(model.material, dataset, found))
     validation = None
     if data.validation:
         other = model.embed(model.open(data.validation), data.validation)
         validation = _scored(other, data.validation)
     stated = stated_of(dataset, split, trained_on, found.arrays)
     figures = _figures(_scored(found, split), validation, references, stated, bootstrap, model.device)
-    return Evaluated(figures, described, found.arrays)
+    return Evaluated(figures, described, found.arrays, partial(model.material, dataset, found))
 
 
 def _figures(

@@ -13,6 +13,7 @@ from torch import Tensor
 from encoders.pretraining import pretraining
 from eval.embeddings import Scorer
 from eval.protocols import RANDOM_WEIGHTS
+from eval.report.exhibits import Material
 from kernels.errors import UserError
 from mm.artifacts.run import load_run
 from mm.artifacts.seen import load_seen, trained_on
@@ -24,6 +25,7 @@ from mm.data.dataset import CaptionDataset, require_readable
 from mm.data.module import AlignData
 from mm.device import choose_device
 from mm.evaluation.embed import SplitEmbeddings, joint_scores
+from mm.evaluation.exhibits import examples_of, material_of
 from mm.evaluation.kept import embeddings_of
 from mm.evaluation.result import describe
 from mm.evaluation.retrieval import evaluate_embedded
@@ -38,10 +40,12 @@ class EvaluatedSplit:
         arrays: the contents of embeddings.npz, see `SplitEmbeddings.arrays`.
         joint: scorers of (image, caption) pairs by name, each fed positions in `image` and `text`; none for a dual
             encoder.
+        embeddings: all that a run made of the split; None of another model.
     """
 
     arrays: dict[str, np.ndarray]
     joint: dict[str, Scorer]
+    embeddings: SplitEmbeddings | None = None
 
     def cosine(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
         """The `Scorer` of the unit vectors alone.
@@ -75,6 +79,9 @@ class EvaluatedModel(Protocol):
 
     def embed(self, dataset: CaptionDataset, name: str) -> EvaluatedSplit:
         """A dataset through the model; `name` labels its progress bar and its cached features."""
+
+    def material(self, dataset: CaptionDataset, found: EvaluatedSplit) -> Material:
+        """What a report shows of a dataset beside its figures."""
 
 
 class FinishedRun:
@@ -162,6 +169,11 @@ class FinishedRun:
         self.data.cache_features(self.run.model.encoders, {name: dataset})
         return self._evaluated(embeddings_of(self.run, self.data, dataset, name))
 
+    def material(self, dataset: CaptionDataset, found: EvaluatedSplit) -> Material:
+        """What a report shows of a dataset, with reconstructions, codes and attention."""
+        assert found.embeddings is not None  # _evaluated
+        return material_of(self.run, self.data, dataset, found.embeddings)
+
     def _evaluated(self, found: SplitEmbeddings) -> EvaluatedSplit:
         """Embeddings with the match head as a scorer, where there are images and captions."""
         parts = found.parts
@@ -175,7 +187,7 @@ class FinishedRun:
         joint: dict[str, Scorer] = {}
         if "image" in parts and "text" in parts:
             joint["match head"] = match_head
-        return EvaluatedSplit(found.arrays(), joint)
+        return EvaluatedSplit(found.arrays(), joint, found)
 
 
 class OpenClipPeer:
@@ -237,6 +249,10 @@ class OpenClipPeer:
             "caption_ids": np.array(caption_ids),
         }
         return EvaluatedSplit(arrays, {})
+
+    def material(self, dataset: CaptionDataset, found: EvaluatedSplit) -> Material:
+        """What a report shows of a dataset: such a model has no codes, and its towers do not see each other."""
+        return Material(found.arrays, examples=examples_of(dataset, found.arrays))
 
     def _embed_images(self, dataset: CaptionDataset, description: str) -> tuple[Tensor, list[int]]:
         """The images that are there -> unit vectors (N, E), and their ids. Raises ValueError where there is none."""

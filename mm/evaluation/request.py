@@ -12,8 +12,10 @@ from rich.console import Console
 from eval.figures import Figures, figures_table, first_protocol
 from eval.intervals import Bootstrap
 from eval.protocols import RANDOM_WEIGHTS
+from eval.report.run import write_report
 from kernels.errors import UserError
 from mm.artifacts.environment import commit, hardware
+from mm.evaluation.baseline import stored_baseline
 from mm.evaluation.coco import Evaluated, evaluate_file, evaluate_model, result_of
 from mm.evaluation.config import EvalCoco
 from mm.evaluation.models import EvaluatedModel, FinishedRun, OpenClipPeer
@@ -50,6 +52,7 @@ def eval_coco(request: EvalCoco) -> None:
         console.print(figures_table(figures))
     for place in keep(request, given):
         print(f"result: {place}")
+        print(f"report: {place.with_suffix('.html')}")
 
 
 def answer(request: EvalCoco) -> Answer:
@@ -94,6 +97,9 @@ def check_options(request: EvalCoco) -> None:
         "--templates are prompts for --classes": request.templates and not request.classes,
         "--data.root, --data.karpathy and --data.audio_root are for models: --embeddings read nothing": (
             request.embeddings and reads
+        ),
+        "--json is the file of a result, beside which its report is written as .html: name it otherwise": (
+            request.json and request.json.suffix == ".html"
         ),
         "--rerank is for a run's retrieval: nothing else is scored again": (
             request.rerank is not None and (not request.run or benchmark)
@@ -160,7 +166,8 @@ def _evaluate_model(model: EvaluatedModel, request: EvalCoco, bootstrap: Bootstr
 
 
 def keep(request: EvalCoco, given: Answer) -> list[Path]:
-    """Write the result where it was asked for, and a run's also in its folder, with a split's embeddings beside it.
+    """Write the result where it was asked for, and a run's also in its folder, with a split's embeddings beside it;
+    beside each result its report.
 
     Returns:
         the files of results.
@@ -173,6 +180,12 @@ def keep(request: EvalCoco, given: Answer) -> list[Path]:
         if given.evaluated.arrays:
             # numpy types its keywords as bool
             np.savez(place.with_suffix(".npz"), **given.evaluated.arrays)  # type: ignore[arg-type]
+    if places:
+        material = given.evaluated.material()
+        protocol = first_protocol(given.result)
+        title = f"{evaluated_name(request)} on {protocol.name}"
     for place in places:
         write_json(place, given.result)
+        report = place.with_suffix(".html")
+        write_report(report, result=given.result, material=material, baseline=stored_baseline(protocol), title=title)
     return places

@@ -117,6 +117,7 @@ def test_a_file_is_evaluated_and_says_its_protocol(
     low, high = result["intervals"]["image_to_text/R@1"]
     assert low <= result["metrics"]["image_to_text/R@1"] <= high and "200 captions" in capsys.readouterr().out
     assert result["evaluated"] == str(file) and {"seed", "seconds", "commit", "hardware"} <= result.keys()
+    assert f"<h1>{file} on toy/unstated</h1>" in (file.parent / "out" / "result.html").read_text()
 
 
 def test_a_file_that_nobody_names_is_unstated(evaluate: Callable[..., dict], file: Path) -> None:
@@ -129,6 +130,7 @@ def test_embeddings_of_a_run_have_its_own_protocol(
 ) -> None:
     evaluate("--run", run, "--data.split", "test")
     kept = run / "eval-scenes-test.npz"
+    assert 'id="code-maps"' in kept.with_suffix(".html").read_text()
     protocol = protocols(evaluate("--embeddings", kept))["all"]
     assert (protocol.dataset, protocol.split, protocol.images) == ("scenes", "test", 7)
     assert protocol.trained_on == "trained on scenes/train"
