@@ -1,6 +1,8 @@
 """Runs side by side, each against the first, with paired tests on the same items.
 
 python scripts/compare.py runs/progressive runs/joint runs/contrastive_only
+
+A report beside the first run, compare-<runs>.html, shows the queries on which they differ.
 """
 
 from mm.cli import run_command

@@ -126,7 +126,8 @@ def table(content: Table) -> Markup:
     rows = joined(Markup("<tr>{}</tr>").format(_cells(row)) for row in content.rows)
     below = note(content.note) if content.note else EMPTY
     return Markup(
-        '<div class="scroll" role="region" tabindex="0" aria-label="{0}"><table><caption>{0}</caption>'
+        '<p class="title" aria-hidden="true">{0}</p>'
+        '<div class="scroll" role="region" tabindex="0" aria-label="{0}"><table>'
         "<thead><tr>{1}</tr></thead><tbody>{2}</tbody></table></div>{3}\n"
     ).format(content.title, heads, rows, below)
 

@@ -27,9 +27,9 @@ a { color: var(--accent) } :focus-visible { outline: 3px solid var(--accent); ou
 .facts div { display: flex; gap: .4rem } .facts dt { color: var(--muted); white-space: nowrap } .facts dd { margin: 0 }
 nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1rem; list-style: none; padding: 0; margin: .8rem 0 0 }
 nav a { display: inline-block; padding: .2rem 0; font-size: .92rem }
-.scroll { overflow-x: auto; margin: .6rem 0; max-width: 100% }
+.scroll { overflow-x: auto; margin: .2rem 0 .6rem; max-width: 100% }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
-caption { text-align: left; font-weight: 600; padding: .3rem 0 }
+.title { font-size: .9rem; font-weight: 600; margin: 1rem 0 0 }
 th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; overflow-wrap: normal }
 th:first-child { text-align: left; padding-left: 0 } tbody th { font-weight: 400 }
 thead th { color: var(--muted); font-weight: 600; white-space: normal;

@@ -34,7 +34,10 @@ def test_less_noise_is_better_in_every_measure_and_significantly_in_some(
     rows = found["differences"]
     assert found["base"] == str(a) and len(rows) == 6
     assert all(row["difference"] >= 0 and row["low"] <= row["difference"] <= row["high"] for row in rows)
-    assert rows[3]["p"] < 0.05 and "Difference to" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert rows[3]["p"] < 0.05 and "Difference to" in shown
+    assert f"report: {tmp_path / 'compare-a-b.html'}" in shown
+    assert "without settings does not say where its data is" in (tmp_path / "compare-a-b.html").read_text()
     script("compare.py", f"--runs=[{a}, {b}]")
 
 
