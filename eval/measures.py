@@ -6,7 +6,6 @@ Without ties each function is the textbook measure; with all scores equal it is 
 ECIR 2008). Queries are numbered 0 .. Q-1 and every query has at least one positive.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -164,7 +163,8 @@ def _first_of_each_level(placed: Placed) -> np.ndarray:
     return np.flatnonzero(new)
 
 
-def random_any_hit(gallery: int, matches: int, k: int) -> float:
-    """Any-hit R@k, in percent, of a random order of a gallery that holds `matches` of the query."""
-    missed = math.comb(gallery - matches, k) / math.comb(gallery, k)
-    return 100 * (1 - missed)
+def random_recall(k: int, gallery: int, matches: float) -> float:
+    """Any-hit R@k, in percent, of a random order of a gallery that holds so many matches of the query on average."""
+    drawn = np.arange(min(k, gallery))
+    missed = np.clip(1 - matches / (gallery - drawn), 0, 1)
+    return float(100 * (1 - missed.prod()))

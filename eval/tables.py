@@ -10,7 +10,7 @@ from eval.claims import Evidence, claims
 from eval.coco import DIRECTIONS
 from eval.figures import first_protocol
 from eval.gpu import BOTH, beside, contests, described_gpu, gpu_lines
-from eval.measures import random_any_hit
+from eval.measures import random_recall
 from eval.retrieval import RECALL_AT
 from eval.studies import Study
 
@@ -120,8 +120,8 @@ def _headline_row(run: Result) -> Cells:
     first = [f"{metrics[f'{direction}/R@1']:.1f} %" for direction in DIRECTIONS]
     chance = 0.0
     for k in RECALL_AT:
-        chance += random_any_hit(protocol.captions, protocol.captions // protocol.images, k)
-        chance += random_any_hit(protocol.images, 1, k)
+        chance += random_recall(k, protocol.captions, protocol.captions / protocol.images)
+        chance += random_recall(k, protocol.images, 1)
     where = f"{protocol.name}, {protocol.images:,} images"
     return [
         run["config"]["name"],

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
+from eval.measures import random_recall
 from eval.report.markup import figure, image, joined, key, note
 from eval.report.media import tint
 from eval.report.svg import Area, Axis, Line, panel
@@ -30,13 +31,6 @@ class Curve:
     def chance(self, k: int) -> float:
         """Any-hit R@k of a random ranking, in percent."""
         return random_recall(k, self.gallery, self.matches)
-
-
-def random_recall(k: int, gallery: int, matches: float) -> float:
-    """Any-hit R@k of a random ranking of a gallery that holds so many matches, in percent."""
-    drawn = np.arange(min(k, gallery))
-    missed = np.clip(1 - matches / (gallery - drawn), 0, 1)
-    return float(100 * (1 - missed.prod()))
 
 
 def arrow(direction: str) -> str:

@@ -9,8 +9,9 @@ import numpy as np
 
 from eval.diagnostics import Diagnostics, Utilization, code_utilization, expert_overlap, expert_utilization
 from eval.figures import Figures
+from eval.measures import random_recall
 from eval.protocols import Protocol
-from eval.report.charts import arrow, random_recall
+from eval.report.charts import arrow
 from eval.report.markup import Cell, Table
 
 CODES, EXPERTS = "Use of each quantizer", "Use of each layer"
