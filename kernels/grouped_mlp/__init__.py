@@ -30,55 +30,64 @@ def grouped_mlp(x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights
     if path == "triton":
         return cuda.grouped_mlp(x, w_in, w_out, indices, weights, dtype)
     arithmetic = arithmetic_dtype("grouped_mlp", dtype, x.device.type, path)
-    y, _ = _forward(x, w_in, w_out, indices, weights, arithmetic)
+    y, *_ = _forward(x, w_in, w_out, indices, weights, arithmetic)
     return y.to(dtype)
 
 
 @torch.library.custom_op("mm_kernels::grouped_mlp", mutates_args=())  # so that torch.compile takes it whole
 def _forward(
     x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """-> y (N, D) and the saved (gate, up) pre-activations (R, 2H) of all assignments, R ≥ N K rows, by expert."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """-> y (N, D), and what is saved: the fields of `cpu.Saved` and of `cpu.Layout`, of R ≥ N K rows."""
     with torch.autocast(x.device.type, enabled=False):  # the dtype has been decided
-        return cpu.forward(x, w_in, w_out, indices, weights, dtype)
+        y, saved, plan = cpu.forward(x, w_in, w_out, indices, weights, dtype)
+    return y, *saved, *plan
 
 
 @torch.library.custom_op("mm_kernels::grouped_mlp_backward", mutates_args=())
-def _backward(
-    grad: Tensor, x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, w_in, w_out, weights in their own dtypes."""
+def _backward(grad: Tensor, x: Tensor, weights: Tensor, kept: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x and weights in their own dtypes, of w_in and w_out in the compute dtype.
+
+    kept: all but the first output of `_forward`.
+    """
     with torch.autocast(x.device.type, enabled=False):
-        return cpu.backward(grad, x, w_in, w_out, indices, weights, gate_up)
+        return cpu.backward(grad, x, weights, cpu.Saved(*kept[:3]), cpu.Layout(*kept[3:]))
 
 
 @_forward.register_fake
 def _(
     x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows = torch.library.get_ctx().new_dynamic_size()
-    return x.new_empty(x.shape, dtype=dtype), x.new_empty(rows, w_in.shape[1], dtype=dtype)
+    gate_up = x.new_empty(rows, w_in.shape[1], dtype=dtype)
+    y, ordered_in, ordered_out = (tensor.new_empty(tensor.shape, dtype=dtype) for tensor in (x, w_in, w_out))
+    loads, order = (indices.new_empty(len(w_in)) for _ in range(2))
+    token = indices.new_empty(rows)
+    slot_of = indices.new_empty(indices.shape)
+    return y, gate_up, ordered_in, ordered_out, loads, order, token, slot_of
 
 
 @_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(grad: Tensor, x: Tensor, weights: Tensor, kept: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _, w_in, w_out, *_ = kept
     d_x, d_in, d_out, d_weights = (tensor.new_empty(tensor.shape) for tensor in (x, w_in, w_out, weights))
     return d_x, d_in, d_out, d_weights
 
 
-def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    *tensors, _ = inputs
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    x, w_in, _, _, weights, _ = inputs
+    _, *kept = output
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, output[1])
+    ctx.save_for_backward(x, weights, *kept)
+    ctx.matrices_dtype = w_in.dtype
 
 
-def _gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple:
+def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple:
     if grad is None:
         return (None,) * 6
-    d_x, d_in, d_out, d_weights = _backward(grad, *ctx.saved_tensors)
-    return d_x, d_in, d_out, None, d_weights, None
+    x, weights, *kept = ctx.saved_tensors
+    d_x, d_in, d_out, d_weights = _backward(grad, x, weights, kept)
+    return d_x, d_in.to(ctx.matrices_dtype), d_out.to(ctx.matrices_dtype), None, d_weights, None
 
 
 _forward.register_autograd(_gradients, setup_context=_save)
