@@ -5,6 +5,7 @@ A bias on the attention logits of those tokens, whose strength every head learns
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ class Terms(nn.Module):
     def __init__(self, sequences: Tensor) -> None:
         super().__init__()
         self.register_buffer("sequences", sequences.clone())
+        self.lengths: list[int] = []
+        self._hash()
 
     def forward(self, ids: Tensor) -> Tensor:
         """Find all occurrences of all terms, those of one length at a time.
@@ -40,16 +43,31 @@ class Terms(nn.Module):
             (B, L) bool, True at every token of every occurrence of a term.
         """
         marks = torch.zeros_like(ids, dtype=torch.bool)
-        lengths = (self.sequences != PADDING).sum(1)
-        for length in lengths.unique().tolist():
-            if not 0 < length <= ids.shape[1]:
+        for length in self.lengths:
+            if length > ids.shape[1]:
                 continue
-            terms = sequence_hashes(self.sequences[lengths == length, :length])
             windows = sequence_hashes(ids.unfold(1, length, 1))
-            starts = torch.isin(windows, terms)
+            starts = torch.isin(windows, self.get_buffer(hashes_name(length)))
             for offset in range(length):
                 marks[:, offset : offset + starts.shape[1]] |= starts
         return marks
+
+    def _hash(self) -> None:
+        """Hash the terms of each length, once: a step that asked for the lengths would wait for its device."""
+        lengths = (self.sequences != PADDING).sum(1)
+        self.lengths = [length for length in lengths.unique().tolist() if length]
+        for length in self.lengths:
+            terms = sequence_hashes(self.sequences[lengths == length, :length])
+            self.register_buffer(hashes_name(length), terms, persistent=False)
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*args, **options)
+        self._hash()
+
+
+def hashes_name(length: int) -> str:
+    """The buffer that holds the hashes of the terms of a length."""
+    return f"hashes_{length}"
 
 
 def sequence_hashes(sequences: Tensor) -> Tensor:

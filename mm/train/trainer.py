@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -17,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from kernels.errors import UserError
 from mm.config import TrainConfig
 from mm.device import Precision, is_reduced
-from mm.train.callbacks import KeepHistory, TrainingMode
+from mm.train.callbacks import KeepHistory, ProgressBar, TrainingMode
 from mm.train.checkpoint import SyncedCheckpointIO, regular_checkpoints
 from mm.train.interrupt import StopOnSignal
 from mm.train.ranks import one_end
@@ -62,7 +61,7 @@ def build_trainer(
             use_distributed_sampler=False,
             logger=CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=every),
             log_every_n_steps=every,
-            callbacks=[TrainingMode(), RichProgressBar(), checkpoints, *callbacks, *resumed, StopOnSignal(folder)],
+            callbacks=[TrainingMode(), ProgressBar(every), checkpoints, *callbacks, *resumed, StopOnSignal(folder)],
             plugins=[SyncedCheckpointIO()],
             num_sanity_val_steps=0,
             enable_model_summary=False,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
 
 from encoders.tokenizer import Tokenizer, observed_vocabulary
 from mm.artifacts.probe import probe
@@ -45,6 +46,17 @@ def test_terms_are_found_in_captions_with_and_without_neighbours() -> None:
     term_mask = [tokenizer.decode(row[marks].tolist()) for row, marks in zip(ids, Terms(sequences)(ids), strict=True)]
     assert term_mask == ["benzene ring", "", "molecular weight benzene ring"]
     assert not (Terms(sequences)(ids) & ~mask).any()
+
+
+def test_marking_asks_the_device_for_nothing_and_follows_what_is_loaded() -> None:
+    terms = Terms(torch.tensor([[5, -1, -1], [6, 7, -1]]))
+    terms.load_state_dict(Terms(torch.tensor([[1, 2, 3], [4, -1, -1]])).state_dict())
+    ids = torch.tensor([[5, 1, 2, 3], [6, 7, 4, 1]])
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as recorded:
+        marks = terms(ids)
+    assert marks.tolist() == [[False, True, True, True], [False, False, True, False]]
+    asked = {"aten::_local_scalar_dense", "aten::nonzero", "aten::_unique2"}
+    assert not asked & {event.key for event in recorded.key_averages()}
 
 
 def test_what_cannot_be_seen_is_skipped_with_a_reason() -> None:
