@@ -119,7 +119,8 @@ def backward(
     d_out[idle] = 0
     place = plan.order.argsort()
     d_matrices = d_in.index_select(0, place), d_out.index_select(0, place)
-    return _combined(d_x, plan.slot_of).to(x.dtype), *d_matrices, d_scale[plan.slot_of].to(weights.dtype)
+    d_weights = d_scale.index_select(0, plan.slot_of.flatten()).view_as(weights)
+    return _combined(d_x, plan.slot_of).to(x.dtype), *d_matrices, d_weights.to(weights.dtype)
 
 
 def layout(indices: Tensor, num_experts: int, widest: int) -> Layout:

@@ -168,10 +168,12 @@ class AlignTask(LightningModule):
         rank, ranks = rank_and_size(group)
         pairs = []
         for pair in drawn:
-            mine = torch.arange(rank, len(pair.rows_a), ranks, device=pair.rows_a.device)
-            real = pair.real[mine]
-            left = select(select(output.encoded[pair.a], pair.rows_a, group), mine, real=real)
-            right = select(select(output.encoded[pair.b], pair.rows_b, group), mine, real=real)
+            left = select(output.encoded[pair.a], pair.rows_a, group, pair.real)
+            right = select(output.encoded[pair.b], pair.rows_b, group, pair.real)
+            if group is not None:
+                mine = torch.arange(rank, len(pair.rows_a), ranks, device=pair.rows_a.device)
+                left = select(left, mine)
+                right = select(right, mine)
             pairs.append(MatchInput(pair.a, pair.b, left, right))
         matched = self.model.match(pairs)
         logits = []
