@@ -190,15 +190,13 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 
 
 def last_step(run: Path) -> int:
-    """The last step that the run has logged, -1 before the first."""
+    """The last step that the run has logged, -1 before the first and while its log is written anew."""
     path = run / "metrics.csv"
     if not path.is_file():
         return -1
     with path.open() as file:
-        steps = [row["step"] for row in csv.DictReader(file)]
-    if not steps or not steps[-1].isdigit():
-        return -1
-    return int(steps[-1])
+        steps = [row.get("step") or "" for row in csv.DictReader(file)]
+    return int(steps[-1]) if steps and steps[-1].isdigit() else -1
 
 
 def resident_bytes(process: subprocess.Popen[bytes]) -> int | None:

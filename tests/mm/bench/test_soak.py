@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mm.bench.soak import Plan, Starter, run_soak
+from mm.bench.soak import Plan, Starter, last_step, run_soak
 
 COUNTING = """
 import sys, time
@@ -75,3 +75,10 @@ def test_a_damaged_file_that_nobody_speaks_of_ends_the_soak(monkeypatch: pytest.
     with pytest.raises(ValueError, match="1 damaged files are neither refused nor counted, the first: images, emptied"):
         run_soak(Starter(tmp_path, tmp_path, tmp_path / "runs"), Plan(0, 1, 0, corrupt=1), tmp_path / "found.json")
     assert (tmp_path / "found.json").is_file()
+
+
+def test_a_log_that_is_being_written_has_no_last_step_yet(tmp_path: Path) -> None:
+    logs = {"": -1, "loss,st": -1, "loss,st\n0.1": -1, "loss,step\n0.1": -1, "loss,step\n0.1,9\n0.2,19\n": 19}
+    for written, step in logs.items():
+        (tmp_path / "metrics.csv").write_text(written)
+        assert last_step(tmp_path) == step
