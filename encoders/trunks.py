@@ -293,8 +293,29 @@ def fetching(trunk: str) -> Iterator[None]:
         logging.disable(disabled)
 
 
+def copied(trunk: str, folder: Path) -> str:
+    """The name of an hf/ trunk whose configuration and tokenizer are read from an absolute folder: `hf/<name>@/…`."""
+    return f"{original(trunk)}@{folder}"
+
+
+def original(trunk: str) -> str:
+    """The name of a trunk without the folder that `copied` has put behind it."""
+    return trunk.partition("@/")[0] if trunk.startswith("hf/") else trunk
+
+
 def hugging_face_folder(name: str) -> str:
-    """A folder or hub name as it is; `package:NAME/FOLDER` is a folder inside an installed Python package."""
+    """Where a trunk's configuration and tokenizer are.
+
+    Args:
+        name: a folder or hub name, which stays as it is; `package:NAME/FOLDER`, a folder inside an installed Python
+            package; either followed by `@/FOLDER`, see `copied`.
+
+    Raises:
+        ValueError: there is no such package, or no such folder in it.
+    """
+    _, elsewhere, own = name.partition("@/")
+    if elsewhere:
+        return f"/{own}"
     if not name.startswith("package:"):
         return name
     package, _, inner = name.removeprefix("package:").partition("/")

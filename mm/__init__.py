@@ -28,7 +28,8 @@ def load(name: "str | PathLike[str]", device: str = "auto") -> "BaseEmbedder":
     """Load a model that makes vectors: `encode_image`, `encode_audio`, `encode_text`, `similarity`, `match`, `codes`.
 
     Args:
-        name: the folder of a finished run, `open_clip/<model>:<tag or file>` or `timm/<model>[:<file>]`.
+        name: the folder of a finished run, `hf://org/name[@revision]` on a hub, `open_clip/<model>:<tag or file>` or
+            `timm/<model>[:<file>]`.
         device: auto is the GPU where there is one; or a device as torch names it.
 
     Raises:

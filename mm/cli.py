@@ -1,7 +1,6 @@
 """How a script starts: its options from the types of its arguments; what a user got wrong is one line, exit code 2."""
 
 import difflib
-import errno
 import inspect
 import json
 import logging
@@ -27,6 +26,7 @@ from mm.artifacts.interrupted import Interrupted, sigterm_raises
 from mm.artifacts.settings import CLASS, by_group, group_in, nested_names, parts_of, read_text, read_yaml
 from mm.artifacts.upgrade import renamed_flag, upgrade_config
 from mm.effects import Needs, require_effects
+from mm.files import is_of_the_disk
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 """Presets: beside the package in a checkout, and where a wheel puts them."""
@@ -295,11 +295,6 @@ def _renamed(words: Sequence[str]) -> str | None:
             if said is not None:
                 return said
     return None
-
-
-def is_of_the_disk(error: OSError) -> bool:
-    """Whether a path that the user gave is not there or not allowed, or the disk is full."""
-    return error.filename is not None or error.errno == errno.ENOSPC
 
 
 def _line(error: Exception) -> str:

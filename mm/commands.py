@@ -63,6 +63,18 @@ COMMANDS = {
         example="runs/a runs/b",
         listed="runs",
     ),
+    "push": Command(
+        "push a run or an adapter to a hub, with its card",
+        "mm.hub.push:push",
+        example="runs/default org/name --revision v1",
+        positional=True,
+    ),
+    "pull": Command(
+        "pull a run or an adapter from a hub, checked",
+        "mm.hub.pull:pull",
+        example="org/name@v1 --out DIR",
+        positional=True,
+    ),
     "list": Command(
         "list configs, trunks, runs or datasets",
         "mm.listing:show_list",

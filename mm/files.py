@@ -2,6 +2,7 @@
 stay in their folder.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -79,3 +80,8 @@ def leaves_folder(name: str) -> bool:
     if path.is_absolute() or ".." in path.parts:
         return True
     return "\\" in name
+
+
+def is_of_the_disk(error: OSError) -> bool:
+    """Whether a path that the user gave is not there or not allowed, or the disk is full."""
+    return error.filename is not None or error.errno == errno.ENOSPC

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from alignment import ProgressiveAlignment
 from encoders.state import first_difference, load_encoder, read_weights, write_weights
-from encoders.trunks import NO_WEIGHTS
+from encoders.trunks import NO_WEIGHTS, copied
 from eval.fingerprint import Fingerprint, check, fingerprint
 from kernels.errors import UserError
 from kernels.parsing import parse_json
-from mm.artifacts.adapter import is_adapter, load_adapter, read_adapted
+from mm.artifacts.adapter import Adapted, is_adapter, load_adapter, read_adapted
 from mm.artifacts.probe import probe
 from mm.artifacts.settings import settings_from_dict
 from mm.artifacts.upgrade import upgrade_config, upgrade_state
@@ -29,6 +29,8 @@ from mm.model.multimodal import MultimodalModel
 
 VOCABULARY = "encoders.text.trunk.vocabulary"
 TERMS = "terms.sequences"
+TEXT = "text"
+"""The folder in that of a run from a hub: configuration and tokenizer of its hf/ trunk."""
 REMEDY = "use the code that wrote it (the commit is in its result.json), or train it again"
 
 
@@ -134,7 +136,7 @@ def load_run(folder: str | Path, adapters: tuple[Path, ...] = ()) -> Run:
     state = read_weights(folder / "model.safetensors")
     try:
         source = str(folder / "model.json")
-        config = config_from_dict(upgrade_config(described["config"], source), source)
+        config = with_own_text(config_from_dict(upgrade_config(described["config"], source), source), folder)
         state = upgrade_state(state)
         run = build_run(without_pretrained_weights(config), state.get(VOCABULARY))
         if TERMS in state:
@@ -170,6 +172,23 @@ def load_adapted(folder: Path, adapters: tuple[Path, ...] = ()) -> Run:
         run = load_run(adapted.base, waiting)
     except UserError as error:
         raise UserError(f"the adapter {folder} needs its base: {error}") from error
+    return with_adapter(run, folder, adapted)
+
+
+def with_adapter(run: Run, folder: Path, adapted: Adapted) -> Run:
+    """Merge an adapter into the weights of the run that it was trained on.
+
+    Args:
+        run: its base, which is changed in place.
+        folder: of the adapter.
+        adapted: what its config.yaml says.
+
+    Returns:
+        a plain run in evaluation mode, whose settings are the base's but for the set that it was trained on.
+
+    Raises:
+        ValueError: the run is another one, or the adapter is damaged.
+    """
     load_adapter(run, folder)
     merge_and_unload(run.model)
     dequantize(run.model)
@@ -184,6 +203,14 @@ def without_pretrained_weights(config: AlignConfig) -> AlignConfig:
     """The same architecture without fetching or reading trunks: a run's own file holds every tensor."""
     parts: dict[str, Any] = {m: replace(settings, weights=NO_WEIGHTS) for m, settings in encoders_of(config).items()}
     return replace(config, encoder_weights={}, **parts)
+
+
+def with_own_text(config: AlignConfig, folder: Path) -> AlignConfig:
+    """The settings of a run whose folder may hold the files of its text trunk, which are then read instead of a hub."""
+    own = folder / TEXT
+    if not own.is_dir() or not config.text.trunk.startswith("hf/"):
+        return config
+    return replace(config, text=replace(config.text, trunk=copied(config.text.trunk, own.resolve())))
 
 
 def config_from_dict(values: Any, source: str = "settings") -> AlignConfig:

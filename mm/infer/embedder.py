@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from encoders import EncoderOutput
 from encoders.state import weights_digest
+from encoders.trunks import original
 from kernels.errors import UserError
 from mm.artifacts.run import Run, load_run
 from mm.batch import Batch
@@ -136,7 +137,7 @@ class Embedder(BaseEmbedder):
         """Of the weights, and of the settings by which inputs are read."""
         settings = {modality: reader.settings() for modality, reader in self.processor.readers.items()}
         encoders = self.processor.encoders
-        trunks = {modality: encoder.trunk for modality, encoder in encoders.items()}
+        trunks = {modality: original(encoder.trunk) for modality, encoder in encoders.items()}
         read = {"readers": settings, "trunks": trunks, "tokens": getattr(encoders.get("text"), "max_tokens", None)}
         content = json.dumps([weights_digest(self.run.model), read], sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest()[:16]

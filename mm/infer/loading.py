@@ -7,6 +7,7 @@ import torch
 
 from kernels.errors import UserError
 from mm.device import choose_device
+from mm.hub.reference import Reference, is_reference
 from mm.infer.base import BaseEmbedder
 from mm.infer.embedder import Embedder
 from mm.infer.towers import TOWERS
@@ -16,8 +17,9 @@ def load(name: str | PathLike[str], device: str = "auto") -> BaseEmbedder:
     """Load a model that makes vectors.
 
     Args:
-        name: the folder of a finished run or of an adapter; or `open_clip/<model>:<tag or file>` or
-            `timm/<model>[:<file>]`. A folder that exists is a run, whatever it is called.
+        name: the folder of a finished run or of an adapter; `hf://org/name[@revision]` on a hub;
+            `open_clip/<model>:<tag or file>` or `timm/<model>[:<file>]`. A folder that exists is a run, whatever it is
+            called.
         device: auto is the GPU where there is one; or a device as torch names it, such as cpu or cuda:1.
 
     Returns:
@@ -27,12 +29,16 @@ def load(name: str | PathLike[str], device: str = "auto") -> BaseEmbedder:
         ValueError: there is no such folder or model, it cannot be loaded, or there is no such device.
     """
     placed = device_of(device)
+    if is_reference(name):
+        from mm.hub.pull import load_from_hub
+
+        return Embedder(load_from_hub(Reference.of(str(name))).to(placed), str(name))
     library, _, model = str(name).partition("/")
     if not Path(name).is_dir():
         if library not in TOWERS:
             raise UserError(
-                f"{name}: no such folder; a model is the folder of a run, open_clip/<model>:<tag or file>"
-                " or timm/<model>[:<file>]"
+                f"{name}: no such folder; a model is the folder of a run, hf://org/name[@revision],"
+                " open_clip/<model>:<tag or file> or timm/<model>[:<file>]"
             )
         tower = TOWERS[library](model)
         tower.model.to(placed)

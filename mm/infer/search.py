@@ -28,7 +28,8 @@ def search(
         by: what the query is.
         k: how many images to find.
         images: folder of images to index first; of an index that is there only files that changed are read again.
-        model: a finished run, open_clip/<model>:<tag or file> or timm/<model>; without it, the model of the index.
+        model: a finished run, hf://org/name, open_clip/<model>:<tag or file> or timm/<model>; without it, the model of
+            the index.
         device: auto is the GPU where there is one; or a device as torch names it.
     """
     from rich.console import Console

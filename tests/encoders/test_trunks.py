@@ -19,7 +19,9 @@ from encoders.trunks import (
     HuggingFaceTextTrunk,
     TimmTrunk,
     by_length,
+    copied,
     hugging_face_folder,
+    original,
     pool_grid,
 )
 
@@ -286,3 +288,13 @@ def test_a_size_that_is_not_whole_patches_is_refused(vit: Path) -> None:
     for trunk in ("timm/test_vit", "timm/test_vit@72+timm/test_resnet@64"):
         with pytest.raises(ValueError, match=r"image\.size=80 would be, 72 is not"):
             ImageEncoder(ImageConfig(trunk=trunk, weights=NO_WEIGHTS, size=72), BottleneckConfig(), 32)
+
+
+def test_a_trunk_whose_tokenizer_lies_elsewhere_keeps_its_name() -> None:
+    name = "hf/org/encoder"
+    moved = copied(copied(name, Path("/first")), Path("/second@home/text"))
+    assert moved == "hf/org/encoder@/second@home/text" and original(moved) == name
+    assert hugging_face_folder(copied(name, Path("/a/text")).removeprefix("hf/")) == "/a/text"
+    for other in ("hf//data/me@host/encoder", "timm/vit@196", "scratch", "hf/org/encoder@v2"):
+        assert original(other) == other
+    assert hugging_face_folder("/data/me@host/encoder") == "/data/me@host/encoder"

@@ -24,7 +24,7 @@ def test_a_folder_is_a_run(save_tiny: Callable[..., Path]) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["runs/nowhere", "hf://org/name", ""])
+@pytest.mark.parametrize("name", ["runs/nowhere", ""])
 def test_what_is_neither_folder_nor_model_is_one_line(name: str) -> None:
     with pytest.raises(ValueError, match=r"no such folder|holds no finished run") as refused:
         mm.load(name)

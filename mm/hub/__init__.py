@@ -1,0 +1,1 @@
+"""Runs and adapters on a hub of models: plain files, a card, and nothing that is executed."""
