@@ -9,6 +9,10 @@ from kernels.ranges import check_ranges
 from mm.data.config import BatchPlan, DataConfig
 from mm.model.multimodal import ModelConfig
 
+LoggerName = Literal["csv", "tensorboard", "wandb"]
+EVALUATED_FROM = 100
+"""Steps from which on a run is evaluated along the way."""
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -44,8 +48,9 @@ class TrainConfig:
     """auto is bf16 autocast where the device multiplies it natively; features and evaluation follow."""
     checkpoint_every: Annotated[int, "[1, inf)"] = 200
     """Steps between checkpoints to resume from."""
-    evaluate_every: Annotated[int, "[0, inf)"] = 0
-    """Steps between evaluations on the validation split; 0 evaluates at the end only."""
+    evaluate_every: Annotated[int | Literal["auto"], "[0, inf)"] = "auto"
+    """Steps between evaluations on the validation split; 0 evaluates at the end only. auto is a quarter of a run of
+    100 steps and more; evaluations that would take more than a tenth of the time of training are skipped."""
     ema: Annotated[float, "[0, 1)"] = 0.0
     """Decay of an exponential moving average of the weights, which is what is evaluated and saved; 0 for none."""
     freeze: tuple[str, ...] = ()
@@ -58,9 +63,18 @@ class TrainConfig:
     """Machines that train together, each of which runs the same command."""
     strategy: str = "auto"
     """Any Lightning strategy: auto, ddp, fsdp, deepspeed_stage_3, …"""
+    logger: LoggerName = "csv"
+    """Where losses and figures go beside metrics.csv: csv nowhere, tensorboard or wandb into the run's folder."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "train")
+
+    @property
+    def evaluation_steps(self) -> int:
+        """`evaluate_every` in steps; 0 for none."""
+        if self.evaluate_every != "auto":
+            return self.evaluate_every
+        return self.steps // 4 if self.steps >= EVALUATED_FROM else 0
 
 
 @dataclass(frozen=True)

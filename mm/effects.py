@@ -251,7 +251,7 @@ ALIGN = [
     Needs("eval.rerank_weights", lambda c: c.eval.rerank > 0, "eval.rerank > 0", "eval.rerank"),
     Needs(
         "train.evaluate_every",
-        lambda c: c.train.evaluate_every <= c.train.steps,
+        lambda c: c.train.evaluation_steps <= c.train.steps,
         "as many train.steps; 0 evaluates at the end",
         "train.steps",
     ),
@@ -268,7 +268,7 @@ ADAPTED = [
         lambda c: c.train.devices in ("auto", 1) and c.train.strategy == "auto",
         "more than one device: a run is adapted on one",
     ),
-    Needs("patience", lambda c: c.train.evaluate_every > 0, "train.evaluate_every > 0"),
+    Needs("patience", lambda c: c.train.evaluation_steps > 0, "train.evaluate_every > 0"),
 ]
 FINETUNE = [
     *ADAPTED,
@@ -293,13 +293,18 @@ FEATURES = [
 ]
 STEP = [
     *ALIGN,
-    Needs("runs resume encoder_weights eval.*", _never, "a run: one step of a new one is timed", of_files=False),
+    Needs(
+        "runs resume encoder_weights eval.* train.logger",
+        _never,
+        "a run: one step of a new one is timed",
+        of_files=False,
+    ),
 ]
 FEEDING = [
     *READ,
     *ENCODERS,
     Needs(
-        "name runs resume encoder_weights optim.* loss.* schedule.* eval.*",
+        "name runs resume encoder_weights optim.* loss.* schedule.* eval.* train.logger",
         _never,
         "a run: only its batches are made",
         of_files=False,

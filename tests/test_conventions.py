@@ -23,6 +23,7 @@ LIGHTNING = {
     "mm/train/align.py",
     "mm/train/callbacks.py",
     "mm/train/checkpoint.py",
+    "mm/train/following.py",
     "mm/train/interrupt.py",
     "mm/train/resume.py",
     "mm/train/task.py",

@@ -83,7 +83,7 @@ class AdaptConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Its rates come on top of those that the run had for its encoders."""
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="joint"))
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=200))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=200, evaluate_every=0))
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -23,6 +23,7 @@ from mm.data.module import AlignData
 from mm.device import choose_device
 from mm.evaluation.result import evaluate_run, show
 from mm.files import write_json
+from mm.train.following import require_logger
 from mm.train.freeze import freeze, require_fitting
 from mm.train.identity import Identity, begin, digest_of, held, samples_digest
 from mm.train.memory import keep_freed_memory
@@ -87,6 +88,7 @@ def continue_pretrain(config: ContinueConfig) -> None:
     Raises ValueError on settings that fit neither the run nor the data, FloatingPointError on divergence.
     """
     device = choose_device(config.train.accelerator)
+    require_logger(config.train.logger)
     keep_freed_memory()
     folder = folder_of(config, "continued")
     with held(folder):

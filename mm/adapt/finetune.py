@@ -24,6 +24,7 @@ from mm.data.module import AlignData
 from mm.device import choose_device
 from mm.evaluation.result import evaluate_run, show
 from mm.files import write_json
+from mm.train.following import require_logger
 from mm.train.freeze import freeze, require_fitting
 from mm.train.identity import Identity, begin, held, samples_digest
 from mm.train.memory import keep_freed_memory
@@ -36,6 +37,7 @@ def finetune(config: FinetuneConfig) -> None:
     Raises ValueError on settings that fit neither the run nor the data, FloatingPointError on divergence.
     """
     device = choose_device(config.train.accelerator)
+    require_logger(config.train.logger)
     keep_freed_memory()
     run = base_run(config, device)
     seed_everything(config.seed, verbose=False)

@@ -45,7 +45,7 @@ def train_keeping_best(
     def metrics() -> dict[str, float]:
         return domain.metrics(task.run)
 
-    best = KeepBest(train.evaluate_every, metrics, domain.metric, average, config.patience)
+    best = KeepBest(train.evaluation_steps, metrics, domain.metric, average, config.patience)
     memory = PeakMemory()
     callbacks.extend([best, memory])
     started = time.perf_counter()

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from encoders import Encoder, Features
@@ -27,6 +26,7 @@ from kernels.dispatch import compute_dtype
 from kernels.errors import UserError
 from mm.device import Precision, autocast
 from mm.files import InUseError, locked, write_json
+from mm.progress import followed
 
 logger = logging.getLogger(__name__)
 FOLDING = ("fuse", "reparameterize", "switch_to_deploy")
@@ -262,7 +262,7 @@ def _extract(
         file.seek(sum(lengths) * width * 2)
         file.truncate()
         starts = range(len(lengths), rows, chunk)
-        for start in track(starts, description, disable=len(starts) < 3):
+        for start in followed(starts, description, rows - starts.start, chunk):
             stop = min(start + chunk, rows)
             found = features(range(start, stop))
             width = found.tokens.shape[-1]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils._pytree import register_dataclass, tree_map_only
@@ -23,6 +22,7 @@ from mm.device import autocast, precision_name
 from mm.evaluation.codes import code_counts
 from mm.modalities import MODALITIES
 from mm.model.multimodal import MatchInput, MultimodalModel, select
+from mm.progress import followed
 
 logger = logging.getLogger(__name__)
 CPU = torch.device("cpu")
@@ -134,14 +134,14 @@ def embed_split(run: Run, data: AlignData, view: EvalView, split: str) -> SplitE
 
 
 def _all_batches(data: AlignData, view: EvalView, split: str, size: int) -> Iterator[Batch]:
-    """All samples of a split, then all its captions, behind a progress bar."""
+    """All samples of a split, then all its captions, while a line says how far they are."""
     steps = math.ceil(len(view) / size) + math.ceil(len(view.captions) / size)
 
     def batches() -> Iterator[Batch]:
         yield from data.sample_batches(view, split, size)
         yield from data.caption_batches(view, split, size)
 
-    yield from track(batches(), f"embedding {split}", total=steps, transient=True, disable=steps < 8)
+    yield from followed(batches(), f"evaluation: batches of {split}", steps)
 
 
 def _concatenate(parts: Sequence[Embedded]) -> Embedded:
@@ -233,7 +233,7 @@ def joint_scores(
     right_lengths = right.encoded.mask.sum(1)
     lengths = left_lengths[left_rows] + right_lengths[right_rows]
     chunks = lengths.argsort().split(batch_size)
-    for chunk in track(chunks, f"matching {a} and {b}", transient=True, disable=len(chunks) < 16):
+    for chunk in followed(chunks, f"evaluation: pairs of {a} and {b}", len(left_rows), batch_size):
         x = _trimmed(left.rows(left_rows[chunk])).to(run.device)
         y = _trimmed(right.rows(right_rows[chunk])).to(run.device)
         with autocast(run.config.train.precision, run.device):

@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from encoders.pretraining import pretraining
@@ -30,6 +29,7 @@ from mm.evaluation.kept import embeddings_of
 from mm.evaluation.result import describe
 from mm.evaluation.retrieval import evaluate_embedded
 from mm.infer.towers import OpenClip
+from mm.progress import followed
 
 
 @dataclass
@@ -259,7 +259,7 @@ class OpenClipPeer:
         starts = range(0, len(dataset), self.batch_size)
         vectors = []
         ids: list[int] = []
-        for start in track(starts, description, transient=True):
+        for start in followed(starts, description, len(dataset), self.batch_size):
             positions = range(start, min(start + self.batch_size, len(dataset)))
             images = []
             for position in positions:
@@ -278,7 +278,7 @@ class OpenClipPeer:
         """M captions -> unit vectors (M, E)."""
         starts = range(0, len(captions), self.batch_size)
         vectors = []
-        for start in track(starts, description, transient=True):
+        for start in followed(starts, description, len(captions), self.batch_size):
             batch = self.tower.stack("text", captions[start : start + self.batch_size])
             vectors.append(self.tower.vectors("text", batch).cpu())
         return torch.cat(vectors)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from kernels.errors import UserError
-from mm.infer.ahead import Course, read_ahead
+from mm.infer.ahead import read_ahead
 from mm.infer.inputs import INPUTS, Inputs
+from mm.progress import Course
 
 ROWS = 64
 """Inputs that pass a model at a time."""
@@ -172,7 +173,7 @@ class BaseEmbedder(ABC):
             at most `ROWS` of them as the model takes them.
         """
         read = partial(self.read, modality)
-        with Course(f"encoding {modality}", len(inputs), ROWS) as course:
+        with Course(f"encoding {modality}", len(inputs)) as course:
             for begun in read_ahead(inputs.items, read, ROWS):
                 rows = [future.result() for future in begun]
                 yield self.stack(modality, rows)

@@ -22,11 +22,12 @@ from mm.data.media import IMAGE_EXTENSIONS
 from mm.data.skipped import warn_of_skipped
 from mm.files import private_name
 from mm.infer import base
-from mm.infer.ahead import Course, read_ahead
+from mm.infer.ahead import read_ahead
 from mm.infer.base import BaseEmbedder
 from mm.infer.exact import nearest
 from mm.infer.inputs import one_of
 from mm.infer.loading import load
+from mm.progress import Course
 
 logger = logging.getLogger(__name__)
 FILE = "index.safetensors"
@@ -273,7 +274,7 @@ def embed_files(
         model.inputs("image", paths[:1])
     read = partial(model.read, "image")
     place = 0
-    with Course(f"images of {root.name}", len(files), base.ROWS) as course:
+    with Course(f"images of {root.name}", len(files)) as course:
         for begun in read_ahead(paths, read, base.ROWS):
             rows = []
             readable = []

@@ -20,11 +20,15 @@ from mm.device import choose_device
 from mm.evaluation.result import evaluate_run, show
 from mm.evaluation.retrieval import first_stage_metrics
 from mm.train.callbacks import PeriodicEvaluation, WeightAverage
+from mm.train.following import require_logger
 from mm.train.freeze import freeze, require_fitting
 from mm.train.identity import Identity, begin, held, samples_digest
 from mm.train.memory import keep_freed_memory
 from mm.train.task import AlignTask
 from mm.train.trainer import build_trainer, fit
+
+SHARE = 0.1
+"""Of the time of training, that evaluations along the way may take where nobody asked for them."""
 
 
 def train_align(config: AlignConfig) -> None:
@@ -38,6 +42,7 @@ def train_align(config: AlignConfig) -> None:
         FloatingPointError: a loss or gradient is not finite.
     """
     device = choose_device(config.train.accelerator)
+    require_logger(config.train.logger)
     keep_freed_memory()
     folder = Path(config.runs) / config.name
     with held(folder):
@@ -107,12 +112,13 @@ def callbacks(config: AlignConfig, task: AlignTask, data: AlignData) -> list[Cal
     train = config.train
     if train.ema:
         found.append(WeightAverage(train.ema, start=train.steps // 10))
-    if train.evaluate_every:
+    if train.evaluation_steps:
         split = config.data.val
 
         def score() -> dict[str, float]:
             dataset = data.open(split)
             return first_stage_metrics(task.run, data, dataset, split)
 
-        found.append(PeriodicEvaluation(train.evaluate_every, score))
+        share = SHARE if train.evaluate_every == "auto" else None
+        found.append(PeriodicEvaluation(train.evaluation_steps, score, share))
     return found

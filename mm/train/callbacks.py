@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,20 +174,60 @@ class PeriodicEvaluation(Callback):
     Args:
         every: steps between evaluations; 0 evaluates after the last step only, if at all.
         score: evaluates the task as it is now, and returns figures by name.
+        share: of the time of training, that evaluations may take; None for any. With one, the last step has none:
+            the run is evaluated behind it anyway.
     """
 
-    def __init__(self, every: int, score: Callable[[], dict[str, float]]) -> None:
+    def __init__(self, every: int, score: Callable[[], dict[str, float]], share: float | None = None) -> None:
         self.every = every
         self.score = score
+        self.share = share
+        self.seconds = 0.0
+        """That evaluations have taken."""
+        self.last = 0.0
+        """That the last one took."""
+        self.began = time.perf_counter()
+        self.first = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The time of training begins."""
+        self.began = time.perf_counter()
+        self.first = trainer.global_step
+
+    def is_affordable(self, trainer: Trainer) -> bool:
+        """Whether another evaluation like the last one stays within the share of what training will take."""
+        if self.share is None:
+            return True
+        trained = time.perf_counter() - self.began - self.seconds
+        whole = trained * (trainer.max_steps - self.first) / max(1, trainer.global_step - self.first)
+        if self.seconds + self.last <= self.share * whole:
+            return True
+        logger.info(
+            "validation at step %d skipped: it takes %.0f s, training %.0f s in all; --train.evaluate_every N has it",
+            trainer.global_step,
+            self.last,
+            whole,
+        )
+        return False
+
+    def timed_score(self) -> dict[str, float]:
+        """The figures, and note what they took."""
+        started = time.perf_counter()
+        found = self.score()
+        self.last = time.perf_counter() - started
+        self.seconds += self.last
+        return found
 
     def is_due(self, trainer: Trainer) -> bool:
         """Whether the step that ended is followed by an evaluation."""
+        if self.share is not None and trainer.global_step == trainer.max_steps:
+            return False
         return self.every > 0 and trainer.global_step % self.every == 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Evaluate on the first rank."""
-        if self.is_due(trainer) and trainer.is_global_zero:
-            found = self.score()
+        if self.is_due(trainer) and trainer.is_global_zero and self.is_affordable(trainer):
+            found = self.timed_score()
             pl_module.train()
             figures = {f"val/{name}": value for name, value in found.items()}
             pl_module.log_dict(figures, rank_zero_only=True)
@@ -231,7 +272,7 @@ class KeepBest(PeriodicEvaluation):
         newest = snapshot(pl_module)
         if self.average is not None:
             restore(pl_module, self.average.averaged)
-        value = self.score()[self.metric]
+        value = self.timed_score()[self.metric]
         pl_module.log("val/selected", value)
         self.stale += 1
         if value > self.value:

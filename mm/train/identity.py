@@ -42,6 +42,7 @@ FREE = (
     "train.num_nodes",
     "train.strategy",
     "train.checkpoint_every",
+    "train.logger",
 )
 """Settings that may differ when a run goes on: names, places, the machine, and the rate that a diverging run lowers."""
 FILE = "identity.json"

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 M_TRIM_THRESHOLD = -1
 M_TOP_PAD = -2
 M_MMAP_MAX = -4
+STATM = Path("/proc/self/statm")
 
 
 def keep_freed_memory() -> bool:
@@ -47,12 +48,16 @@ def forget_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+def known_memory(device: torch.device) -> int | None:
+    """`memory_in_use`, None where the system does not say."""
+    return memory_in_use(device) if device.type == "cuda" or STATM.is_file() else None
+
+
 def memory_in_use(device: torch.device) -> int:
     """Bytes: a GPU's at their height so far; of the CPU, what this process holds in memory now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    pages = Path("/proc/self/statm")
-    if not pages.is_file():
+    if not STATM.is_file():
         raise UserError("this system does not say how much memory a process holds (no /proc/self/statm)")
-    resident = int(pages.read_text().split()[1])
+    resident = int(STATM.read_text().split()[1])
     return resident * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""The one builder of a Trainer: progress, metrics.csv, and checkpoints to resume from."""
+"""The one builder of a Trainer: progress, loggers, and checkpoints to resume from."""
 
 import logging
 import warnings
@@ -9,15 +9,15 @@ from typing import Literal
 
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from kernels.errors import UserError
 from mm.config import TrainConfig
 from mm.device import Precision, is_reduced
-from mm.train.callbacks import KeepHistory, ProgressBar, TrainingMode
+from mm.train.callbacks import KeepHistory, TrainingMode
 from mm.train.checkpoint import SyncedCheckpointIO, regular_checkpoints
+from mm.train.following import Following, loggers_of
 from mm.train.interrupt import StopOnSignal
 from mm.train.ranks import one_end
 from mm.train.resume import AskedRates, newest_checkpoint
@@ -48,6 +48,7 @@ def build_trainer(
     if resume:
         resumed = [KeepHistory(folder / "metrics.csv"), AskedRates()]
     checkpoints = regular_checkpoints(folder, train.checkpoint_every)
+    follow = Following(train.batch_size, callbacks)
     every = min(10, train.steps)
     try:
         return Trainer(
@@ -59,9 +60,10 @@ def build_trainer(
             strategy=strategy_of(train, device),
             precision=trainer_precision(train.precision, device),
             use_distributed_sampler=False,
-            logger=CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=every),
+            logger=loggers_of(train.logger, folder, every),
+            enable_progress_bar=False,
             log_every_n_steps=every,
-            callbacks=[TrainingMode(), ProgressBar(every), checkpoints, *callbacks, *resumed, StopOnSignal(folder)],
+            callbacks=[TrainingMode(), follow, checkpoints, *callbacks, *resumed, StopOnSignal(folder)],
             plugins=[SyncedCheckpointIO()],
             num_sanity_val_steps=0,
             enable_model_summary=False,

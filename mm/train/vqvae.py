@@ -18,6 +18,7 @@ from mm.device import choose_device
 from mm.evaluation.codes import evaluate_codes
 from mm.evaluation.reconstructions import draw_reconstructions
 from mm.files import write_json
+from mm.train.following import require_logger
 from mm.train.identity import Identity, begin, held, samples_digest
 from mm.train.trainer import build_trainer, fit
 from mm.train.vqvae_config import VQVAEConfig, encoder_of
@@ -43,6 +44,7 @@ def train_vqvae(config: VQVAEConfig) -> None:
         FloatingPointError: a loss or gradient is not finite.
     """
     device = choose_device(config.train.accelerator)
+    require_logger(config.train.logger)
     name = config.name or f"vqvae_{config.modality}"
     folder = Path(config.runs) / name
     with held(folder):

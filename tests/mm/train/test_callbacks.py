@@ -68,6 +68,39 @@ def test_an_evaluation_is_logged_every_so_many_steps(task: Toy) -> None:
     assert task.logged == [{"val/RSUM": 2.0}, {"val/RSUM": 4.0}] and task.training
 
 
+def test_evaluations_that_nobody_asked_for_stay_within_their_share(
+    task: Toy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("mm.train.callbacks.time.perf_counter", lambda: now[0])
+    trainer: Any = SimpleNamespace(global_step=0, max_steps=100, is_global_zero=True)
+
+    def evaluated(seconds: float, share: float | None) -> list[int]:
+        """At which steps of a run of 100 s an evaluation that takes so long is made."""
+        found = []
+
+        def score() -> dict[str, float]:
+            found.append(trainer.global_step)
+            now[0] += seconds
+            return {"RSUM": 0.0}
+
+        evaluation = PeriodicEvaluation(25, score, share)
+        trainer.global_step = 0
+        evaluation.on_train_start(trainer, task)
+        for trainer.global_step in range(1, 101):
+            now[0] += 1.0
+            evaluation.on_train_batch_end(trainer, task)
+        return found
+
+    assert evaluated(0.1, 0.1) == [25, 50, 75]  # and not the last step, behind which a run is evaluated anyway
+    assert evaluated(3.0, 0.1) == [25, 50, 75]
+    assert evaluated(5.0, 0.1) == [25, 50]
+    with caplog.at_level("INFO", "mm.train.callbacks"):
+        assert evaluated(9.0, 0.1) == [25]
+    assert caplog.messages[0].startswith("validation at step 50 skipped: it takes 9 s, training 100 s in all")
+    assert evaluated(9.0, None) == [25, 50, 75, 100]
+
+
 def test_the_best_state_is_kept_and_the_last_step_always_counts(task: Toy) -> None:
     best = KeepBest(2, lambda: {"RSUM": -abs(task.weight.item() - 4)}, "RSUM")
     steps(task, [best], [1.0, 3.5, 4.0, 9.0, 5.0])
