@@ -132,8 +132,10 @@ class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 
 def log_training() -> None:
-    """What a training script logs: our lines as they are, of Lightning no warnings."""
+    """What a training script logs: our lines as they are, of Lightning no warnings, of a hub not every request."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for requests in ("httpx", "httpx2"):
+        logging.getLogger(requests).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
 
 

@@ -315,6 +315,7 @@ def test_the_command_pushes_and_pulls_in_processes_of_their_own(hub: Any, run: P
     first, second = done.stdout.splitlines()
     assert re.fullmatch(rf"pushed org/typed@v1: \d+ files, \d+\.\d MB, commit {sha[:12]}", first)
     assert second == f"pulled org/typed@{sha} into {tmp_path / 'pulled'}"
+    assert "HTTP Request" not in done.stderr
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(
         "mm-align pull: pull org/gone: there is none"
     )
