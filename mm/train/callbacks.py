@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -104,24 +103,6 @@ class KeepHistory(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the old rows of a run that was killed in its evaluation: it has no step left, training never starts."""
         self.on_train_start(trainer, pl_module)
-
-
-class ProgressBar(RichProgressBar):
-    """Lightning's, which reads its figures anew every so many steps only: each of them waits for the device.
-
-    Args:
-        every: steps between two readings.
-    """
-
-    def __init__(self, every: int) -> None:
-        super().__init__()
-        self.every = every
-        self.figures: dict[str, Any] = {}
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        if not self.figures or trainer.global_step % self.every == 0:
-            self.figures = super().get_metrics(trainer, pl_module)  # type: ignore[assignment]  # a union of numbers
-        return self.figures
 
 
 class WeightAverage(Callback):

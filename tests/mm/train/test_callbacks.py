@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 import torch
 from lightning import LightningModule
-from lightning.pytorch.callbacks import RichProgressBar
 from torch import nn
 
-from mm.train.callbacks import KeepBest, PeriodicEvaluation, ProgressBar, WeightAverage, restore, snapshot
+from mm.train.callbacks import KeepBest, PeriodicEvaluation, WeightAverage, restore, snapshot
 
 
 class Toy(LightningModule):
@@ -135,13 +134,3 @@ def test_a_snapshot_is_a_copy_and_restores_what_it_has(task: Toy) -> None:
     assert task.weight.item() == 9.0
     restore(task, before)
     assert task.weight.item() == 0.0
-
-
-def test_the_progress_bar_reads_its_figures_every_so_many_steps(task: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(bar: RichProgressBar, trainer: Any, task: Toy) -> dict[str, int]:
-        return {"step": trainer.global_step}
-
-    monkeypatch.setattr(RichProgressBar, "get_metrics", read)
-    bar = ProgressBar(4)
-    shown = [bar.get_metrics(SimpleNamespace(global_step=step), task)["step"] for step in range(1, 10)]  # type: ignore[arg-type]
-    assert shown == [1, 1, 1, 4, 4, 4, 4, 8, 8]
