@@ -1,6 +1,7 @@
 """The global term: InfoNCE (van den Oord et al. 2018, CLIP's symmetric form) or the pairwise sigmoid loss
 (Zhai et al. 2023)."""
 
+import math
 from typing import Literal
 
 import torch
@@ -97,9 +98,11 @@ def inverse_temperature(log_scale: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def clamp_log_scale(log_scale: Tensor) -> None:
-    """Bring log_scale (1,) back below its ceiling, in place, after an optimizer step.
+def clamp_log_scale(log_scale: Tensor, highest: float | None = None) -> None:
+    """Bring log_scale (1,) back below its ceiling, in place, after an optimizer step; highest: the temperature that it
+    may not exceed, None for any.
 
     A clamp in the forward has no gradient above the ceiling: a scale that stepped over it would never come back.
     """
-    log_scale.clamp_(max=CEILING)
+    floor = None if highest is None else -math.log(highest)
+    log_scale.clamp_(min=floor, max=CEILING)

@@ -7,7 +7,7 @@ Of a pair p: L_global is the term `contrastive`; L_fine are `code_match` and `fi
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -168,11 +168,16 @@ class ProgressiveAlignment(nn.Module):
         self.filip: Any = nn.ModuleDict({name: LateInteraction(config.temperature) for name in names})
         self.code_match = CodeAgreement(SHARED_CODES, token_width)
 
-    def clamp_scales(self) -> None:
-        """Bring every learned scale back below its ceiling, in place, after an optimizer step."""
-        for terms in (self.contrastive, self.filip):
-            for term in terms.values():
-                clamp_log_scale(term.log_scale)
+    def clamp_scales(self, highest: float | None = None) -> None:
+        """Bring every learned scale back below its ceiling, in place, after an optimizer step.
+
+        Args:
+            highest: the temperature that no contrastive term may exceed; None for any.
+        """
+        for term in self.contrastive.values():
+            clamp_log_scale(term.log_scale, highest)
+        for term in self.filip.values():
+            clamp_log_scale(term.log_scale)
 
     def term_weights(self, weights: LossWeights) -> dict[str, float]:
         """The schedule's weights now -> of every term of a pair that has one, by name, its weight in the sum."""
@@ -250,7 +255,12 @@ class ProgressiveAlignment(nn.Module):
         return DrawnPairs(a, b, rows_a, rows_b, len(real[few]), counts & (rows.count > 1))
 
     def forward(
-        self, sides: Mapping[str, Aligned], rows: PairRows, ids: Tensor, weights: Mapping[str, float]
+        self,
+        sides: Mapping[str, Aligned],
+        rows: PairRows,
+        ids: Tensor,
+        weights: Mapping[str, float],
+        still: Mapping[Pair, str] | None = None,
     ) -> LossTerms:
         """All terms but matching. One without a weight is not computed; one of fewer than two pairs is 0.
 
@@ -259,6 +269,7 @@ class ProgressiveAlignment(nn.Module):
             rows: of these, see `rows`.
             ids: image ids (B,).
             weights: by name, see `term_weights`.
+            still: of a pair the modality through whose embedding the loss has no gradient; None for no pair.
         """
         loss = LossTerms()
         codes: dict[str, Tensor] = {}
@@ -269,7 +280,8 @@ class ProgressiveAlignment(nn.Module):
                         codes[m] = self.code_match.distribution(sides[m].tokens, sides[m].mask)
         for pair, pair_rows in rows.items():
             of_rows = ids[sides[pair[0]].sample_index[pair_rows.a]]
-            self.add_pair(loss, pair, sides, pair_rows, of_rows, weights)
+            of_pair = {m: held_still(sides[m]) if still and still.get(pair) == m else sides[m] for m in pair}
+            self.add_pair(loss, pair, of_pair, pair_rows, of_rows, weights)
             name = f"code_match/{name_of(pair)}"
             if name in weights:
                 p, q = codes[pair[0]][pair_rows.a], codes[pair[1]][pair_rows.b]
@@ -317,6 +329,11 @@ class ProgressiveAlignment(nn.Module):
             name = f"itm/{name_of((d.a, d.b))}"
             value = matching_loss(of_pair[: d.positives], of_pair[d.positives :], d.real)
             loss.add(name, value, weights[name])
+
+
+def held_still(side: Aligned) -> Aligned:
+    """The same side, through whose embedding there is no gradient."""
+    return replace(side, embedding=side.embedding.detach())
 
 
 def name_of(pair: Pair) -> str:

@@ -14,6 +14,7 @@ from encoders.base import EncoderOutput, Features, Trunk
 from encoders.batch_norm import counted_rows, join_batch_norms
 from encoders.quantizer import Quantizer, QuantizerConfig, build_quantizer
 from kernels.collectives import joint_mean, rank_and_size, step_group
+from kernels.errors import UserError
 from kernels.ranges import check_ranges
 
 
@@ -69,18 +70,19 @@ class Bottleneck(nn.Module):
             self.bypass = nn.Linear(features, width)
             self.gate = nn.Parameter(torch.full((width,), GATE))
 
-    def forward(self, features: Features) -> tuple[EncoderOutput, Tensor | None]:
+    def forward(self, features: Features, coded: Tensor | None = None) -> tuple[EncoderOutput, Tensor | None]:
         """Quantize a trunk's features, and add what goes around the codes.
 
         Args:
             features: tokens (B, T, F) and mask (B, T).
+            coded: (B,) bool, the rows whose tokens show their codes, others have the bypass alone; None for all.
 
         Returns:
             EncoderOutput with tokens (B, T, D), codes (B, T, Q) and summary (B, (P + 1)·F); code vectors (B, T, C), or
             None of a continuous bottleneck.
 
         Raises:
-            ValueError: T is larger than max_tokens.
+            ValueError: T is larger than max_tokens, or `coded` is given and there is no bypass.
         """
         x = self.norm(features.tokens)
         mask = features.mask
@@ -99,13 +101,21 @@ class Bottleneck(nn.Module):
             codes = quantized.codes
             losses.update(quantized.losses)
             metrics.update(quantized.metrics)
-            tokens = tokens + self.up(vectors)
+            tokens = tokens + self.shown(self.up(vectors), coded)
         if self.bypass is not None:
             gate = torch.sigmoid(self.gate)
             tokens = tokens + gate * self.bypass(x)
             metrics["bypass_gate"] = gate.detach().mean()
         summary = self.summarise(x, mask)
         return EncoderOutput(tokens, codes, mask, summary, losses, metrics), vectors
+
+    def shown(self, x: Tensor, coded: Tensor | None) -> Tensor:
+        """What the codes add to the tokens, x (B, T, D): nothing in the rows that are not coded (B,), see `forward`."""
+        if coded is None:
+            return x
+        if self.bypass is None:
+            raise UserError("tokens without codes need a bypass: bottleneck.mode=both, not vq")
+        return torch.where(coded[:, None, None], x, 0)
 
     def summarise(self, x: Tensor, mask: Tensor) -> Tensor:
         """The P prefix tokens beside the mean of the other real ones.
@@ -151,6 +161,7 @@ class Encoder(nn.Module):
         reconstruct: bool = True,
         present: Tensor | None = None,
         draws: torch.Generator | None = None,
+        coded: Tensor | None = None,
     ) -> EncoderOutput:
         """Encode one modality of a batch.
 
@@ -163,6 +174,7 @@ class Encoder(nn.Module):
             reconstruct: whether the losses include decoding the raw inputs, if they are given.
             present: (B,) bool; no token of the other rows is real. None where all are.
             draws: decides which positions are decoded, see `decoded`.
+            coded: (B,) bool, the rows whose tokens show their codes; None for all.
 
         Returns:
             EncoderOutput with tokens (B, T, D) and losses by name, `reconstruction` among them.
@@ -178,7 +190,7 @@ class Encoder(nn.Module):
         if present is not None:
             features = replace(features, mask=features.mask & present[:, None])
             mask = None if mask is None else mask & present[:, None]
-        output, vectors = self.bottleneck(features)
+        output, vectors = self.bottleneck(features, coded)
         if vectors is not None:
             read = self.decoded(mask, draws)
             if isinstance(self.decoder, FeatureDecoder):

@@ -5,6 +5,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from alignment import DETAILED, has_stage
 from kernels.errors import UserError
 
 
@@ -175,8 +176,20 @@ def _progressive(settings: Any) -> bool:
     return settings.schedule.kind == "progressive"
 
 
+def _has_stage(number: int) -> Callable[[Any], bool]:
+    return lambda settings: has_stage(settings.schedule, number)
+
+
 def _fine(settings: Any) -> bool:
-    return settings.schedule.kind != "contrastive_only"
+    return settings.schedule.kind in DETAILED
+
+
+def _coded_beside_bypass(settings: Any) -> bool:
+    return settings.schedule.kind != "codes_later" or settings.bottleneck.mode == "both"
+
+
+def _audio_after_anchors(settings: Any) -> bool:
+    return settings.schedule.kind != "anchor_first" or {"image", "text", "audio"} <= set(_modalities(settings))
 
 
 READ = [
@@ -223,11 +236,10 @@ ENCODERS = [
 ]
 STAGES = [
     Needs(
-        "schedule.stage2 schedule.stage3 schedule.learning_rate_factor",
-        _progressive,
-        "schedule.kind=progressive",
-        "schedule.kind",
+        "schedule.stage2", _has_stage(2), "a schedule.kind with a second stage, such as progressive", "schedule.kind"
     ),
+    Needs("schedule.stage3", _has_stage(3), "a schedule.kind with a third stage, such as progressive", "schedule.kind"),
+    Needs("schedule.learning_rate_factor", _progressive, "schedule.kind=progressive", "schedule.kind"),
 ]
 ALIGN = [
     *READ,
@@ -246,6 +258,8 @@ ALIGN = [
         "a schedule with more than contrastive terms",
         "schedule.kind",
     ),
+    Needs("schedule.kind", _coded_beside_bypass, "codes beside a bypass: bottleneck.mode=both", "bottleneck.mode"),
+    Needs("schedule.kind", _audio_after_anchors, "image, text and audio: what is anchored?", "model.modalities"),
     Needs("loss.filip_rows", lambda c: _fine(c) and c.loss.filip > 0, "the term filip", "schedule.kind loss.filip"),
     Needs("loss.itm_rows", lambda c: _fine(c) and c.loss.itm > 0, "the term itm", "schedule.kind loss.itm"),
     Needs("eval.rerank_weights", lambda c: c.eval.rerank > 0, "eval.rerank > 0", "eval.rerank"),

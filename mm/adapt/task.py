@@ -37,7 +37,8 @@ class AdaptTask(AlignTask):
 
     def read(self, batch: Batch) -> ModelOutput:
         """The model's forward of a training step; a base that stands still learns nothing from its decoders."""
-        return self.model(same_lengths(batch), reconstruct=not self.adapters, draws=self.draws)
+        given = {"draws": self.draws, "moment": self.moment(), "code_share": self.code_share}
+        return self.model(same_lengths(batch), reconstruct=not self.adapters, **given)
 
     def rebalance(self, load: Tensor) -> None:
         if not self.adapters:

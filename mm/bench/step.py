@@ -164,7 +164,7 @@ def own_step(task: StandingTask, batches: list[Batch], precision: torch.autocast
         task.on_after_backward()
         task.configure_gradient_clipping(optimizer)
         optimizer.step()
-        task.loss.clamp_scales()
+        task.clamp_scales()
         optimizer.zero_grad()
 
     if capture and task.run.device.type == "cuda":

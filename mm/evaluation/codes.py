@@ -8,7 +8,7 @@ from torch import Tensor
 
 from encoders import Encoder, EncoderOutput
 from mm.batch import Batch
-from mm.model.multimodal import encode
+from mm.model.encoding import encode
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from encoders.tokenizer import Tokenizer
 from mm.batch import Batch
-from mm.model.multimodal import encode
+from mm.model.encoding import encode
 
 DPI = 100
 """Dots per inch of figures."""

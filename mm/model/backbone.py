@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from kernels.ranges import check_ranges
 from kernels.rms_norm import RMSNorm
 from mm.model.attention import Attention
+from mm.model.held import held, parameters_of
 from mm.model.moe import MoE, MoEConfig, MoEOutput
 from mm.model.packed import Layout, Look, Reading, pack, unpack
 
@@ -93,6 +94,10 @@ class Block(nn.Module):
             x = self.attend_across(x, layout.across)
         return self.mix_experts(x, layout)
 
+    def embedding_parameters(self) -> list[nn.Parameter]:
+        """Those that reading one modality alone uses: all but the cross-modal attention's."""
+        return parameters_of([self.self_norm, self.self_attention, self.moe_norm, self.moe])
+
     def attend_across(self, x: Tensor, across: list[Look]) -> Tensor:
         """Tokens (N, D) with what they attend to in other modalities added; a reading of one modality has none."""
         y = self.dropout(self.cross_attention(self.cross_norm(x), across))
@@ -144,30 +149,35 @@ class Backbone(nn.Module):
         self.blocks: Any = nn.ModuleList(Block(config, len(modalities)) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
 
-    def forward(self, readings: list[Reading], fuse: bool) -> BackboneOutput:
+    def forward(self, readings: list[Reading], fuse: bool, hold: bool = False) -> BackboneOutput:
         """Read streams alone (to embed them) or together (to match them).
 
         Args:
             readings: of streams (B, T, D); they share one call of the experts in every layer.
             fuse: whether the modalities of a reading attend to each other.
+            hold: whether all but the cross-modal attention learns nothing from it.
 
         Returns:
             BackboneOutput: normed streams (B, T, D), the layers' losses summed by name, load (layers, M, E).
         """
-        tagged = [self.tagged(reading) for reading in readings]
+        with held(self.modality.values() if hold else ()):
+            tagged = [self.tagged(reading) for reading in readings]
         x, layout = pack(tagged, self.modalities, fuse)
         losses: dict[str, Tensor] = {}
         loads = []
         for block in self.blocks:
             if self.checkpoint and torch.is_grad_enabled():
-                out = checkpoint(block, x, layout, use_reentrant=False, preserve_rng_state=draws_numbers(block))
+                draws = draws_numbers(block)
+                out = checkpoint(read, block, x, layout, hold, use_reentrant=False, preserve_rng_state=draws)
             else:
-                out = block(x, layout)
+                out = read(block, x, layout, hold)
             x = out.x
             loads.append(out.load)
             for name, value in out.losses.items():
                 losses[name] = losses[name] + value if name in losses else value
-        return BackboneOutput(unpack(self.norm(x), readings, self.modalities), losses, torch.stack(loads))
+        with held(self.norm.parameters() if hold else ()):
+            x = self.norm(x)
+        return BackboneOutput(unpack(x, readings, self.modalities), losses, torch.stack(loads))
 
     def tagged(self, reading: Reading) -> Reading:
         """Every token (B, T, D) with the embedding (D,) of its modality added."""
@@ -181,6 +191,12 @@ class Backbone(nn.Module):
         """
         for block, layer_load in zip(self.blocks, load.sum(1), strict=True):
             block.moe.router.rebalance(layer_load, self.bias_rate)
+
+
+def read(block: Block, x: Tensor, layout: Layout, hold: bool) -> MoEOutput:
+    """A block's forward, which gradient checkpointing repeats; hold: see `Backbone.forward`."""
+    with held(block.embedding_parameters() if hold else ()):
+        return block(x, layout)
 
 
 def draws_numbers(block: nn.Module) -> bool:

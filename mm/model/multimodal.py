@@ -1,7 +1,7 @@
 """Two readings of one backbone: `forward` embeds each modality alone, `match` reads two through cross attention."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import torch
@@ -9,16 +9,23 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils._pytree import register_dataclass
 
-from encoders import Encoder, EncoderOutput, Features
+from alignment import Moment, fork
+from encoders import Encoder, EncoderOutput
 from kernels.collectives import Group, rows_of_ranks
 from kernels.errors import UserError
 from kernels.ranges import check_ranges
 from mm.batch import Batch
 from mm.modalities import MODALITIES
 from mm.model.backbone import Backbone, BackboneConfig
+from mm.model.encoding import encode
 from mm.model.heads import AttentionPool, MatchHead, Projection
+from mm.model.held import held, parameters_of
 from mm.model.packed import Reading, Stream
+from mm.model.shown import forked, rows_with_codes, some_tokens
 from mm.model.term_bias import Terms
+
+WHOLE = Moment()
+"""A step in which nothing is left out and nothing kept apart."""
 
 
 @dataclass(frozen=True)
@@ -138,31 +145,55 @@ class MultimodalModel(nn.Module):
         """The modalities that the model has an encoder of."""
         return tuple(self.encoders)
 
-    def forward(self, batch: Batch, reconstruct: bool = True, draws: torch.Generator | None = None) -> ModelOutput:
+    def forward(
+        self,
+        batch: Batch,
+        reconstruct: bool = True,
+        draws: torch.Generator | None = None,
+        moment: Moment = WHOLE,
+        code_share: Tensor | None = None,
+    ) -> ModelOutput:
         """Embed every modality of a batch alone: they share the call and the experts, and do not see each other.
 
         Args:
             batch: raw inputs or cached features of some modalities; those without an encoder are skipped. What a
                 row holds that is not present changes nothing but its own embedding.
             reconstruct: whether the encoders' losses include decoding the raw inputs.
-            draws: on the CPU, decides what the encoders decode; None draws from torch's own.
+            draws: on the CPU, decides what the encoders decode and the backbone reads; None draws from torch's own.
+            moment: how much of the tokens the backbone reads, and what their gradients from the fine-grained and
+                matching terms do.
+            code_share: (), share of the rows whose codes it sees, where moment.all_codes is not set.
 
         Returns:
             ModelOutput: embeddings (N, E), tokens (N, T, P), masks (N, T) by modality; load (layers, M, E).
         """
         carried = [m for m in MODALITIES if m in batch.modalities and m in self.encoders]
-        encoded = {m: self.encode(batch, m, reconstruct, draws) for m in carried}
-        out = self.backbone([streams_of(encoded)], fuse=False)
+        alone: dict[str, EncoderOutput] = {}
+        matched: dict[str, EncoderOutput] = {}
+        for m in carried:
+            share = None if moment.all_codes else code_share
+            coded = None if share is None else rows_with_codes(len(batch.present[m]), share, draws)
+            encoded = self.encode(batch, m, reconstruct, draws, coded)
+            encoded = some_tokens(encoded, moment.tokens, draws, self.encoders[m].bottleneck.prefix)
+            alone[m], matched[m] = forked(encoded, moment.merge)
+        out = self.backbone([streams_of(alone)], fuse=False)
         (streams,) = out.readings
         embeddings = {}
+        tokens = {}
         for m, stream in streams.items():
-            embeddings[m] = self.read(m, stream, encoded[m].summary, present=batch.present[m])
-        tokens = {m: self.token_vectors(m, stream) for m, stream in streams.items()}
+            whole, fine = fork(stream.x, moment.merge)
+            embeddings[m] = self.read(m, replace(stream, x=whole), alone[m].summary, present=batch.present[m])
+            tokens[m] = self.token_vectors(m, replace(stream, x=fine))
         masks = {m: stream.mask for m, stream in streams.items()}
-        return ModelOutput(encoded, embeddings, tokens, masks, out.losses, out.load)
+        return ModelOutput(matched, embeddings, tokens, masks, out.losses, out.load)
 
     def encode(
-        self, batch: Batch, modality: str, reconstruct: bool = True, draws: torch.Generator | None = None
+        self,
+        batch: Batch,
+        modality: str,
+        reconstruct: bool = True,
+        draws: torch.Generator | None = None,
+        coded: Tensor | None = None,
     ) -> EncoderOutput:
         """Encode one modality of a batch, and mark the tokens of terms where the model has a term bias.
 
@@ -171,17 +202,18 @@ class MultimodalModel(nn.Module):
             modality: its name.
             reconstruct: whether the losses include decoding the raw input, if the batch has it.
             draws: decides which of it is decoded.
+            coded: (N,) bool, the rows whose tokens show their codes; None for all.
 
         Returns:
             EncoderOutput with tokens (N, T, D).
         """
-        encoded = encode(self.encoders[modality], batch, modality, reconstruct, draws=draws)
+        encoded = encode(self.encoders[modality], batch, modality, reconstruct, draws=draws, coded=coded)
         if modality == "text" and self.terms is not None:
             in_term = self.terms(batch.inputs["text"])
             encoded.term_mask = in_term & encoded.mask
         return encoded
 
-    def match(self, pairs: Sequence[MatchInput]) -> MatchOutput:
+    def match(self, pairs: Sequence[MatchInput], hold: bool = False) -> MatchOutput:
         """Read pairs of samples jointly, all of them in one call of the experts a layer.
 
         The joint reading starts as the embedding reading, pool and projection included: cross-modal attention is
@@ -189,17 +221,20 @@ class MultimodalModel(nn.Module):
 
         Args:
             pairs: N samples on either side, of one or several pairs of modalities.
+            hold: whether the weights that embedding reads too learn nothing from it.
 
         Returns:
             MatchOutput with logits (N,) for each input, in its order.
         """
         readings = [streams_of({pair.a: pair.left, pair.b: pair.right}) for pair in pairs]
-        out = self.backbone(readings, fuse=True)
+        out = self.backbone(readings, fuse=True, hold=hold)
         sides: dict[str, list[tuple[Stream, Tensor]]] = {}
         for pair, read in zip(pairs, out.readings, strict=True):
             sides.setdefault(pair.a, []).append((read[pair.a], pair.left.summary))
             sides.setdefault(pair.b, []).append((read[pair.b], pair.right.summary))
-        vectors = {m: iter(self.read_together(m, *zip(*parts, strict=True))) for m, parts in sides.items()}
+        heads = [self.pool, self.project, self.direct] if hold else []
+        with held(parameters_of(heads)):
+            vectors = {m: iter(self.read_together(m, *zip(*parts, strict=True))) for m, parts in sides.items()}
         left = [next(vectors[pair.a]) for pair in pairs]
         right = [next(vectors[pair.b]) for pair in pairs]
         logits = self.match_head(torch.cat(left), torch.cat(right))
@@ -274,62 +309,6 @@ class MultimodalModel(nn.Module):
         for block in self.backbone.blocks:
             block.self_attention.add_term_bias()
             block.cross_attention.add_term_bias()
-
-
-def encode(
-    encoder: Encoder,
-    batch: Batch,
-    modality: str,
-    reconstruct: bool = True,
-    rows: Tensor | None = None,
-    draws: torch.Generator | None = None,
-) -> EncoderOutput:
-    """Send one modality of a batch through its encoder; cached features replace the trunk, which then does not run.
-
-    Args:
-        encoder: of that modality.
-        batch: holds the modality's raw inputs (N, …), its cached features (N, T, F), or both. Rows that are not present
-            are read as zeros, whatever they hold, and no token of theirs is real.
-        modality: its name.
-        reconstruct: whether the losses include decoding the raw input, if the batch has it.
-        rows: (N,) bool, which rows are encoded; None encodes all.
-        draws: on the CPU, decides which of the raw input is decoded; None draws from torch's own.
-
-    Returns:
-        EncoderOutput with tokens (n, T, D) of the n rows.
-    """
-
-    def chosen(tensors: Mapping[str, Tensor]) -> Tensor | None:
-        tensor = tensors.get(modality)
-        if tensor is None or rows is None:
-            return tensor
-        return tensor[rows]
-
-    present = chosen(batch.present)
-    assert present is not None
-    mask = one_real(chosen(batch.masks), present)
-    tokens = zeroed(chosen(batch.features), present)
-    features = None
-    if tokens is not None:
-        assert mask is not None
-        features = Features(tokens.float(), mask)
-    inputs = zeroed(chosen(batch.inputs), present)
-    return encoder(inputs, mask, features, reconstruct, present, draws)
-
-
-def zeroed(x: Tensor | None, present: Tensor) -> Tensor | None:
-    """x (N, …) with zeros in the rows that are not present, (N,) bool."""
-    if x is None:
-        return None
-    return torch.where(present.view(-1, *[1] * (x.ndim - 1)), x, 0)
-
-
-def one_real(mask: Tensor | None, present: Tensor) -> Tensor | None:
-    """mask (N, L) in which the first input alone is real in rows that are not present: no trunk meets an empty one."""
-    if mask is None:
-        return None
-    first = torch.arange(mask.shape[1], device=mask.device) == 0
-    return torch.where(present[:, None], mask, first)
 
 
 def direct_projections(encoders: Mapping[str, Encoder], head: tuple[int, int, float]) -> dict[str, Projection]:

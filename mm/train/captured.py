@@ -1,7 +1,8 @@
 """A training step as a CUDA graph: thousands of small kernels are started by one call instead of one by one.
 
 Forward, losses and backward of one kind of batch are recorded once and replayed for every later one. A kind is what a
-recording cannot change: the shapes of a batch, and which terms of the loss are on. What changes from step to step is
+recording cannot change: the shapes of a batch, which terms of the loss are on, and how much of the tokens is read, by a
+`Moment`. What changes from step to step is
 copied into the recording's own tensors before it is replayed: the batch and the weights of the terms; random numbers
 come from generators whose state is read at each replay.
 """
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from alignment import LossTerms
+from alignment import LossTerms, Moment
 from encoders.quantizers.ema import EMAQuantizer
 from kernels.collectives import world
 from mm.batch import Batch
@@ -51,6 +52,8 @@ class Step(Protocol):
     model: Any
 
     def term_weights(self) -> dict[str, float]: ...
+
+    def moment(self) -> Moment: ...
 
     def find(self, batch: Batch) -> tuple[LossTerms, dict[str, Tensor], Tensor]: ...
 
@@ -126,7 +129,7 @@ class CapturedStep:
         if self.eager is not None:
             return None
         weights = self.task.term_weights()
-        kind = kind_of(batch, weights)
+        kind = kind_of(batch, weights), self.task.moment()
         recording = self.recordings.get(kind)
         if recording is None:
             self.met[kind] += 1

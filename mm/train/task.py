@@ -10,7 +10,18 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from alignment import Aligned, DrawnPairs, LossTerms, loss_weights, stage
+from alignment import (
+    Aligned,
+    DrawnPairs,
+    LossTerms,
+    Moment,
+    code_share,
+    highest_temperature,
+    loss_weights,
+    moment,
+    stage,
+    still_sides,
+)
 from kernels.collectives import joint_sum, rank_and_size, sum_over_ranks, world
 from kernels.draws import generator_device
 from kernels.errors import DivergedError, UserError
@@ -41,6 +52,8 @@ class AlignTask(LightningModule):
         self.stages = pairs_of(self.model.modalities)
         self.draws = torch.Generator()
         """Of what is drawn over the global batch, in the same state on every rank; see `seed_step`."""
+        self.code_share = torch.ones(())
+        """What `alignment.code_share` is in this step, where a recorded step reads it; see `seed_step`."""
         self.load: Tensor | None = None
         """Of a step whose routing biases have yet to move, (layers, M, E)."""
         self.captured = CapturedStep(self)
@@ -116,7 +129,7 @@ class AlignTask(LightningModule):
 
     def read(self, batch: Batch) -> ModelOutput:
         """The model's forward of a training step."""
-        return self.model(same_lengths(batch), draws=self.draws)
+        return self.model(same_lengths(batch), draws=self.draws, moment=self.moment(), code_share=self.code_share)
 
     def losses(self, output: ModelOutput, batch: Batch) -> tuple[LossTerms, Tensor]:
         """All losses of a step: alignment terms, matching of drawn pairs, the encoders' and the router's.
@@ -131,7 +144,7 @@ class AlignTask(LightningModule):
         weights = self.term_weights()
         sides = aligned_sides(output, batch)
         rows = self.loss.rows(sides)
-        terms = self.loss(sides, rows, batch.ids, weights)
+        terms = self.loss(sides, rows, batch.ids, weights, still_sides(self.config.schedule, self.stages))
         drawn = self.loss.draw(sides, rows, batch.ids, weights, self.draws)
         matched = self.match(drawn, output)
         if matched:
@@ -149,6 +162,10 @@ class AlignTask(LightningModule):
         """Of every term of a pair of modalities that is on now, by name, its weight."""
         weights = loss_weights(self.config.schedule, self.progress, self.stages)
         return self.loss.term_weights(weights)
+
+    def moment(self) -> Moment:
+        """What the step is beside its weights."""
+        return moment(self.config.schedule, self.progress)
 
     def match(self, drawn: list[DrawnPairs], output: ModelOutput) -> MatchOutput | None:
         """Read drawn pairs jointly, all in one call: small calls cost more than what they compute.
@@ -175,7 +192,7 @@ class AlignTask(LightningModule):
                 left = select(left, mine)
                 right = select(right, mine)
             pairs.append(MatchInput(pair.a, pair.b, left, right))
-        matched = self.model.match(pairs)
+        matched = self.model.match(pairs, hold=self.moment().merge != "sum")
         logits = []
         for pair, own in zip(drawn, matched.logits, strict=True):
             mine = torch.arange(rank, len(pair.rows_a), ranks, device=own.device)
@@ -192,6 +209,9 @@ class AlignTask(LightningModule):
         seed = self.config.seed
         if self.draws.device != generator_device(self.run.device):
             self.draws = torch.Generator(generator_device(self.run.device))
+        if self.code_share.device != self.run.device:
+            self.code_share = self.code_share.to(self.run.device)
+        self.code_share.fill_(code_share(self.config.schedule, self.progress))
         self.draws.manual_seed(step_seed(seed, self.global_step, 0))
         torch.manual_seed(step_seed(seed, self.global_step, self.global_rank))
 
@@ -254,7 +274,12 @@ class AlignTask(LightningModule):
     def optimizer_step(self, *step: Any, **options: Any) -> None:
         """Lightning's step of the optimizer, after which the learned temperatures are brought back into their range."""
         super().optimizer_step(*step, **options)
-        self.loss.clamp_scales()
+        self.clamp_scales()
+
+    def clamp_scales(self) -> None:
+        """Bring the learned temperatures to where they may be now."""
+        highest = highest_temperature(self.config.schedule, self.config.loss.temperature, self.progress)
+        self.loss.clamp_scales(highest)
 
     def learning_rate_factor(self, progress: float) -> float:
         """Factor on every group's learning rate, at `progress` in [0, 1]."""

@@ -12,7 +12,7 @@ from encoders import Encoder, EncoderOutput
 from encoders.state import faces_backbone, load_encoder
 from mm.batch import Batch
 from mm.modalities import build_encoder
-from mm.model.multimodal import encode
+from mm.model.encoding import encode
 from mm.train.optim import build_optimizer, decays, learning_rate, rate_factor
 from mm.train.ranks import same_lengths
 from mm.train.task import clip_gradients, not_finite, step_seed

@@ -259,3 +259,12 @@ def test_every_learned_scale_is_clamped() -> None:
             parameter.fill_(9)
     loss.clamp_scales()
     assert len(learned) == 6 and all(parameter.item() == pytest.approx(4.6052) for parameter in learned)
+
+
+def test_a_highest_temperature_holds_for_the_contrastive_terms_alone() -> None:
+    loss = build("image", "text", config=LossConfig(temperature=0.1))
+    loss.clamp_scales(highest=0.05)
+    assert [term.scale.item() for term in loss.contrastive.values()] == pytest.approx([20])
+    assert [term.scale.item() for term in loss.filip.values()] == pytest.approx([10])
+    loss.clamp_scales(highest=0.2)  # one that is lower stays
+    assert [term.scale.item() for term in loss.contrastive.values()] == pytest.approx([20])

@@ -1,17 +1,31 @@
 """The schedule is a pure function of progress: nothing before a term's stage, everything after it, no jump between."""
 
+from typing import Any, get_args, get_type_hints
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment import LossWeights, ScheduleConfig, learning_rate_factor, ramp, stage
+from alignment import (
+    LossWeights,
+    Moment,
+    ScheduleConfig,
+    code_share,
+    highest_temperature,
+    learning_rate_factor,
+    moment,
+    ramp,
+    stage,
+    still_sides,
+)
 from alignment import loss_weights as weights_of
-from alignment.schedule import RAMP
+from alignment.schedule import FEW, HARDEST, RAMP
 
 CONFIG = ScheduleConfig("progressive", stage2=0.2, stage3=0.6)
 IMAGE_TEXT = ("image", "text")
 AUDIO_TEXT = ("audio", "text")
 IMAGE_AUDIO = ("image", "audio")
+KINDS = get_args(get_type_hints(ScheduleConfig)["kind"])
 STAGES = {IMAGE_TEXT: 1, AUDIO_TEXT: 2, IMAGE_AUDIO: 3}
 progresses = st.floats(0, 1)
 
@@ -33,20 +47,34 @@ def test_terms_begin_with_their_stage() -> None:
     assert flat(end) == [1] * 9
 
 
-@given(progresses, progresses)
-def test_weights_rise_and_never_jump(a: float, b: float) -> None:
+def of_kind(kind: str) -> ScheduleConfig:
+    return ScheduleConfig(kind, stage2=0.2, stage3=0.6)  # type: ignore[arg-type]
+
+
+@given(st.sampled_from(KINDS), progresses, progresses)
+def test_weights_rise_and_never_jump(kind: str, a: float, b: float) -> None:
     low, high = sorted((a, b))
     steepest = 1.5 / RAMP  # of 3x² - 2x³
-    for x, y in zip(flat(loss_weights(CONFIG, low)), flat(loss_weights(CONFIG, high)), strict=True):
+    config = of_kind(kind)
+    for x, y in zip(flat(loss_weights(config, low)), flat(loss_weights(config, high)), strict=True):
         assert 0 <= x <= y <= 1
         assert y - x <= steepest * (high - low) + 1e-9
 
 
-@given(progresses)
-def test_the_same_progress_gives_the_same_weights_whatever_came_before(progress: float) -> None:
-    first = loss_weights(CONFIG, progress)
-    loss_weights(CONFIG, 1.0)
-    assert loss_weights(CONFIG, progress) == first
+def everything(config: ScheduleConfig, progress: float) -> tuple[Any, ...]:
+    """All that a step reads of a schedule."""
+    temperature = highest_temperature(config, 0.1, progress)
+    rate = learning_rate_factor(config, progress)
+    of_codes = code_share(config, progress)
+    return loss_weights(config, progress), moment(config, progress), of_codes, temperature, rate
+
+
+@given(st.sampled_from(KINDS), progresses)
+def test_the_same_progress_gives_the_same_step_whatever_came_before(kind: str, progress: float) -> None:
+    config = of_kind(kind)
+    first = everything(config, progress)
+    everything(config, 1.0)
+    assert everything(config, progress) == first
 
 
 @given(progresses)
@@ -74,3 +102,66 @@ def test_a_ramp_without_length_is_a_step() -> None:
 def test_stages_in_the_wrong_order_are_refused() -> None:
     with pytest.raises(ValueError, match=r"stage2=0\.7 comes after schedule\.stage3=0\.3"):
         ScheduleConfig(stage2=0.7, stage3=0.3)
+
+
+@pytest.mark.parametrize("kind", ["detail_later", "detail_balanced", "detail_projected"])
+def test_detail_comes_later_for_pairs_that_are_there_from_the_first_step(kind: str) -> None:
+    begin, seam, middle, end = (loss_weights(of_kind(kind), p) for p in (0.0, 0.2, 0.45, 1.0))
+    assert flat(begin) == flat(seam) == [1] * 3 + [0] * 6
+    assert flat(middle) == [1] * 6 + [0] * 3
+    assert flat(end) == [1] * 9
+    assert [stage(of_kind(kind), p) for p in (0.1, 0.2, 0.6)] == [1, 2, 3]
+
+
+def test_detail_that_is_kept_apart_reaches_what_is_shared_from_stage_3_on() -> None:
+    config = of_kind("detail_apart")
+    assert flat(loss_weights(config, 0.2)) == [1] * 3 + [0] * 6
+    assert flat(loss_weights(config, 0.45)) == [1] * 9
+    assert [moment(config, p).merge for p in (0.0, 0.45, 0.59, 0.6, 1.0)] == ["apart"] * 3 + ["sum"] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "merge"), [("detail_later", "sum"), ("detail_balanced", "balanced"), ("detail_projected", "projected")]
+)
+def test_how_gradients_meet_is_the_same_throughout(kind: str, merge: str) -> None:
+    assert {moment(of_kind(kind), p).merge for p in (0.0, 0.3, 1.0)} == {merge}
+
+
+def test_few_tokens_are_read_until_the_last_stage() -> None:
+    config = of_kind("few_tokens")
+    assert [moment(config, p).tokens for p in (0.0, 0.3, 0.59, 0.6, 1.0)] == [FEW] * 3 + [1] * 2
+    assert [stage(config, p) for p in (0.0, 0.3, 0.6)] == [2, 2, 3]  # it has no stage of its own before
+
+
+def test_codes_come_in_between_the_stages() -> None:
+    config = of_kind("codes_later")
+    assert [code_share(config, p) for p in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx([0, 0, 0.5, 1, 1])
+    assert [moment(config, p).all_codes for p in (0.0, 0.59, 0.6)] == [False, False, True]
+    assert code_share(of_kind("progressive"), 0.1) == 1
+
+
+def test_the_temperature_falls_in_equal_ratios_to_the_hardest() -> None:
+    config = of_kind("hardening")
+    found = [highest_temperature(config, 0.12, p) for p in (0.0, 0.5, 1.0)]
+    assert found == pytest.approx([0.12, (0.12 * HARDEST) ** 0.5, HARDEST])
+    assert highest_temperature(config, 0.02, 0.7) == 0.02  # one that begins harder never rises
+    assert highest_temperature(of_kind("contrastive_only"), 0.12, 0.5) is None
+
+
+def test_what_is_aligned_first_holds_still_for_what_comes_later() -> None:
+    config = of_kind("anchor_first")
+    assert still_sides(config, STAGES) == {AUDIO_TEXT: "text", IMAGE_AUDIO: "image"}
+    assert still_sides(of_kind("progressive"), STAGES) == {}
+    before, after = (loss_weights(config, p) for p in (0.2, 0.3))
+    assert flat(before) == [1, 0, 0] + [0] * 6
+    assert flat(after) == [1] * 3 + [0] * 6
+    assert [stage(config, p) for p in (0.1, 0.2)] == [1, 3]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_progressive_kind_changes_the_learning_rate_and_only_new_kinds_the_step(kind: str) -> None:
+    config = of_kind(kind)
+    rates = {learning_rate_factor(config, p) for p in (0.0, 0.3, 0.9)}
+    assert (len(rates) == 1) == (kind != "progressive")
+    if kind in ("progressive", "joint", "contrastive_only"):
+        assert {moment(config, p) for p in (0.0, 0.3, 0.9)} == {Moment()}

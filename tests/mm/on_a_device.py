@@ -58,8 +58,24 @@ from mm.train.vqvae import train_vqvae
 from mm.train.vqvae_config import VQVAEConfig
 
 ROWS = 6
-STAGES = ("step", "average", "evaluation", "codes", "planner", "embedder", "finished", "peer", "bench", "scripts")
+STAGES = (
+    "step",
+    "schedules",
+    "average",
+    "evaluation",
+    "codes",
+    "planner",
+    "embedder",
+    "finished",
+    "peer",
+    "bench",
+    "scripts",
+)
 STRATEGY: Any = "qlora" if find_spec("peft") and find_spec("bitsandbytes") else "full"
+
+
+SCHEDULES: tuple[Any, ...] = ("few_tokens", "codes_later", "anchor_first", "detail_apart", "detail_projected")
+"""Those that change what the backbone reads, or where gradients meet."""
 
 
 class Standing(StandingTask):
@@ -118,11 +134,20 @@ class Stages:
 
     def step(self) -> None:
         """What the trainer does with a batch."""
-        self.task.train()
+        self.step_of(self.task)
+
+    def schedules(self) -> None:
+        """A step of each schedule at which it is not the usual one."""
+        for kind in SCHEDULES:
+            schedule = ScheduleConfig(kind, stage2=0.0, stage3=0.89 if kind == "detail_projected" else 0.95)
+            self.step_of(Standing(replace(self.run, config=replace(self.config, schedule=schedule))))
+
+    def step_of(self, task: Standing) -> None:
+        task.train()
         batch = self.batch().to(self.device)
-        self.task.training_step(batch, 0).backward()
-        self.task.on_after_backward()
-        self.task.configure_gradient_clipping(self.optimizer)
+        task.training_step(batch, 0).backward()
+        task.on_after_backward()
+        task.configure_gradient_clipping(self.optimizer)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

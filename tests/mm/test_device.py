@@ -92,7 +92,19 @@ def found(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
 
 def test_every_stage_runs_on_a_device_that_is_not_the_cpu(found: dict[str, dict]) -> None:
     """Features, steps, averages, evaluation with re-ranking, codes, planner, embedder, finished runs, peers, bench."""
-    stages = {"step", "average", "evaluation", "codes", "planner", "embedder", "finished", "peer", "bench", "scripts"}
+    stages = {
+        "step",
+        "schedules",
+        "average",
+        "evaluation",
+        "codes",
+        "planner",
+        "embedder",
+        "finished",
+        "peer",
+        "bench",
+        "scripts",
+    }
     assert found["reads"].keys() == stages
     assert [stage for stage, places in found["reads"].items() if not places] == ["planner"]  # it has nothing to look at
 
@@ -108,6 +120,12 @@ def test_a_step_waits_for_its_device_no_more_often_than_it_did(found: dict[str, 
     places = found["reads"]["step"]
     assert sum(places.values()) <= WAITS, places
     assert places["mm/train/task.py:check_finite"] == places["mm/train/task.py:clip_gradients"] == 1
+
+
+def test_no_schedule_asks_the_device_for_more(found: dict[str, dict]) -> None:
+    """Of five kinds: what they draw, drop and project stays there."""
+    places = found["reads"]["schedules"]
+    assert sum(places.values()) <= 5 * WAITS, places
 
 
 def test_a_step_sends_its_device_no_more_operations_than_it_did(found: dict[str, dict]) -> None:

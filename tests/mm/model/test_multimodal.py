@@ -89,6 +89,23 @@ def test_pairs_of_modalities_are_matched_in_one_call_as_one_by_one(
     assert torch.equal(together.load, sum(out.load for out in each))
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_matching_that_holds_teaches_what_embedding_does_not_read(
+    checkpoint: bool, model: nn.Module, tiny_batch: Callable[..., Batch]
+) -> None:
+    """The cross-modal attention and the match head; what holds still then learns from the next forward."""
+    model.backbone.checkpoint = checkpoint
+    encoded = model(tiny_batch()).encoded
+    tokens = {m: e.tokens.detach().requires_grad_() for m, e in encoded.items()}
+    few = {m: replace(e, tokens=tokens[m], summary=e.summary.detach()) for m, e in encoded.items()}
+    model.match([MatchInput("image", "text", few["image"], few["text"])], hold=True).logits[0].sum().backward()
+    taught = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert taught and all("cross_" in name or name.startswith("match_head") for name in taught)
+    assert len({name.split(".")[2] for name in taught if "cross_" in name}) == 2  # both layers
+    assert all(p.requires_grad for p in model.parameters())
+    assert tokens["image"].grad is not None  # the encoders are not held
+
+
 def test_matching_moves_no_statistics_of_the_embedding_reading(
     model: nn.Module, tiny_batch: Callable[..., Batch]
 ) -> None:

@@ -139,29 +139,37 @@ def steps(task: Moving, batches: list[Batch]) -> list[dict[str, Tensor]]:
     return found
 
 
-def build(tiny: AlignConfig, tiny_run: Callable[..., Run]) -> Moving:
+def build(tiny: AlignConfig, tiny_run: Callable[..., Run], kind: Any = "progressive") -> Moving:
     """At the step at which the last terms begin, whose weights then rise."""
-    schedule = replace(tiny.schedule, stage2=0.0, stage3=0.3)
+    schedule = replace(tiny.schedule, kind=kind, stage2=0.0, stage3=0.3)
     task = Moving(tiny_run(schedule=schedule, loss=replace(tiny.loss, filip_rows=3, itm_rows=3)))
     task.config = replace(task.config, train=replace(task.config.train, steps=100))
     task.step = 29
     return task
 
 
+SEAM_WITHIN = ("few_tokens", "codes_later", "detail_apart")
+"""Kinds that are begun earlier: three steps before the stage, at which another recording is needed, and four after."""
+
+
+@pytest.mark.parametrize("kind", ["progressive", "few_tokens", "codes_later", "detail_apart", "detail_projected"])
 def test_replayed_steps_are_the_steps(
-    graphs: None, tiny: AlignConfig, tiny_run: Callable[..., Run], tiny_batch: Callable[..., Batch]
+    kind: str, graphs: None, tiny: AlignConfig, tiny_run: Callable[..., Run], tiny_batch: Callable[..., Batch]
 ) -> None:
-    """Seven steps, of samples that may lack a modality; from the second one on the last terms' weights rise."""
+    """Seven steps, of samples that may lack a modality; from the second one on the last terms' weights rise, or all
+    tokens and codes are read."""
     batches = []
     for seed in range(7):
         batch = tiny_batch(6, seed)
         batch.present["audio"][seed % 6] = False
         batches.append(batch)
-    eager = build(tiny, tiny_run)
+    eager = build(tiny, tiny_run, kind)
+    eager.step -= 3 * (kind in SEAM_WITHIN)
     eager.captured.prepared = lambda batch: CapturedStep.prepared(eager.captured, batch)  # type: ignore[method-assign]
     eager.captured.recorded = lambda batch: None  # type: ignore[method-assign]
     expected = steps(eager, batches)
-    task = build(tiny, tiny_run)
+    task = build(tiny, tiny_run, kind)
+    task.step -= 3 * (kind in SEAM_WITHIN)
     found = steps(task, batches)
     assert task.captured.eager is None and task.captured.recordings and task.captured.replayed is not None
     for number, (one, other) in enumerate(zip(expected, found, strict=True)):

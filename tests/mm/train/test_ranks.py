@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from alignment import ScheduleConfig
 from encoders.quantizer import QUANTIZERS, QuantizerConfig
 from encoders.tokenizer import Tokenizer
 from kernels.collectives import sum_over_ranks, world
@@ -121,6 +122,10 @@ def cases(tiny: AlignConfig) -> list[Case]:
         ("stage 3", 8, PARTLY, 1, {}),
         ("no audio on one rank, two captions, other losses", 8, ONE_RANK, 2, other),
     ]
+    drawn = {"few_tokens": 1.0, "codes_later": 1.0, "detail_projected": 0.0}
+    for kind, stage3 in drawn.items():
+        schedule = ScheduleConfig(kind, stage2=0.0, stage3=stage3)  # type: ignore[arg-type]
+        found.append((kind, 5, PARTLY, 2, {"schedule": schedule}))
     for kind in QUANTIZERS:
         if kind != tiny.bottleneck.quantizer.kind:
             depth = 2 if kind == "residual" else 1

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+from alignment import ScheduleConfig
 from mm.artifacts.run import Run
 from mm.batch import Batch
 from mm.config import AlignConfig
@@ -50,6 +52,87 @@ def test_the_total_has_a_gradient_for_every_parameter(task: AtStep, tiny_batch: 
     losses(task, tiny_batch(6))[0].total.backward()
     without = [n for n, p in task.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not without
+
+
+def taught(task: AlignTask, batch: Batch, terms: tuple[str, ...]) -> set[str]:
+    """Names of the parameters that have a gradient of these terms."""
+    task.seed_step()
+    found, _ = task.losses(task.read(batch), batch)
+    chosen = [value for name, value in found.terms.items() if name.startswith(terms)]
+    assert chosen
+    task.zero_grad(set_to_none=True)
+    torch.stack(chosen).sum().backward()
+    return {name for name, p in task.named_parameters() if p.grad is not None and bool(p.grad.any())}
+
+
+DETAIL = ("filip", "code_match", "itm")
+
+
+def test_detail_that_is_apart_teaches_nothing_that_contrastive_terms_read(
+    tiny: AlignConfig, tiny_run: Callable[..., Run], tiny_batch: Callable[..., Batch]
+) -> None:
+    loss = replace(tiny.loss, filip_rows=3, itm_rows=3)
+    model = replace(tiny.model, direct=True)
+    task = AtStep(tiny_run(loss=loss, model=model, schedule=ScheduleConfig("detail_apart", stage2=0.0, stage3=0.9)))
+    task.train()
+    task.step = 5
+    own = ("project_tokens", "match_head", "cross_", "filip", "code_match")
+    shared = taught(task, tiny_batch(6), ("contrastive",))
+    late = taught(task, tiny_batch(6), DETAIL)
+    assert late and shared and not late & shared
+    assert all(any(part in name for part in own) for name in late)
+    task.step = 9
+    opened = taught(task, tiny_batch(6), DETAIL)
+    assert {n for n in shared if ".trunk." in n} <= opened and late <= opened
+
+
+@pytest.mark.parametrize("kind", ["detail_projected", "detail_balanced"])
+def test_where_gradients_meet_the_detail_alone_changes_by_the_fork_only(
+    kind: Any, tiny: AlignConfig, tiny_run: Callable[..., Run], tiny_batch: Callable[..., Batch]
+) -> None:
+    """Detail without contrastive terms: it is nobody's conflict, and longer than nothing."""
+    loss = replace(tiny.loss, filip_rows=3, itm_rows=3)
+    task = AtStep(tiny_run(loss=loss, schedule=ScheduleConfig(kind, stage2=0.0, stage3=0.0)))
+    task.train()
+    task.step = 9
+    reaches = any(".trunk." in name for name in taught(task, tiny_batch(6), DETAIL))
+    assert reaches == (kind == "detail_projected")
+
+
+def test_audio_reads_anchors_that_hold_still(tiny_run: Callable[..., Run], tiny_batch: Callable[..., Batch]) -> None:
+    task = AtStep(tiny_run(schedule=ScheduleConfig("anchor_first", stage2=0.0)))
+    task.train()
+    task.step = 9
+    found = taught(task, tiny_batch(6), ("contrastive/audio_text", "contrastive/image_audio"))
+    assert any(name.startswith("model.encoders.audio.trunk") for name in found)
+    assert not any(
+        name.startswith(("model.encoders.image", "model.encoders.text", "model.project.text")) for name in found
+    )
+    anchors = taught(task, tiny_batch(6), ("contrastive/image_text",))
+    assert any(name.startswith("model.encoders.text.trunk") for name in anchors)
+
+
+def test_rows_without_codes_have_no_gradient_of_the_quantizer_s_output(
+    tiny_run: Callable[..., Run], tiny_batch: Callable[..., Batch]
+) -> None:
+    task = AtStep(tiny_run(schedule=ScheduleConfig("codes_later", stage2=0.5, stage3=0.5)))
+    task.train()
+    up = {f"model.encoders.{m}.bottleneck.up.weight" for m in ("image", "audio", "text")}
+    task.step = 0
+    assert not up & taught(task, tiny_batch(6), ("contrastive",))
+    task.step = 5
+    assert up <= taught(task, tiny_batch(6), ("contrastive",))
+
+
+def test_the_contrastive_temperature_follows_a_schedule_that_hardens(
+    tiny: AlignConfig, tiny_run: Callable[..., Run]
+) -> None:
+    task = AtStep(tiny_run(schedule=ScheduleConfig("hardening")))
+    found = []
+    for task.step in (0, 5, 10, 5):
+        task.clamp_scales()
+        found.append(task.loss.contrastive["image_text"].scale.item())
+    assert found == pytest.approx([10, (10 / 0.03) ** 0.5, 1 / 0.03, 1 / 0.03])  # what was reached stays
 
 
 def test_a_batch_of_one_image_is_refused_where_pairs_are_matched(
