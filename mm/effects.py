@@ -262,6 +262,12 @@ ALIGN = [
     Needs("schedule.kind", _audio_after_anchors, "image, text and audio: what is anchored?", "model.modalities"),
     Needs("loss.filip_rows", lambda c: _fine(c) and c.loss.filip > 0, "the term filip", "schedule.kind loss.filip"),
     Needs("loss.itm_rows", lambda c: _fine(c) and c.loss.itm > 0, "the term itm", "schedule.kind loss.itm"),
+    Needs(
+        "model.backbone.heads model.backbone.dropout model.backbone.checkpoint model.backbone.moe.*",
+        lambda c: c.model.backbone.layers > 0,
+        "model.backbone.layers > 0",
+        "model.backbone.layers",
+    ),
     Needs("eval.rerank_weights", lambda c: c.eval.rerank > 0, "eval.rerank > 0", "eval.rerank"),
     Needs(
         "train.evaluate_every",

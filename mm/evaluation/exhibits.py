@@ -58,12 +58,12 @@ def material_of(run: Run, data: AlignData, dataset: CaptionDataset, embeddings: 
 
 
 def diagnostics_of(embeddings: SplitEmbeddings) -> Diagnostics:
-    """Counts by modality; a continuous bottleneck has no codes."""
+    """Counts by modality; a continuous bottleneck has no codes, a backbone without layers no experts."""
     load = embeddings.load
     assert load is not None
     codes = {m: counts for m, counts in embeddings.code_counts.items() if counts.size}
     order = list(MODALITIES)
-    experts = {m: load[:, order.index(m)] for m in embeddings.parts}
+    experts = {m: load[:, order.index(m)] for m in embeddings.parts} if len(load) else {}
     return Diagnostics(codes, experts)
 
 

@@ -23,8 +23,8 @@ class BackboneConfig:
 
     width: Annotated[int, "[1, inf)"] = 128
     """D, the width of a token."""
-    layers: Annotated[int, "[1, inf)"] = 2
-    """Blocks of self-attention, cross-modal attention and experts."""
+    layers: Annotated[int, "[0, inf)"] = 2
+    """Blocks of self-attention, cross-modal attention and experts; 0 pools what the encoders say."""
     heads: Annotated[int, "[1, inf)"] = 4
     """Heads of either attention."""
     dropout: Annotated[float, "[0, 1)"] = 0.0
@@ -140,6 +140,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.checkpoint = config.checkpoint
         self.bias_rate = config.moe.bias_rate
+        self.num_experts = config.moe.num_experts
         embeddings = {}
         for m in modalities:
             embeddings[m] = nn.Parameter(torch.randn(config.width) * 0.02)
@@ -177,7 +178,8 @@ class Backbone(nn.Module):
                 losses[name] = losses[name] + value if name in losses else value
         with held(self.norm.parameters() if hold else ()):
             x = self.norm(x)
-        return BackboneOutput(unpack(x, readings, self.modalities), losses, torch.stack(loads))
+        load = torch.stack(loads) if loads else x.new_zeros(0, len(self.modalities), self.num_experts)
+        return BackboneOutput(unpack(x, readings, self.modalities), losses, load)
 
     def tagged(self, reading: Reading) -> Reading:
         """Every token (B, T, D) with the embedding (D,) of its modality added."""

@@ -247,10 +247,11 @@ class AlignTask(LightningModule):
         for name, value in outcome.metrics.items():
             self.log(name, value.float())
         per_expert = outcome.load.sum(1)
-        dead = (per_expert == 0).float()
-        busiest = per_expert.amax(1) / per_expert.mean(1).clamp(min=1)
-        self.log("experts/dead", dead.mean())
-        self.log("experts/busiest", busiest.mean())
+        if len(per_expert):
+            dead = (per_expert == 0).float()
+            busiest = per_expert.amax(1) / per_expert.mean(1).clamp(min=1)
+            self.log("experts/dead", dead.mean())
+            self.log("experts/busiest", busiest.mean())
         self.log("learning_rate", self.current_rate)
 
     @property

@@ -153,3 +153,11 @@ def test_modality_embeddings_are_in_the_order_of_older_checkpoints() -> None:
     """By name: an optimizer's stored state is by position, and the gradient norm is summed in this order."""
     names = [name for name, _ in build().named_parameters() if name.startswith("modality.")]
     assert names == ["modality.audio", "modality.image", "modality.text"]
+
+
+def test_without_layers_tokens_are_tagged_and_normed_and_no_expert_is_asked() -> None:
+    backbone, given = build(replace(CONFIG, layers=0)), streams()
+    found, out = read(backbone, given, fuse=True)
+    for m, stream in given.items():
+        torch.testing.assert_close(found[m].x, backbone.norm(stream.x + backbone.modality[m]))
+    assert out.losses == {} and out.load.shape == (0, 3, 6)

@@ -10,6 +10,7 @@ import torch
 from alignment import ScheduleConfig
 from mm.artifacts.run import Run
 from mm.batch import Batch
+from mm.bench.step import StandingTask
 from mm.config import AlignConfig
 from mm.train.task import AlignTask, check_finite
 
@@ -271,3 +272,16 @@ def test_temperatures_are_in_their_range_after_every_step(task: AtStep, monkeypa
     assert task.loss.contrastive["image_text"].scale.item() == pytest.approx(100, rel=1e-3)
     task.optimizer_step(2.0)
     assert task.loss.contrastive["image_text"].log_scale.item() == 2
+
+
+def test_without_layers_a_step_reports_no_experts(
+    tiny: AlignConfig, tiny_run: Callable[..., Run], tiny_batch: Callable[..., Batch]
+) -> None:
+    backbone = replace(tiny.model.backbone, layers=0)
+    bottleneck = replace(tiny.bottleneck, mode="continuous")
+    task = StandingTask(tiny_run(model=replace(tiny.model, backbone=backbone), bottleneck=bottleneck), 0.0)
+    logged: dict[str, float] = {}
+    task.log = lambda name, value, **_: logged.update({name: float(value)})  # type: ignore[method-assign, assignment]
+    task.train().training_step(tiny_batch(), 0).backward()
+    task.on_after_backward()
+    assert "train/contrastive/image_text" in logged and not any(name.startswith("experts/") for name in logged)
