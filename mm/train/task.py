@@ -209,8 +209,7 @@ class AlignTask(LightningModule):
         seed = self.config.seed
         if self.draws.device != generator_device(self.run.device):
             self.draws = torch.Generator(generator_device(self.run.device))
-        if self.code_share.device != self.run.device:
-            self.code_share = self.code_share.to(self.run.device)
+        self.code_share = self.code_share.to(self.run.device)
         self.code_share.fill_(code_share(self.config.schedule, self.progress))
         self.draws.manual_seed(step_seed(seed, self.global_step, 0))
         torch.manual_seed(step_seed(seed, self.global_step, self.global_rank))
@@ -279,8 +278,7 @@ class AlignTask(LightningModule):
 
     def clamp_scales(self) -> None:
         """Bring the learned temperatures to where they may be now."""
-        highest = highest_temperature(self.config.schedule, self.config.loss.temperature, self.progress)
-        self.loss.clamp_scales(highest)
+        self.loss.clamp_scales(highest_temperature(self.config.schedule, self.config.loss.temperature, self.progress))
 
     def learning_rate_factor(self, progress: float) -> float:
         """Factor on every group's learning rate, at `progress` in [0, 1]."""
