@@ -41,6 +41,8 @@ class LossConfig:
     """Weight of code agreement over the shared codebook."""
     itm: Annotated[float, "[0, inf)"] = 0.5
     """Weight of binary matching through cross-modal attention."""
+    caption: Annotated[float, "[0, inf)"] = 1.0
+    """Weight of writing captions, of a model that does."""
     filip_rows: Annotated[int, "[2, inf)"] = 32
     """Samples per step on which late interaction is computed: it costs rows² token similarities."""
     itm_rows: Annotated[int, "[1, inf)"] = 8
@@ -193,6 +195,15 @@ class ProgressiveAlignment(nn.Module):
             for kind, weight in factors.items():
                 if weight > 0:
                     found[f"{kind}/{name_of(pair)}"] = weight
+        return found
+
+    def caption_weights(self, weights: LossWeights) -> dict[str, float]:
+        """The same of writing captions: `caption/<modality>` of each that is paired with text, from when it is."""
+        found = {}
+        for a, b in self.pairs:
+            weight = weights.contrastive[a, b] * self.config.caption
+            if b == "text" and weight > 0:
+                found[f"caption/{a}"] = weight
         return found
 
     def rows(self, sides: Mapping[str, Aligned]) -> PairRows:

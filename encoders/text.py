@@ -153,6 +153,7 @@ class TextEncoder(Encoder):
     ) -> None:
         super().__init__()
         self.frozen_trunk = config.frozen
+        self.max_tokens = config.max_tokens
         self.decoded_tokens = DECODED_TOKENS * bottleneck.reconstruct
         self.trunk = build_text_trunk(config, vocabulary)
         if config.max_tokens > self.trunk.tokens:
@@ -230,6 +231,17 @@ class TextEncoder(Encoder):
             return self.trunk.compact(ids)
         return ids
 
+    @property
+    def unknown_row(self) -> int | None:
+        """The row of the embedding that stands for every token outside of it; None where each token has its own."""
+        return 0 if isinstance(self.trunk, ScratchTextTrunk) else None
+
+    def ids_of(self, rows: Tensor) -> Tensor:
+        """Rows (...) of the trunk's embedding -> the tokenizer's ids (...)."""
+        if isinstance(self.trunk, ScratchTextTrunk):
+            return self.trunk.vocabulary[(rows - 1).clamp(min=0)]
+        return rows
+
     def reconstruct(self, codes: Tensor) -> Tensor:
         """codes (B, L, Q) -> token logits (B, L, V); V counts the trunk's vocabulary (`token_ids` maps back)."""
         if self.decoder is None:
@@ -239,11 +251,7 @@ class TextEncoder(Encoder):
 
     def token_ids(self, logits: Tensor) -> Tensor:
         """Token logits (..., V) -> the tokenizer's ids (...) of the likeliest tokens."""
-        best = logits.argmax(-1)
-        if isinstance(self.trunk, ScratchTextTrunk):
-            known = (best - 1).clamp(min=0)
-            return self.trunk.vocabulary[known]
-        return best
+        return self.ids_of(logits.argmax(-1))
 
 
 def build_text_trunk(config: TextConfig, vocabulary: Tensor | None) -> TextTrunk:

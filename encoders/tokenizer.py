@@ -96,6 +96,30 @@ class Tokenizer:
             ids = ids.where(ids != self.hugging_face.sep_token_id, 0)
         return ids, encoded["attention_mask"].bool()
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Ids of the token that every caption starts with, and of the one that it ends with.
+
+        Raises:
+            ValueError: captions of this tokenizer have no such tokens, so that nothing says where to begin or to stop.
+        """
+        ids, mask = self([""])
+        around = ids[0][mask[0]].tolist()
+        if len(around) != 2:
+            raise UserError("the text trunk's tokenizer has no start and end token: text cannot be written with it")
+        return around[0], around[1]
+
+    def id_of(self, token: str) -> int:
+        """The id of one token, special ones included.
+
+        Raises:
+            ValueError: the tokenizer has no such token.
+        """
+        known = self.bpe.encoder if self.hugging_face is None else self.hugging_face.get_vocab()
+        if token not in known:
+            raise UserError(f"the tokenizer has no token {token!r}")
+        return known[token]
+
     def word_ids(self, text: str, after: str = "") -> list[int]:
         """Token ids of a text without start and end token.
 

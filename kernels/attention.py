@@ -14,14 +14,17 @@ from kernels.dispatch import compute_dtype
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None = None) -> Tensor:
-    """q (B, H, T, D), k and v (B, H, S, D), mask (B, S) bool of the keys that count (None: all) -> (B, H, T, D).
+    """q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D); mask (B, S) or (B, T or 1, S) bool of the keys that count
+    (None: all).
 
     bias (B, H, 1, S) is added to the logits; where it is trained, torch takes its unfused path.
     """
     trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     scalar = q.device.type == "cpu" and (trains or not torch.cpu._is_amx_tile_supported())
     dtype = torch.float32 if scalar else compute_dtype(q)
-    attn_mask = None if mask is None else mask[:, None, None, :]
+    attn_mask = None
+    if mask is not None:
+        attn_mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]
     with torch.autocast(q.device.type, enabled=False):
         if bias is not None:
             hidden = bias.to(dtype)

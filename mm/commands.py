@@ -50,6 +50,12 @@ COMMANDS = {
         example='"a red bus" --index DIR --images FOLDER --model runs/default',
         positional=True,
     ),
+    "generate": Command(
+        "write captions of images and sounds, or what follows a prefix",
+        "mm.infer.write_command:generate",
+        example="runs/x --images '[photo.jpg]' --decoding.beams 3",
+        positional=True,
+    ),
     "adapt": Command(
         "adapt a run to another set: LoRA, QLoRA or all weights",
         "mm.adapt.config:FinetuneConfig",

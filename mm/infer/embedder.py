@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from encoders import EncoderOutput
 from encoders.state import weights_digest
+from encoders.tokenizer import Tokenizer
 from encoders.trunks import original
 from kernels.errors import UserError
 from mm.artifacts.run import Run, load_run
@@ -21,8 +22,10 @@ from mm.batch import Batch
 from mm.config import encoders_of
 from mm.infer import base
 from mm.infer.base import BaseEmbedder
-from mm.infer.inputs import Inputs, one_of
+from mm.infer.decoding import Decoding
+from mm.infer.inputs import Inputs, one_of, text_inputs
 from mm.infer.processor import Processor
+from mm.infer.writing import TextWriter, paired_prefixes
 from mm.model.multimodal import MatchInput, select
 
 
@@ -78,6 +81,37 @@ class Embedder(BaseEmbedder):
                 logits.append(matched.logits[0].float().cpu())
         found = torch.cat(logits)
         return found[0] if images.single and texts.single else found
+
+    def generate(
+        self, *, image: Any = None, audio: Any = None, prefix: Any = "", decoding: Decoding | None = None
+    ) -> Any:
+        """Write text: a caption of an image or of a sound, or what follows a prefix.
+
+        Args:
+            image: one image or a list of N, as `encode_image` takes them.
+            audio: one audio clip or a list of N, as `encode_audio` takes them.
+            prefix: what the text begins with; one string for all, or a list of N. Needed where nothing is described.
+            decoding: how tokens are chosen; the likeliest unless it says otherwise.
+
+        Returns:
+            a string of one input, a list of N strings of a list; prefixes included.
+
+        Raises:
+            ValueError: the model does not write text or read that modality, both modalities are given, or a prefix is
+                empty where it is needed, or longer than the model's context.
+        """
+        writer = TextWriter(self.run.model, Tokenizer(self.run.config.text.trunk, self.run.config.text.max_tokens))
+        decoding = decoding or Decoding()
+        if image is None and audio is None:
+            given = text_inputs(prefix)
+            texts = writer.write(given.items, None, decoding)
+            return texts[0] if given.single else texts
+        modality, described = one_of(image=image, audio=audio)
+        inputs = self.inputs(modality, described)
+        batches = [batch.to(self.run.device) for batch in self.batches(modality, inputs)]
+        condition = writer.condition(batches, modality)
+        texts = writer.write(paired_prefixes(prefix, len(inputs)), condition, decoding)
+        return texts[0] if inputs.single else texts
 
     def codes(self, *, image: Any = None, audio: Any = None, text: Any = None) -> Tensor:
         """Quantize inputs of one modality, see `BaseEmbedder.codes`.

@@ -115,6 +115,37 @@ class Attention(nn.Module):
         gain = self.q_norm.weight * self.k_norm.weight
         return rms_norm(q.float(), gain, self.q_norm.eps), rms_norm(k.float(), eps=self.k_norm.eps), v
 
+    def project_rows(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`project` of tokens (B, T, D) -> (B, T, heads, D / heads) each."""
+        q, k, v = (part.unflatten(0, x.shape[:2]) for part in self.project(x.flatten(0, 1)))
+        return q, k, v
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Tokens (B, T, D) -> normed queries (B, T, heads, D / heads), as `project` makes them."""
+        q = self.q_proj(x).unflatten(-1, (self.heads, -1))
+        return rms_norm(q.float(), self.q_norm.weight * self.k_norm.weight, self.q_norm.eps)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, S, D) -> normed keys, and values, (B, S, heads, D / heads) each, as `project` makes them."""
+        k = self.k_proj(x).unflatten(-1, (self.heads, -1))
+        v = self.v_proj(x).unflatten(-1, (self.heads, -1))
+        return rms_norm(k.float(), eps=self.k_norm.eps), v
+
+    def look(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Let queries attend to keys that lie ready.
+
+        Args:
+            q: (B, T, heads, D / heads).
+            keys: (B, heads, S, D / heads).
+            values: (B, heads, S, D / heads).
+            mask: (B, T or 1, S) bool, what each query sees; at least one.
+
+        Returns:
+            (B, T, D). The bias towards terms is of captions that are read, and has no part in this.
+        """
+        y = attention(q.transpose(1, 2), keys, values, mask)
+        return self.out_proj(y.transpose(1, 2).flatten(2))
+
     def logit_bias(self, term_mask: Tensor | None) -> Tensor | None:
         """What is added to the attention logits.
 

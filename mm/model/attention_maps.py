@@ -26,9 +26,9 @@ def cross_attention_maps(model: MultimodalModel, pair: MatchInput) -> Tensor:
     (look,) = [look for look in layout.across if look.queries == own]
     found = []
     for block in backbone.blocks:
-        alone = x + block.self_attention(block.self_norm(x), layout.alone)
+        out, alone = block(x, layout)
         found.append(block.cross_attention.weights(block.cross_norm(alone), look))
-        x = block(x, layout).x
+        x = out.x
     return torch.stack(found, 1)
 
 

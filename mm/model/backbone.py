@@ -45,11 +45,13 @@ class BackboneOutput:
         readings: the readings that came in, in their order, with new tokens.
         losses: the router's, weighted, by name.
         load: assignments per layer, modality and expert, (layers, M, E).
+        seen: of every layer the first reading as others see it, behind self-attention; empty unless asked for.
     """
 
     readings: list[Reading]
     losses: dict[str, Tensor]
     load: Tensor
+    seen: list[Reading] = field(default_factory=list)
 
 
 register_dataclass(BackboneOutput)
@@ -77,7 +79,7 @@ class Block(nn.Module):
         self.moe = MoE(config.moe, width, modalities)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, layout: Layout) -> MoEOutput:
+    def forward(self, x: Tensor, layout: Layout) -> tuple[MoEOutput, Tensor]:
         """Let every stream attend to itself, then to the other modalities of its reading, then ask the experts.
 
         Each side attends to the others as they were before any attended: the order of modalities changes nothing.
@@ -87,12 +89,11 @@ class Block(nn.Module):
             layout: where they stand, and who sees whom.
 
         Returns:
-            MoEOutput with tokens (N, D) and load (M, E).
+            MoEOutput with tokens (N, D) and load (M, E), and tokens (N, D) as others see them.
         """
-        x = x + self.dropout(self.self_attention(self.self_norm(x), layout.alone))
-        if layout.across:
-            x = self.attend_across(x, layout.across)
-        return self.mix_experts(x, layout)
+        seen = x + self.dropout(self.self_attention(self.self_norm(x), layout.alone))
+        x = self.attend_across(seen, layout.across) if layout.across else seen
+        return self.mix_experts(x, layout), seen
 
     def embedding_parameters(self) -> list[nn.Parameter]:
         """Those that reading one modality alone uses: all but the cross-modal attention's."""
@@ -150,13 +151,14 @@ class Backbone(nn.Module):
         self.blocks: Any = nn.ModuleList(Block(config, len(modalities)) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
 
-    def forward(self, readings: list[Reading], fuse: bool, hold: bool = False) -> BackboneOutput:
+    def forward(self, readings: list[Reading], fuse: bool, hold: bool = False, keep: bool = False) -> BackboneOutput:
         """Read streams alone (to embed them) or together (to match them).
 
         Args:
             readings: of streams (B, T, D); they share one call of the experts in every layer.
             fuse: whether the modalities of a reading attend to each other.
             hold: whether all but the cross-modal attention learns nothing from it.
+            keep: whether to return what others see of the first reading.
 
         Returns:
             BackboneOutput: normed streams (B, T, D), the layers' losses summed by name, load (layers, M, E).
@@ -166,12 +168,15 @@ class Backbone(nn.Module):
         x, layout = pack(tagged, self.modalities, fuse)
         losses: dict[str, Tensor] = {}
         loads = []
+        seen = []
         for block in self.blocks:
             if self.checkpoint and torch.is_grad_enabled():
                 draws = draws_numbers(block)
-                out = checkpoint(read, block, x, layout, hold, use_reentrant=False, preserve_rng_state=draws)
+                out, other = checkpoint(read, block, x, layout, hold, use_reentrant=False, preserve_rng_state=draws)
             else:
-                out = read(block, x, layout, hold)
+                out, other = read(block, x, layout, hold)
+            if keep:
+                seen.append(unpack(other, readings, self.modalities)[0])
             x = out.x
             loads.append(out.load)
             for name, value in out.losses.items():
@@ -179,7 +184,7 @@ class Backbone(nn.Module):
         with held(self.norm.parameters() if hold else ()):
             x = self.norm(x)
         load = torch.stack(loads) if loads else x.new_zeros(0, len(self.modalities), self.num_experts)
-        return BackboneOutput(unpack(x, readings, self.modalities), losses, load)
+        return BackboneOutput(unpack(x, readings, self.modalities), losses, load, seen)
 
     def tagged(self, reading: Reading) -> Reading:
         """Every token (B, T, D) with the embedding (D,) of its modality added."""
@@ -195,7 +200,7 @@ class Backbone(nn.Module):
             block.moe.router.rebalance(layer_load, self.bias_rate)
 
 
-def read(block: Block, x: Tensor, layout: Layout, hold: bool) -> MoEOutput:
+def read(block: Block, x: Tensor, layout: Layout, hold: bool) -> tuple[MoEOutput, Tensor]:
     """A block's forward, which gradient checkpointing repeats; hold: see `Backbone.forward`."""
     with held(block.embedding_parameters() if hold else ()):
         return block(x, layout)

@@ -1,9 +1,13 @@
 """Heads on the backbone: pooling, projection onto the embedding, and the match head."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
+from encoders import Encoder
 from encoders.batch_norm import JointBatchNorm, counted_rows
+from kernels.errors import UserError
 
 
 class AttentionPool(nn.Module):
@@ -104,6 +108,24 @@ class Projection(nn.Module):
         if self.net is None:
             return y
         return y + self.net(x)
+
+
+def direct_projections(encoders: Mapping[str, Encoder], head: tuple[int, int, float]) -> dict[str, Projection]:
+    """A projection of each trunk's summary onto the embedding.
+
+    Args:
+        encoders: by modality.
+        head: embedding width, hidden width and dropout of each projection.
+
+    Raises:
+        ValueError: an encoder's bottleneck has no bypass, which a direct projection would work around.
+    """
+    projections = {}
+    for modality, encoder in encoders.items():
+        if encoder.bottleneck.bypass is None:
+            raise UserError("model.direct goes around the codes of bottleneck.mode=vq: use mode=both")
+        projections[modality] = Projection(encoder.bottleneck.summary_width, *head)
+    return projections
 
 
 class MatchHead(nn.Module):

@@ -17,8 +17,9 @@ from kernels.ranges import check_ranges
 from mm.batch import Batch
 from mm.modalities import MODALITIES
 from mm.model.backbone import Backbone, BackboneConfig
+from mm.model.causal import CausalText
 from mm.model.encoding import encode
-from mm.model.heads import AttentionPool, MatchHead, Projection
+from mm.model.heads import AttentionPool, MatchHead, Projection, direct_projections
 from mm.model.held import held, parameters_of
 from mm.model.packed import Reading, Stream
 from mm.model.shown import forked, rows_with_codes, some_tokens
@@ -44,6 +45,8 @@ class ModelConfig:
     """Project each trunk's summary straight onto the embedding; what the backbone read is added to it, from zero."""
     token_embedding: Annotated[int, "[1, inf)"] = 64
     """Width of the token embeddings of late interaction."""
+    generate: bool = False
+    """Learn to write text as well: captions of images and of sounds, token by token."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
 
     def __post_init__(self) -> None:
@@ -51,6 +54,10 @@ class ModelConfig:
         unknown = set(self.modalities) - MODALITIES.keys()
         if unknown or not self.modalities:
             raise UserError(f"model.modalities={list(self.modalities)}: choose from {', '.join(MODALITIES)}")
+        if self.generate and "text" not in self.modalities:
+            raise UserError("model.generate=true writes text: it needs text among model.modalities")
+        if self.generate and not self.backbone.layers:
+            raise UserError("model.generate=true writes by the shared blocks: it needs model.backbone.layers > 0")
 
 
 @dataclass
@@ -64,6 +71,7 @@ class ModelOutput:
         masks: (N, T) bool, True where a token is real.
         losses: the router's, weighted, by name.
         load: assignments (layers, M, E) per modality and expert.
+        seen: of every layer the streams (N, T, D) as others see them, where the model writes text; else empty.
     """
 
     encoded: dict[str, EncoderOutput]
@@ -72,6 +80,7 @@ class ModelOutput:
     masks: dict[str, Tensor]
     losses: dict[str, Tensor]
     load: Tensor
+    seen: list[Reading] = field(default_factory=list)
 
 
 @dataclass
@@ -139,6 +148,10 @@ class MultimodalModel(nn.Module):
         self.project_tokens = nn.ModuleDict({m: nn.Linear(width, config.token_embedding) for m in encoders})
         self.match_head = MatchHead(config.embedding, width)
         self.terms: Terms | None = None
+        self.causal: CausalText | None = None
+        if config.generate:
+            text: Any = encoders["text"]
+            self.causal = CausalText(text.trunk.embedding().shape[1], width, text.max_tokens)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -176,7 +189,7 @@ class MultimodalModel(nn.Module):
             encoded = self.encode(batch, m, reconstruct, draws, coded)
             encoded = some_tokens(encoded, moment.tokens, draws, self.encoders[m].bottleneck.prefix)
             alone[m], matched[m] = forked(encoded, moment.merge)
-        out = self.backbone([streams_of(alone)], fuse=False)
+        out = self.backbone([streams_of(alone)], fuse=False, keep=self.causal is not None)
         (streams,) = out.readings
         embeddings = {}
         tokens = {}
@@ -185,7 +198,7 @@ class MultimodalModel(nn.Module):
             embeddings[m] = self.read(m, replace(stream, x=whole), alone[m].summary, present=batch.present[m])
             tokens[m] = self.token_vectors(m, replace(stream, x=fine))
         masks = {m: stream.mask for m, stream in streams.items()}
-        return ModelOutput(matched, embeddings, tokens, masks, out.losses, out.load)
+        return ModelOutput(matched, embeddings, tokens, masks, out.losses, out.load, out.seen)
 
     def encode(
         self,
@@ -309,24 +322,6 @@ class MultimodalModel(nn.Module):
         for block in self.backbone.blocks:
             block.self_attention.add_term_bias()
             block.cross_attention.add_term_bias()
-
-
-def direct_projections(encoders: Mapping[str, Encoder], head: tuple[int, int, float]) -> dict[str, Projection]:
-    """A projection of each trunk's summary onto the embedding.
-
-    Args:
-        encoders: by modality.
-        head: embedding width, hidden width and dropout of each projection.
-
-    Raises:
-        ValueError: an encoder's bottleneck has no bypass, which a direct projection would work around.
-    """
-    projections = {}
-    for modality, encoder in encoders.items():
-        if encoder.bottleneck.bypass is None:
-            raise UserError("model.direct goes around the codes of bottleneck.mode=vq: use mode=both")
-        projections[modality] = Projection(encoder.bottleneck.summary_width, *head)
-    return projections
 
 
 def streams_of(encoded: Mapping[str, EncoderOutput]) -> Reading:

@@ -29,6 +29,8 @@ from mm.artifacts.run import Run
 from mm.batch import Batch
 from mm.modalities import pairs_of
 from mm.model.multimodal import MatchInput, MatchOutput, ModelOutput, select
+from mm.model.writer import Writer
+from mm.train.captions import Written, write_captions
 from mm.train.captured import CapturedStep, StepOutcome
 from mm.train.optim import build_optimizer, learning_rate, parameter_groups
 from mm.train.ranks import same_lengths
@@ -56,6 +58,7 @@ class AlignTask(LightningModule):
         """What `alignment.code_share` is in this step, where a recorded step reads it; see `seed_step`."""
         self.load: Tensor | None = None
         """Of a step whose routing biases have yet to move, (layers, M, E)."""
+        self.writer = None if run.model.causal is None else Writer(run.model)
         self.captured = CapturedStep(self)
 
     @property
@@ -149,19 +152,29 @@ class AlignTask(LightningModule):
         matched = self.match(drawn, output)
         if matched:
             self.loss.add_matching(terms, drawn, matched.logits, weights)
+        written: list[Written] = []
+        if self.writer is not None:
+            written = write_captions(self.writer, output, batch, rows, weights)
+            for out in written:
+                terms.add(out.name, out.value, weights[out.name])
         for modality, encoded in output.encoded.items():
             for name, value in encoded.losses.items():
                 terms.add(f"{name}/{modality}", value, self.config.loss.vq)
+        others: list[Written | MatchOutput] = [*written]
+        if matched:
+            others.append(matched)
         for name, value in output.losses.items():
-            both = value + matched.losses[name] if matched else value
-            terms.add(f"router/{name}", both, 1.0)
-        loads = [output.load, matched.load] if matched else [output.load]
+            for other in others:
+                value = value + other.losses[name]
+            terms.add(f"router/{name}", value, 1.0)
+        loads = [output.load, *(other.load for other in others)]
         return terms, sum_over_ranks(torch.stack(loads).sum(0), world())
 
     def term_weights(self) -> dict[str, float]:
         """Of every term of a pair of modalities that is on now, by name, its weight."""
         weights = loss_weights(self.config.schedule, self.progress, self.stages)
-        return self.loss.term_weights(weights)
+        found = self.loss.term_weights(weights)
+        return found if self.writer is None else found | self.loss.caption_weights(weights)
 
     def moment(self) -> Moment:
         """What the step is beside its weights."""

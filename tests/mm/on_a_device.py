@@ -46,6 +46,7 @@ from mm.evaluation.embed import Embedded
 from mm.evaluation.models import FinishedRun, OpenClipPeer
 from mm.evaluation.reconstructions import draw_reconstructions
 from mm.evaluation.retrieval import evaluate_split
+from mm.infer.decoding import Decoding
 from mm.infer.embedder import Embedder
 from mm.model.backbone import BackboneConfig
 from mm.model.moe import MoEConfig
@@ -66,6 +67,7 @@ STAGES = (
     "codes",
     "planner",
     "embedder",
+    "writing",
     "finished",
     "peer",
     "bench",
@@ -182,6 +184,15 @@ class Stages:
         embedder = Embedder(self.run)
         embedder.encode_audio([(sample.audio, sample.sample_rate)])
         embedder.match([sample.image], sample.captions[:1])
+
+    def writing(self) -> None:
+        """A model that learns to write and writes, beside an image and by beams."""
+        config = replace(self.config, model=replace(self.config.model, generate=True))
+        run = build_run(config, self.data.vocabulary).to(self.device)
+        Standing(run).find(self.batch().to(self.device))[0].total.backward()
+        sample = self.dataset[0]
+        for beams in (1, 2):
+            Embedder(run).generate(image=[sample.image], prefix="a", decoding=Decoding(3, beams=beams))
 
     def finished(self) -> None:
         """A run that was saved, on a set, with its match head."""

@@ -100,6 +100,7 @@ def test_every_stage_runs_on_a_device_that_is_not_the_cpu(found: dict[str, dict]
         "codes",
         "planner",
         "embedder",
+        "writing",
         "finished",
         "peer",
         "bench",

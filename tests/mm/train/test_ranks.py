@@ -115,7 +115,9 @@ Case = tuple[str, int, list[bool], int, dict[str, Any]]
 def cases(tiny: AlignConfig) -> list[Case]:
     """Name, first step, present audio, captions of a sample, changes of the settings."""
     moe = replace(tiny.model.backbone.moe, balance=0.1, entropy=0.1)
-    model = replace(tiny.model, direct=True, head=8, backbone=replace(tiny.model.backbone, moe=moe, checkpoint=True))
+    model = replace(
+        tiny.model, direct=True, head=8, generate=True, backbone=replace(tiny.model.backbone, moe=moe, checkpoint=True)
+    )
     other = {"model": model, "loss": replace(tiny.loss, contrastive="sigmoid", filip_rows=4, itm_rows=3)}
     found: list[Case] = [
         ("stage 1", 0, PARTLY, 1, {}),

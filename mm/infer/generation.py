@@ -1,0 +1,203 @@
+"""Texts written by a model: many at once, each with a prefix of its own and beside a condition of its own.
+
+A finished text gives its slot of the cache to the next one (continuous batching, Yu et al. 2022, "Orca"), so that a
+long text holds up none of the others.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from kernels.errors import UserError
+from mm.infer.decoding import Decoding, check_finite, choose
+from mm.model.cache import NewTokens
+from mm.model.causal import Condition
+from mm.model.writer import Writer
+
+SLOTS = 32
+"""Texts that are written side by side."""
+
+
+@dataclass
+class Text:
+    """One text while it is written.
+
+    Args:
+        number: its place among all that are asked for.
+        ids: the start token, its prefix, and what was written so far.
+        prefix: how many of them were given.
+    """
+
+    number: int
+    ids: list[int]
+    prefix: int
+    draws: torch.Generator = field(default_factory=torch.Generator)
+
+    @property
+    def written(self) -> list[int]:
+        """What was written."""
+        return self.ids[self.prefix :]
+
+
+class Generation:
+    """Write texts with one cache.
+
+    Args:
+        writer: of the model.
+        stops: ids of tokens that end a text.
+        decoding: how tokens are chosen.
+        slots: how many texts are written side by side.
+    """
+
+    def __init__(self, writer: Writer, stops: Sequence[int], decoding: Decoding, slots: int = SLOTS) -> None:
+        self.writer = writer
+        self.stops = set(stops)
+        self.decoding = decoding
+        self.slots = slots
+
+    @torch.inference_mode()
+    def __call__(self, prefixes: Sequence[Sequence[int]], condition: Condition | None) -> list[list[int]]:
+        """Write one text for each prefix.
+
+        Args:
+            prefixes: of N texts, ids that begin with the start token.
+            condition: N sequences, or None.
+
+        Returns:
+            the ids that were written behind each prefix, without the one that ended it.
+
+        Raises:
+            ValueError: a prefix is empty or leaves no room in the context, or logits are not finite.
+        """
+        texts = [self._begun(number, prefix) for number, prefix in enumerate(prefixes)]
+        if self.decoding.beams > 1:
+            return [self._search(text, _rows(condition, [text.number])) for text in texts]
+        waiting = deque(texts)
+        active: dict[int, Text] = {}
+        self.cache = self.writer.cache(min(self.slots, len(texts)))
+        self.beside = _rows(condition, [0] * self.cache.slots)
+        while waiting or active:
+            free = [slot for slot in range(self.cache.slots) if slot not in active]
+            for run in neighbours(free[: len(waiting)]):
+                self._admit(run, [waiting.popleft() for _ in run], active, condition)
+            if active:
+                self._step(active)
+        return [text.written for text in texts]
+
+    def _begun(self, number: int, prefix: Sequence[int]) -> Text:
+        if not prefix:
+            raise UserError(f"text {number} has no first token to go on from")
+        context = self.writer.causal.context
+        if len(prefix) >= context:
+            raise UserError(f"prefix {number} has {len(prefix)} tokens, which fill the model's context of {context}")
+        draws = torch.Generator().manual_seed(self.decoding.seed * 1_000_003 + number)
+        return Text(number, list(prefix), len(prefix), draws)
+
+    def _admit(self, slots: list[int], texts: list[Text], active: dict[int, Text], condition: Condition | None) -> None:
+        """Read the prefixes of texts into empty slots beside each other, and write the first token of each."""
+        beside = _rows(condition, [text.number for text in texts])
+        for slot, text in zip(slots, texts, strict=True):
+            self.cache.clear(slot)
+            active[slot] = text
+        if self.beside is not None and beside is not None:
+            for held, new in zip(_tensors(self.beside), _tensors(beside), strict=True):
+                held[slots[0] : slots[-1] + 1] = new
+        ids = [text.ids for text in texts]
+        logits = self._read(ids, self.cache.new([len(row) for row in ids], slots[0]), beside)
+        self._append(active, {slot: row for row, slot in enumerate(slots)}, logits)
+
+    def _step(self, active: dict[int, Text]) -> None:
+        """Write one token of every active text."""
+        ids = [active[slot].ids[-1:] if slot in active else [] for slot in range(self.cache.slots)]
+        logits = self._read(ids, self.cache.new([len(row) for row in ids]), self.beside)
+        self._append(active, {slot: slot for slot in list(active)}, logits)
+
+    def _append(self, active: dict[int, Text], rows: dict[int, int], logits: Tensor) -> None:
+        """Choose the next token of the texts in some slots; finished ones leave theirs.
+
+        rows: by slot the row of logits (B, V).
+        """
+        texts = [active[slot] for slot in rows]
+        chosen = choose(logits[list(rows.values())], self.decoding, [text.draws for text in texts])
+        tokens = self.writer.encoder.ids_of(torch.tensor(chosen, device=logits.device)).tolist()
+        for slot, text, token in zip(rows, texts, tokens, strict=True):
+            ended = token in self.stops
+            if not ended:
+                text.ids.append(token)
+            if ended or self._is_full(text):
+                del active[slot]
+
+    def _is_full(self, text: Text) -> bool:
+        return len(text.written) >= self.decoding.max_tokens or len(text.ids) >= self.writer.causal.context
+
+    def _read(self, ids: Sequence[Sequence[int]], new: NewTokens, beside: Condition | None) -> Tensor:
+        """Read new tokens, and give the logits (B, V) of the one behind the last of each row."""
+        device = new.real.device
+        width = new.real.shape[1]
+        padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=device)
+        at = new.at.clamp(max=self.cache.context - 1)
+        out = self.writer.read(padded, new.real, new, at, beside)
+        new.keep()
+        last = torch.tensor([max(len(row) - 1, 0) for row in ids], device=device)
+        logits = self.writer.next_logits(out.x[torch.arange(len(ids), device=device), last])
+        check_finite(logits[new.real[:, 0]], f"token {new.longest}")
+        if self.writer.encoder.unknown_row is not None:
+            logits[:, self.writer.encoder.unknown_row] = -torch.inf
+        return logits
+
+    def _search(self, text: Text, beside: Condition | None) -> list[int]:
+        """Beam search: of all continuations of the best texts the best go on; the likeliest by token is returned."""
+        beams = self.decoding.beams
+        self.cache = self.writer.cache(beams)
+        several = _rows(beside, [0] * beams)
+        logits = self._read([text.ids] * beams, self.cache.new([text.prefix] * beams), several)
+        scores = torch.full((beams,), -torch.inf)
+        scores[0] = 0.0
+        open_texts = [replace(text, ids=list(text.ids)) for _ in range(beams)]
+        finished: list[tuple[float, list[int]]] = []
+        unfinished: list[tuple[float, list[int]]] = []
+        while True:
+            total = scores[:, None] + logits.log_softmax(1).cpu()
+            best = total.flatten().topk(min(2 * beams, total.numel()))
+            continued: list[tuple[float, int, int]] = []
+            for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                source, row = divmod(place, logits.shape[1])
+                token = int(self.writer.encoder.ids_of(torch.tensor(row, device=logits.device)))
+                if token in self.stops:
+                    written = open_texts[source].written
+                    finished.append((score / (len(written) + 1), written))
+                elif len(continued) < beams:
+                    continued.append((score, source, token))
+            open_texts = [replace(text, ids=[*open_texts[source].ids, token]) for _, source, token in continued]
+            scores = torch.tensor([score for score, _, _ in continued])
+            if len(finished) >= beams or self._is_full(open_texts[0]):
+                for score, each in zip(scores.tolist(), open_texts, strict=True):
+                    unfinished.append((score / len(each.written), each.written))
+                return max(finished or unfinished)[1]
+            self.cache.reorder([source for _, source, _ in continued])
+            logits = self._read([t.ids[-1:] for t in open_texts], self.cache.new([1] * beams), several)
+
+
+def neighbours(slots: Sequence[int]) -> list[list[int]]:
+    """Ascending numbers, in runs that follow on each other."""
+    runs: list[list[int]] = []
+    for slot in slots:
+        if runs and runs[-1][-1] == slot - 1:
+            runs[-1].append(slot)
+        else:
+            runs.append([slot])
+    return runs
+
+
+def _rows(condition: Condition | None, numbers: list[int]) -> Condition | None:
+    """Some sequences of a condition."""
+    if condition is None:
+        return None
+    return condition.rows(torch.tensor(numbers, device=condition.mask.device))
+
+
+def _tensors(condition: Condition) -> list[Tensor]:
+    return [*condition.keys, *condition.values, condition.mask, condition.attends]

@@ -1,0 +1,181 @@
+"""A causal reading of the shared blocks: text that is continued from itself, beside a condition that does not read it.
+
+Letters: B sequences, T tokens of each, S positions that are looked at, D width, F width of the trunk's token table,
+V rows of that table, H heads.
+
+A token enters as its row of the trunk's table, never through the trunk, which reads in both directions. It sees the
+tokens before it through a block's self-attention and the condition through its cross-modal attention, and passes the
+same experts as everything else. What it sees of the condition is what `match` sees of the other side, but of a side
+that was read alone: keys and values are computed once, whatever is written beside them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
+
+from kernels.padding import real_rows
+from kernels.rms_norm import RMSNorm
+from mm.model.packed import Layout, Reading
+
+
+class Memory(Protocol):
+    """What a sequence has read before: keys and values of every layer."""
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values (B, T, H, D / H) of new tokens -> those of everything read, (B, H, S, D / H) each."""
+        ...
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, T, S) bool, which of everything each new token sees; at least one."""
+        ...
+
+
+class Whole:
+    """The memory of sequences that are read whole: what each token sees is what stands before it.
+
+    Args:
+        real: (B, T) bool, True where a token is real. The first is always seen: a softmax over nothing is not defined.
+    """
+
+    def __init__(self, real: Tensor) -> None:
+        length = real.shape[1]
+        place = torch.arange(length, device=real.device)
+        before = place[:, None] >= place
+        self.mask = before & (real | (place == 0))[:, None]
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, T, H, D / H) -> (B, H, T, D / H), of the same tokens."""
+        return keys.transpose(1, 2), values.transpose(1, 2)
+
+
+@dataclass
+class Condition:
+    """What text is written beside: of every layer keys and values (B, H, S, D / H), and mask (B, S) bool of its real
+    tokens; attends (B,) bool, the sequences that have one."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    mask: Tensor
+    attends: Tensor
+
+    def rows(self, index: Tensor) -> "Condition":
+        """Some sequences, or one several times: index (b,) int64."""
+        keys = [k[index] for k in self.keys]
+        values = [v[index] for v in self.values]
+        return Condition(keys, values, self.mask[index], self.attends[index])
+
+
+@dataclass
+class CausalOutput:
+    """What a causal reading returns: tokens x (B, T, D), normed; the router's losses by name; load (layers, M, E)."""
+
+    x: Tensor
+    losses: dict[str, Tensor]
+    load: Tensor
+
+
+for result in (Condition, CausalOutput):
+    register_dataclass(result)
+
+
+class CausalText(nn.Module):
+    """What text needs beside the shared blocks to be written: a way in, positions, and a way out tied to the way in
+    (Press & Wolf 2017).
+
+    Args:
+        table_width: F.
+        width: D.
+        positions: the longest sequence, T at most.
+    """
+
+    def __init__(self, table_width: int, width: int, positions: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(table_width, width)
+        self.position = nn.Parameter(torch.randn(positions, width) * 0.02)
+        self.norm = RMSNorm(width)
+        self.leave = nn.Linear(width, table_width)
+
+    @property
+    def context(self) -> int:
+        """The longest sequence."""
+        return len(self.position)
+
+    def embed(self, tokens: Tensor, at: Tensor) -> Tensor:
+        """Token embeddings (B, T, F), positions at (B, T) int64 or (T,) -> (B, T, D)."""
+        return self.enter(tokens) + self.position[at]
+
+    def logits(self, x: Tensor, table: Tensor) -> Tensor:
+        """Tokens (..., D), table (V, F) -> float32 logits (..., V) of the token that comes next."""
+        return nn.functional.linear(self.leave(x), table).float()
+
+
+def condition_of(blocks: Sequence[Any], seen: Sequence[Reading], modalities: Sequence[str]) -> Condition:
+    """Keys and values of what was read alone.
+
+    Args:
+        blocks: of the backbone.
+        seen: of every layer, streams (B, S_m, D) by modality as others see them.
+        modalities: which of them are the condition, one after another.
+    """
+    keys = []
+    values = []
+    for block, reading in zip(blocks, seen, strict=True):
+        x = torch.cat([reading[m].x for m in modalities], 1)
+        k, v = block.cross_attention.keys_values(block.cross_norm(x))
+        keys.append(k.transpose(1, 2))
+        values.append(v.transpose(1, 2))
+    mask = torch.cat([seen[0][m].mask for m in modalities], 1)
+    return Condition(keys, values, mask, mask.any(1))
+
+
+def read_causally(
+    blocks: Sequence[Any], x: Tensor, real: Tensor, number: int, memory: Memory, condition: Condition | None
+) -> CausalOutput:
+    """Send new tokens of B sequences through all blocks.
+
+    Args:
+        blocks: of the backbone.
+        x: (B, T, D), as `CausalText.embed` makes them.
+        real: (B, T) bool, the tokens that count in losses and load.
+        number: of the modality text, in the experts' load.
+        memory: what was read before, which the tokens are added to.
+        condition: B sequences of what is read beside; None for text alone.
+
+    Returns:
+        CausalOutput; x is not normed here.
+    """
+    modality = real.new_full((real.numel(),), number, dtype=torch.int64)
+    rows = real_rows(real)
+    if rows is None:
+        layout = Layout([], [], None, real.flatten(), modality)
+    else:
+        layout = Layout([], [], rows, None, modality[rows])
+    losses: dict[str, Tensor] = {}
+    loads = []
+    for layer, block in enumerate(blocks):
+        q, k, v = block.self_attention.project_rows(block.self_norm(x))
+        keys, values = memory.extend(layer, k, v)
+        x = x + block.dropout(block.self_attention.look(q, keys, values, memory.mask))
+        if condition is not None:
+            x = x + block.dropout(_beside(block, x, condition, layer))
+        out = block.mix_experts(x.flatten(0, 1), layout)
+        x = out.x.view_as(x)
+        loads.append(out.load)
+        for name, value in out.losses.items():
+            losses[name] = losses[name] + value if name in losses else value
+    return CausalOutput(x, losses, torch.stack(loads))
+
+
+def _beside(block: Any, x: Tensor, condition: Condition, layer: int) -> Tensor:
+    """What tokens (B, T, D) take from the condition; zeros where it has no real token."""
+    attention = block.cross_attention
+    q = attention.queries(block.cross_norm(x))
+    # A softmax over nothing is not defined: all positions stand in for none, and zeros take the place of what it gives.
+    mask = condition.mask | ~condition.attends[:, None]
+    y = attention.look(q, condition.keys[layer], condition.values[layer], mask[:, None])
+    return torch.where(condition.attends[:, None, None], y, 0)

@@ -1,0 +1,77 @@
+"""A model as a writer: texts read causally by the shared blocks, beside images or sounds that are read alone.
+
+Letters: B sequences, T new tokens of each, D width, V rows of the text trunk's table.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import embedding
+
+from kernels.errors import UserError
+from mm.batch import Batch
+from mm.model.cache import Cache, CacheShape
+from mm.model.causal import CausalOutput, CausalText, Condition, Memory, condition_of, read_causally
+from mm.model.multimodal import MultimodalModel, streams_of
+from mm.model.packed import Reading
+
+
+class Writer:
+    """What a model that was built to write text does with tokens.
+
+    Args:
+        model: its weights are read, never copied.
+
+    Raises:
+        ValueError: the model does not write text.
+    """
+
+    def __init__(self, model: MultimodalModel) -> None:
+        if model.causal is None:
+            raise UserError("this model does not write text: train it with model.generate=true")
+        self.model = model
+        self.causal: CausalText = model.causal
+        self.encoder: Any = model.encoders["text"]
+        self.blocks = list(model.backbone.blocks)
+        self.number = model.backbone.modalities.index("text")
+
+    def read(self, ids: Tensor, real: Tensor, memory: Memory, at: Tensor, condition: Condition | None) -> CausalOutput:
+        """Read tokens, each to say which comes next.
+
+        Args:
+            ids: (B, T) int64, as the tokenizer gives them.
+            real: (B, T) bool, the tokens that count.
+            memory: what was read before, which they are added to.
+            at: their positions in the text, (B, T) or (T,) int64.
+            condition: what is read beside, of B sequences; None for text alone.
+
+        Returns:
+            CausalOutput with tokens x (B, T, D) for `next_logits`.
+        """
+        tokens = embedding(self.encoder.rows(ids), self.encoder.trunk.embedding())
+        x = self.causal.embed(tokens, at) + self.model.backbone.modality["text"]
+        out = read_causally(self.blocks, x, real, self.number, memory, condition)
+        return replace(out, x=self.causal.norm(out.x))
+
+    def next_logits(self, x: Tensor) -> Tensor:
+        """Tokens (..., D) of `read` -> float32 logits (..., V) over the rows of the trunk's table."""
+        return self.causal.logits(x, self.encoder.trunk.embedding())
+
+    def condition(self, batch: Batch, modalities: Sequence[str]) -> Condition:
+        """What texts can be written beside: N samples of a batch that holds the modalities, read alone."""
+        encoded = {m: self.model.encode(batch, m, reconstruct=False) for m in modalities}
+        out = self.model.backbone([streams_of(encoded)], fuse=False, keep=True)
+        return self.condition_of(out.seen, modalities)
+
+    def condition_of(self, seen: Sequence[Reading], modalities: Sequence[str]) -> Condition:
+        """The same of what a forward has read: `ModelOutput.seen`."""
+        return condition_of(self.blocks, seen, modalities)
+
+    def cache(self, slots: int) -> Cache:
+        """An empty cache of `slots` sequences, in the dtype in which keys and values are made."""
+        attention = self.blocks[0].self_attention
+        weight = self.causal.position
+        shape = CacheShape(len(self.blocks), attention.heads, weight.shape[1] // attention.heads, self.causal.context)
+        return Cache(shape, slots, weight.dtype, weight.device)

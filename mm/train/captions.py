@@ -1,0 +1,76 @@
+"""Writing the captions of a training step, each token from those before it and what it describes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import register_dataclass
+
+from alignment import captioning_loss
+from alignment.progressive import PairRows
+from mm.batch import Batch
+from mm.model.causal import Whole
+from mm.model.multimodal import ModelOutput
+from mm.model.writer import Writer
+
+
+@dataclass
+class Written:
+    """One term: its name, its value () in nats a token, the router's losses by name and load (layers, M, E) of its
+    reading."""
+
+    name: str
+    value: Tensor
+    losses: dict[str, Tensor]
+    load: Tensor
+
+
+register_dataclass(Written)
+
+
+def write_captions(
+    writer: Writer, output: ModelOutput, batch: Batch, rows: PairRows, weights: Mapping[str, float]
+) -> list[Written]:
+    """Write the captions of a batch beside each modality that they describe.
+
+    Args:
+        writer: of the model.
+        output: the model's forward of `batch`.
+        batch: the samples of this rank.
+        rows: of the pairs of modalities.
+        weights: of the terms that are on, by name.
+
+    Returns:
+        the terms `caption/<modality>` that have a weight.
+    """
+    found = []
+    for (modality, other), pair in rows.items():
+        name = f"caption/{modality}"
+        if other == "text" and name in weights:
+            condition = writer.condition_of(output.seen, [modality]).rows(pair.a)
+            ids = batch.inputs["text"][pair.b]
+            real = batch.masks["text"][pair.b] & pair.real[:, None]
+            # A text's last token foretells nothing and is not read, whatever the length of the batch's longest text.
+            real = real[:, 1:]
+            out = writer.read(ids[:, :-1], real, Whole(real), positions(ids), condition)
+            value = next_token_loss(writer, out.x, ids[:, 1:], real)
+            found.append(Written(name, value, out.losses, out.load))
+    return found
+
+
+def positions(ids: Tensor) -> Tensor:
+    """Of all tokens but the last of ids (B, L): (L - 1,) int64."""
+    return torch.arange(ids.shape[1] - 1, device=ids.device)
+
+
+def next_token_loss(writer: Writer, x: Tensor, following: Tensor, real: Tensor) -> Tensor:
+    """The captioning loss of read tokens x (B, T, D) and the ids (B, T) that follow them.
+
+    A token that has no row of its own in the trunk's table is read, and not asked for.
+    """
+    labels = writer.encoder.rows(following)
+    if writer.encoder.unknown_row is not None:
+        real = real & (labels != writer.encoder.unknown_row)
+    logits = writer.next_logits(x)
+    return captioning_loss(logits.flatten(0, 1), labels.flatten(), real.flatten())
