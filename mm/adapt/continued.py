@@ -23,11 +23,11 @@ from mm.data.module import AlignData
 from mm.device import choose_device
 from mm.evaluation.result import evaluate_run, show
 from mm.files import write_json
+from mm.train.finite import check_finite
 from mm.train.following import require_logger
 from mm.train.freeze import freeze, require_fitting
 from mm.train.identity import Identity, begin, digest_of, held, samples_digest
 from mm.train.memory import keep_freed_memory
-from mm.train.task import check_finite
 
 
 class ContinuedTask(AdaptTask):

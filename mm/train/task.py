@@ -1,7 +1,6 @@
 """The Lightning module: one training step from a batch to a named sum of losses, and what moves between steps."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +23,7 @@ from alignment import (
 )
 from kernels.collectives import joint_sum, rank_and_size, sum_over_ranks, world
 from kernels.draws import generator_device
-from kernels.errors import DivergedError, UserError
+from kernels.errors import UserError
 from mm.artifacts.run import Run
 from mm.batch import Batch
 from mm.modalities import pairs_of
@@ -32,6 +31,7 @@ from mm.model.multimodal import MatchInput, MatchOutput, ModelOutput, select
 from mm.model.writer import Writer
 from mm.train.captions import Written, write_captions
 from mm.train.captured import CapturedStep, StepOutcome
+from mm.train.finite import check_finite, clip_gradients
 from mm.train.optim import build_optimizer, learning_rate, parameter_groups
 from mm.train.ranks import same_lengths
 
@@ -343,70 +343,3 @@ def named_parameters(task: AlignTask) -> list[tuple[str, Tensor]]:
     named: list[tuple[str, Tensor]] = list(task.model.named_parameters())
     named.extend((f"loss.{name}", parameter) for name, parameter in task.loss.named_parameters())
     return named
-
-
-def check_finite(terms: LossTerms | StepOutcome, step: int) -> None:
-    """Stop at the first step whose loss is not a number.
-
-    Args:
-        terms: named losses and their sum.
-        step: named in the message.
-
-    Raises:
-        FloatingPointError: the sum is not finite; the message names the terms that are not.
-    """
-    if torch.isfinite(terms.total):
-        return
-    broken = [name for name, value in terms.terms.items() if not torch.isfinite(value)]
-    raise not_finite(step, ", ".join(broken) or "the sum of losses")
-
-
-def clip_gradients(task: LightningModule, parameters: list[Tensor], largest: float) -> Tensor:
-    """Scale gradients so that their joint norm is at most `largest`.
-
-    Args:
-        task: names the parameters and the step in an error.
-        parameters: those whose gradients are scaled.
-        largest: the bound of the norm.
-
-    Returns:
-        the norm () before.
-
-    Raises:
-        FloatingPointError: the norm is not finite; the message names the parameters whose gradient is not.
-    """
-    norm = torch.nn.utils.clip_grad_norm_(parameters, largest)
-    if not torch.isfinite(norm):
-        # Finite gradients may still have an infinite norm.
-        names = _listed(broken_gradients(task)) or "all parameters together"
-        raise not_finite(task.global_step, f"the gradient of {names}")
-    return norm
-
-
-def broken_gradients(task: LightningModule) -> list[str]:
-    """Names of the parameters whose gradient is not finite."""
-    names = []
-    for name, parameter in task.named_parameters():
-        gradient = parameter.grad
-        if gradient is not None and not torch.isfinite(gradient).all():
-            names.append(name)
-    return names
-
-
-def not_finite(step: int, what: str) -> DivergedError:
-    """The error with which a diverged run ends.
-
-    Args:
-        step: at which it diverged.
-        what: names what is not finite.
-    """
-    return DivergedError(
-        f"step {step}: {what} is not finite; lower optim.learning_rate or set train.precision=fp32,"
-        " then go on with --resume true"
-    )
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first three names, and whether there are more."""
-    shown = ", ".join(names[:3])
-    return f"{shown} …" if len(names) > 3 else shown

@@ -13,9 +13,10 @@ from encoders.state import faces_backbone, load_encoder
 from mm.batch import Batch
 from mm.modalities import build_encoder
 from mm.model.encoding import encode
+from mm.train.finite import clip_gradients, not_finite
 from mm.train.optim import build_optimizer, decays, learning_rate, rate_factor
 from mm.train.ranks import same_lengths
-from mm.train.task import clip_gradients, not_finite, step_seed
+from mm.train.task import step_seed
 from mm.train.vqvae_config import VQVAEConfig, encoder_of
 
 NO_STAGES = ScheduleConfig(kind="joint")

@@ -120,7 +120,7 @@ def test_what_stays_behind_on_the_cpu_is_an_error(found: dict[str, dict]) -> Non
 def test_a_step_waits_for_its_device_no_more_often_than_it_did(found: dict[str, dict]) -> None:
     places = found["reads"]["step"]
     assert sum(places.values()) <= WAITS, places
-    assert places["mm/train/task.py:check_finite"] == places["mm/train/task.py:clip_gradients"] == 1
+    assert places["mm/train/finite.py:check_finite"] == places["mm/train/finite.py:clip_gradients"] == 1
 
 
 def test_no_schedule_asks_the_device_for_more(found: dict[str, dict]) -> None:

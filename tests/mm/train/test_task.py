@@ -12,7 +12,8 @@ from mm.artifacts.run import Run
 from mm.batch import Batch
 from mm.bench.step import StandingTask
 from mm.config import AlignConfig
-from mm.train.task import AlignTask, check_finite
+from mm.train.finite import check_finite
+from mm.train.task import AlignTask
 
 
 class AtStep(AlignTask):
