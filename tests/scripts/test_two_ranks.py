@@ -111,9 +111,10 @@ def on_ranks(
 
 
 def figures(run: Path) -> dict[str, float]:
-    """What the run logged of its last row."""
+    """What the run logged of its last row, but for what a machine measures: speed and memory."""
     *_, last = (row for row in csv.DictReader((run / "metrics.csv").open()) if row["train/total"])
-    return {name: float(value) for name, value in last.items() if value}
+    measured = {"images_per_second", "memory_gb"}
+    return {name: float(value) for name, value in last.items() if value and name not in measured}
 
 
 def test_runs_on_two_ranks_or_resumed_on_another_number_end_with_the_same_weights(
