@@ -25,6 +25,7 @@ LIGHTNING = {
     "mm/train/align.py",
     "mm/train/callbacks.py",
     "mm/train/checkpoint.py",
+    "mm/train/finite.py",
     "mm/train/following.py",
     "mm/train/interrupt.py",
     "mm/train/resume.py",
