@@ -28,7 +28,7 @@ install = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 endif
 
 $(PACKAGE): pyproject.toml constraints.txt
-	@echo "installing into $(VENV): 5.5 GB, most of it torch with CUDA; 2 to 7 minutes, once"
+	@echo "installing into $(VENV): 5 GB, most of it torch with CUDA; 2 to 7 minutes, once"
 	$(create)
 	$(call install)
 	@touch $@
