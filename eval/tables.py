@@ -258,14 +258,17 @@ def corruption_table(result: Result) -> str:
 
 
 def kills_table(result: Result) -> str:
-    """How often a run was killed, and what of its weights differs from a run that was left alone."""
+    """How often a run was killed, how often of it before its last step, and what of its weights differs from a run that
+    was left alone."""
+    logged = result["killed_after_logged_step"]
     cells = [
-        str(len(result["killed_after_logged_step"])),
+        str(len(logged)),
+        str(sum(step < result["steps"] - 1 for step in logged)),
         f"{result['steps']:,}",
         str(result["tensors"]),
         str(len(result["tensors_that_differ"])),
     ]
-    return markdown(("kills", "steps", "tensors of weights", "that differ"), [cells])
+    return markdown(("kills", "while it trained", "steps", "tensors of weights", "that differ"), [cells])
 
 
 def kernels_table(rows: Sequence[Result]) -> str:
