@@ -8,7 +8,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
+
 from eval.claims import Evidence
+from eval.studies import Study
 from eval.tables import (
     Result,
     adapted_rows_table,
@@ -23,6 +26,7 @@ from eval.tables import (
     retrieval_table,
     studies_table,
     utilization_table,
+    with_rsum,
 )
 from kernels.errors import UserError
 
@@ -30,7 +34,20 @@ BLOCK = re.compile(r"<!-- (?P<name>[a-z]+): written by scripts/reproduce\.py -->
 
 
 def _studies(evidence: Evidence) -> str:
-    return studies_table(evidence.studies) if evidence.studies else ""
+    """Each study with its picture and its table."""
+    parts = []
+    for name, study in with_rsum(evidence.studies).items():
+        picture = f"![RSUM and R@1 of each variant: a dot for every seed, a bar at their mean](img/study-{name}.svg)"
+        parts.append(f"## {name}\n\n{picture}\n\n{studies_table({name: study})}")
+    return "\n\n".join(parts)
+
+
+def draw_studies(studies: Mapping[str, Study], folder: Path) -> None:
+    """The pictures that the block of the studies shows, the same bytes of the same figures."""
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mm-align"}):
+        for name, study in with_rsum(studies).items():
+            figure = study.plot(["RSUM", "image_to_text/R@1", "text_to_image/R@1"])
+            figure.savefig(folder / f"study-{name}.svg", metadata={"Date": None})
 
 
 def _adapted(evidence: Evidence) -> str:

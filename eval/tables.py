@@ -189,11 +189,15 @@ def studies_table(studies: Mapping[str, Study]) -> str:
     A study without RSUM is skipped.
     """
     rows: list[Cells] = []
-    for study in studies.values():
-        if "RSUM" in study.values[study.variants[0]]:
-            rows += [_study_row(study, variant) for variant in study.variants]
+    for study in with_rsum(studies).values():
+        rows += [_study_row(study, variant) for variant in study.variants]
     columns = ["study", "variant", "seeds", *STUDY_MEASURES, "RSUM against the first"]
     return markdown(columns, rows)
+
+
+def with_rsum(studies: Mapping[str, Study]) -> dict[str, Study]:
+    """The studies that measured RSUM."""
+    return {name: study for name, study in studies.items() if "RSUM" in study.values[study.variants[0]]}
 
 
 def _study_row(study: Study, variant: str) -> Cells:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from eval.claims import Evidence
-from eval.pages import BLOCK, BLOCKS, filled, write_pages
+from eval.pages import BLOCK, BLOCKS, draw_studies, filled, write_pages
+from eval.studies import Study
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,3 +51,19 @@ def test_every_link_of_a_page_leads_somewhere() -> None:
 def test_every_finding_is_listed() -> None:
     listed = set(re.findall(r"findings/(\w+)\.sh\)", (ROOT / "docs" / "findings.md").read_text()))
     assert listed == {path.stem for path in (ROOT / "findings").glob("[a-z]*.sh")}
+
+
+def test_a_study_is_drawn_and_shown_the_same_bytes_of_the_same_figures(tmp_path: Path) -> None:
+    measured = {name: {0: 1.0, 1: 3.0} for name in ("RSUM", "image_to_text/R@1", "text_to_image/R@1")}
+    studies = {
+        "made": Study("made", {"a": measured, "b": measured}),
+        "other": Study("other", {"a": {"loss": {0: 1.0}}}),
+    }
+    draw_studies(studies, tmp_path)
+    (drawn,) = tmp_path.iterdir()
+    first = drawn.read_bytes()
+    draw_studies(studies, tmp_path)
+    assert drawn.name == "study-made.svg" and drawn.read_bytes() == first
+    shown = BLOCKS["studies"](Evidence([], studies))
+    assert shown.startswith("## made\n\n![") and "(img/study-made.svg)\n\n| study | variant |" in shown
+    assert "other" not in shown
