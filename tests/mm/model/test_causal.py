@@ -114,6 +114,20 @@ def test_a_slot_is_emptied_and_used_again(writer: Writer, batch: Batch) -> None:
 
 
 @torch.inference_mode()
+def test_padding_is_written_over_no_token_of_a_full_slot(writer: Writer, batch: Batch) -> None:
+    words = batch.inputs["text"][0]
+    long = words.repeat(12)[:12][None]
+    alone, beside = writer.cache(1), writer.cache(2)
+    read_into(writer, alone, long[:, :11], 0)
+    read_into(writer, beside, long[:, :11], 0)
+    expected = read_into(writer, alone, long[:, 11:], 0)
+    new = beside.new([1, 3])
+    ids = torch.cat([torch.cat([long[:, 11:], words[None, :2]], 1), words[None, :3]])
+    out = writer.read(ids, new.real, new, new.at.clamp(max=11), None)
+    torch.testing.assert_close(writer.next_logits(out.x)[:1, :1], expected)
+
+
+@torch.inference_mode()
 def test_beams_go_on_from_each_other(writer: Writer, batch: Batch) -> None:
     cache = writer.cache(2)
     for slot in range(2):
