@@ -14,7 +14,6 @@ from torch.nn.functional import pad
 
 from encoders import EncoderOutput
 from encoders.state import weights_digest
-from encoders.tokenizer import Tokenizer
 from encoders.trunks import original
 from kernels.errors import UserError
 from mm.artifacts.run import Run, load_run
@@ -100,7 +99,7 @@ class Embedder(BaseEmbedder):
             ValueError: the model does not write text or read that modality, both modalities are given, or a prefix is
                 empty where it is needed, or longer than the model's context.
         """
-        writer = TextWriter(self.run.model, Tokenizer(self.run.config.text.trunk, self.run.config.text.max_tokens))
+        writer = TextWriter(self.run.model, self.processor.tokenizer)
         decoding = decoding or Decoding()
         if image is None and audio is None:
             given = text_inputs(prefix)
@@ -108,7 +107,7 @@ class Embedder(BaseEmbedder):
             return texts[0] if given.single else texts
         modality, described = one_of(image=image, audio=audio)
         inputs = self.inputs(modality, described)
-        batches = [batch.to(self.run.device) for batch in self.batches(modality, inputs)]
+        batches = (batch.to(self.run.device) for batch in self.batches(modality, inputs))
         condition = writer.condition(batches, modality)
         texts = writer.write(paired_prefixes(prefix, len(inputs)), condition, decoding)
         return texts[0] if inputs.single else texts

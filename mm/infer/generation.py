@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from kernels.errors import UserError
 from mm.infer.decoding import Decoding, check_finite, choose
@@ -103,7 +104,7 @@ class Generation:
             self.cache.clear(slot)
             active[slot] = text
         if self.beside is not None and beside is not None:
-            for held, new in zip(_tensors(self.beside), _tensors(beside), strict=True):
+            for held, new in zip(tree_leaves(self.beside), tree_leaves(beside), strict=True):
                 held[slots[0] : slots[-1] + 1] = new
         ids = [text.ids for text in texts]
         logits = self._read(ids, self.cache.new([len(row) for row in ids], slots[0]), beside)
@@ -138,8 +139,7 @@ class Generation:
         device = new.real.device
         width = new.real.shape[1]
         padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=device)
-        at = new.at.clamp(max=self.cache.context - 1)
-        out = self.writer.read(padded, new.real, new, at, beside)
+        out = self.writer.read(padded, new.real, new, new.at, beside)
         new.keep()
         last = torch.tensor([max(len(row) - 1, 0) for row in ids], device=device)
         logits = self.writer.next_logits(out.x[torch.arange(len(ids), device=device), last])
@@ -162,10 +162,10 @@ class Generation:
         while True:
             total = scores[:, None] + logits.log_softmax(1).cpu()
             best = total.flatten().topk(min(2 * beams, total.numel()))
+            sources = (best.indices // logits.shape[1]).tolist()
+            tokens = self.writer.encoder.ids_of((best.indices % logits.shape[1]).to(logits.device)).tolist()
             continued: list[tuple[float, int, int]] = []
-            for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                source, row = divmod(place, logits.shape[1])
-                token = int(self.writer.encoder.ids_of(torch.tensor(row, device=logits.device)))
+            for score, source, token in zip(best.values.tolist(), sources, tokens, strict=True):
                 if token in self.stops:
                     written = open_texts[source].written
                     finished.append((score / (len(written) + 1), written))
@@ -197,7 +197,3 @@ def _rows(condition: Condition | None, numbers: list[int]) -> Condition | None:
     if condition is None:
         return None
     return condition.rows(torch.tensor(numbers, device=condition.mask.device))
-
-
-def _tensors(condition: Condition) -> list[Tensor]:
-    return [*condition.keys, *condition.values, condition.mask, condition.attends]

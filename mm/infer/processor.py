@@ -33,11 +33,11 @@ class Processor:
     def __init__(self, encoders: Mapping[str, Any]) -> None:
         self.encoders = encoders
         self.readers = build_readers(encoders)
-        tokenizer = None
+        self.tokenizer: Tokenizer | None = None
         if "text" in encoders:
             text = encoders["text"]
-            tokenizer = Tokenizer(text.trunk, text.max_tokens)
-        self.collate = Collate(self.readers, tokenizer)
+            self.tokenizer = Tokenizer(text.trunk, text.max_tokens)
+        self.collate = Collate(self.readers, self.tokenizer)
 
     def images(self, images: Sequence[ImageInput]) -> Batch:
         """Read images.
@@ -89,7 +89,7 @@ class Processor:
         self._require("text")
         numbers = torch.arange(len(captions))
         # A fresh one: what keeps the tokens of every caption, for an epoch to find them again, would grow without end.
-        collate = Collate({}, self.collate.tokenizer)
+        collate = Collate({}, self.tokenizer)
         return collate.text(list(captions), numbers)
 
     def read(self, modality: str, samples: Sequence[Sample]) -> Batch:

@@ -1,6 +1,6 @@
 """What an embedder writes: captions of images and of sounds, each continued from a prefix."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,14 +20,15 @@ class TextWriter:
 
     Args:
         model: in evaluation mode.
-        tokenizer: of its text encoder.
+        tokenizer: of its text encoder; None of a model that has none.
 
     Raises:
         ValueError: the model does not write text, or its tokenizer has no start and end token.
     """
 
-    def __init__(self, model: MultimodalModel, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: MultimodalModel, tokenizer: Tokenizer | None) -> None:
         self.writer = Writer(model)
+        assert tokenizer is not None  # whoever writes text has an encoder of it
         self.tokenizer = tokenizer
         self.start, self.end = tokenizer.ends
 
@@ -57,18 +58,10 @@ class TextWriter:
             texts.append(self.tokenizer.decode([*before[1:], *after]))
         return texts
 
-    def condition(self, batches: Sequence[Batch], modality: str) -> Condition:
+    def condition(self, batches: Iterable[Batch], modality: str) -> Condition:
         """What is written beside: the rows of all batches, each of the modality alone."""
-        found: list[Condition] = []
         with torch.inference_mode():
-            for batch in batches:
-                found.append(self.writer.condition(batch, [modality]))
-        layers = range(len(found[0].keys))
-        keys = [torch.cat([part.keys[layer] for part in found]) for layer in layers]
-        values = [torch.cat([part.values[layer] for part in found]) for layer in layers]
-        return Condition(
-            keys, values, torch.cat([part.mask for part in found]), torch.cat([part.attends for part in found])
-        )
+            return Condition.joined([self.writer.condition(batch, [modality]) for batch in batches])
 
 
 def paired_prefixes(prefix: Any, count: int) -> list[str]:

@@ -99,8 +99,10 @@ class NewTokens:
         self.real = new < torch.tensor(self.counts, device=device)[:, None]
         """(B', T) bool, which of the new tokens are real: the first of each row."""
         at = torch.tensor(held, device=device)[:, None] + new
-        self.at = at.where(self.real, cache.context)
-        """(B', T) int64, where the new tokens are written: padding at the position that is never read."""
+        self.at = at.where(self.real, 0)
+        """(B', T) int64, the positions of the new tokens in their texts; 0 of padding."""
+        self.place = at.where(self.real, cache.context)
+        """(B', T) int64, where they are written: padding at the position that is never read."""
         self.mask = torch.arange(self.longest, device=device) <= self.at[..., None]
         self.row = torch.arange(first, self.part.stop, device=device)[:, None]
 
@@ -108,7 +110,7 @@ class NewTokens:
         """Write keys and values (B', T, H, D / H), and read everything up to the longest (B', H, S, D / H)."""
         found = []
         for held, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
-            held[self.row, :, self.at] = new.to(held.dtype)
+            held[self.row, :, self.place] = new.to(held.dtype)
             found.append(held[self.part, :, : self.longest])
         return found[0], found[1]
 

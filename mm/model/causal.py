@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import register_dataclass
+from torch.utils._pytree import register_dataclass, tree_map
 
 from kernels.padding import real_rows
 from kernels.rms_norm import RMSNorm
@@ -65,9 +65,12 @@ class Condition:
 
     def rows(self, index: Tensor) -> "Condition":
         """Some sequences, or one several times: index (b,) int64."""
-        keys = [k[index] for k in self.keys]
-        values = [v[index] for v in self.values]
-        return Condition(keys, values, self.mask[index], self.attends[index])
+        return tree_map(lambda x: x[index], self)
+
+    @staticmethod
+    def joined(parts: Sequence["Condition"]) -> "Condition":
+        """The sequences of several, one after another."""
+        return tree_map(lambda *x: torch.cat(x), *parts)
 
 
 @dataclass
