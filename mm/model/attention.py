@@ -111,9 +111,16 @@ class Attention(nn.Module):
             projected = torch.cat([projection(x) for projection in projections], 1)
         # (N, 3 · D) -> (N, 3, heads, D / heads)
         q, k, v = projected.unflatten(1, (3, self.heads, -1)).unbind(1)
-        # The logits are products of both sides: the gains of both are given to one.
-        gain = self.q_norm.weight * self.k_norm.weight
-        return rms_norm(q.float(), gain, self.q_norm.eps), rms_norm(k.float(), eps=self.k_norm.eps), v
+        return self.normed_queries(q), self.normed_keys(k), v
+
+    def normed_queries(self, q: Tensor) -> Tensor:
+        """Queries (..., D / heads) as the logits take them: these are products of both sides, so that the gains of both
+        are given to one."""
+        return rms_norm(q.float(), self.q_norm.weight * self.k_norm.weight, self.q_norm.eps)
+
+    def normed_keys(self, k: Tensor) -> Tensor:
+        """Keys (..., D / heads) as the logits take them."""
+        return rms_norm(k.float(), eps=self.k_norm.eps)
 
     def project_rows(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`project` of tokens (B, T, D) -> (B, T, heads, D / heads) each."""
@@ -122,14 +129,13 @@ class Attention(nn.Module):
 
     def queries(self, x: Tensor) -> Tensor:
         """Tokens (B, T, D) -> normed queries (B, T, heads, D / heads), as `project` makes them."""
-        q = self.q_proj(x).unflatten(-1, (self.heads, -1))
-        return rms_norm(q.float(), self.q_norm.weight * self.k_norm.weight, self.q_norm.eps)
+        return self.normed_queries(self.q_proj(x).unflatten(-1, (self.heads, -1)))
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, S, D) -> normed keys, and values, (B, S, heads, D / heads) each, as `project` makes them."""
         k = self.k_proj(x).unflatten(-1, (self.heads, -1))
         v = self.v_proj(x).unflatten(-1, (self.heads, -1))
-        return rms_norm(k.float(), eps=self.k_norm.eps), v
+        return self.normed_keys(k), v
 
     def look(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Let queries attend to keys that lie ready.
