@@ -1,6 +1,5 @@
 """Alignment losses: functions of plain tensors, and the schedule that weighs them."""
 
-from alignment.captioning import captioning_loss
 from alignment.gradients import Merge, fork
 from alignment.progressive import Aligned, DrawnPairs, LossConfig, LossTerms, ProgressiveAlignment
 from alignment.schedule import (
@@ -32,7 +31,6 @@ __all__ = [
     "Pair",
     "ProgressiveAlignment",
     "ScheduleConfig",
-    "captioning_loss",
     "code_share",
     "fork",
     "has_stage",

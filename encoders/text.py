@@ -11,7 +11,8 @@ from encoders.clip_towers import OpenClipTextTrunk
 from encoders.trunks import HuggingFaceTextTrunk
 from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder
 from kernels.attention import attention
-from kernels.collectives import gather, joint_mean, rank_and_size, step_group
+from kernels.collectives import gather, rank_and_size, step_group
+from kernels.cross_entropy import joint_cross_entropy
 from kernels.draws import uniform
 from kernels.errors import UserError
 from kernels.padding import some_rows
@@ -20,8 +21,6 @@ from kernels.ranges import check_ranges
 DECODED_TOKENS = 8
 """Token logits decoded per step for each of `bottleneck.reconstruct`: a vocabulary is wide, a sample of it estimates
 the same loss."""
-NO_LABEL = -100
-"""Of a token that is decoded and does not count."""
 
 
 @dataclass(frozen=True)
@@ -215,9 +214,7 @@ class TextEncoder(Encoder):
         most = self.decoded_tokens if self.training else real.numel()
         chosen, counts = some_rows(real, most)
         logits = self.logits(vectors.flatten(0, 1)[chosen])
-        labels = self.rows(target).flatten()[chosen].where(counts, NO_LABEL)
-        error = nn.functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=NO_LABEL)
-        return joint_mean(error, counts.sum(), step_group())
+        return joint_cross_entropy(logits, self.rows(target).flatten()[chosen], counts)
 
     def logits(self, vectors: Tensor) -> Tensor:
         """Code vectors (..., C) -> token logits (..., V), the output matrix tied to the trunk's embedding

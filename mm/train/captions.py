@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import register_dataclass
 
-from alignment import captioning_loss
 from alignment.progressive import PairRows
+from kernels.cross_entropy import joint_cross_entropy
 from mm.batch import Batch
 from mm.model.causal import Whole
 from mm.model.multimodal import ModelOutput
@@ -65,7 +65,7 @@ def positions(ids: Tensor) -> Tensor:
 
 
 def next_token_loss(writer: Writer, x: Tensor, following: Tensor, real: Tensor) -> Tensor:
-    """The captioning loss of read tokens x (B, T, D) and the ids (B, T) that follow them.
+    """The cross-entropy of read tokens x (B, T, D) and the ids (B, T) that follow them.
 
     A token that has no row of its own in the trunk's table is read, and not asked for.
     """
@@ -73,4 +73,4 @@ def next_token_loss(writer: Writer, x: Tensor, following: Tensor, real: Tensor) 
     if writer.encoder.unknown_row is not None:
         real = real & (labels != writer.encoder.unknown_row)
     logits = writer.next_logits(x)
-    return captioning_loss(logits.flatten(0, 1), labels.flatten(), real.flatten())
+    return joint_cross_entropy(logits.flatten(0, 1), labels.flatten(), real.flatten())
