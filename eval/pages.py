@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib
 
 from eval.claims import Evidence
+from eval.speed import feeding_table, index_table, scale_table, steps_table
 from eval.studies import Study
 from eval.tables import (
     Result,
@@ -75,6 +76,11 @@ def _kernels(evidence: Evidence) -> str:
     return "\n\n".join(tables)
 
 
+def _steps(evidence: Evidence) -> str:
+    steps = {name: result for name, result in evidence.benchmarks.items() if name.startswith("step_")}
+    return steps_table(steps) if steps else ""
+
+
 def _stored(evidence: Evidence, name: str, table: Callable[[Result], str]) -> str:
     """The table of one stored file, where it is there."""
     return table(evidence.benchmarks[name]) if name in evidence.benchmarks else ""
@@ -93,6 +99,10 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "memory": _memory,
     "kills": _kills,
     "kernels": _kernels,
+    "steps": _steps,
+    "feeding": lambda evidence: _stored(evidence, "feeding", feeding_table),
+    "index": lambda evidence: _stored(evidence, "index_cpu", index_table),
+    "scale": lambda evidence: _stored(evidence, "scale", scale_table),
 }
 """By name; each gives the text of a block, or nothing where no result is stored."""
 
