@@ -66,7 +66,7 @@ class AdaptConfig:
     """What every adaptation is told."""
 
     run: str
-    """Folder of the finished run that is adapted."""
+    """Folder of the finished run that is adapted, or hf://org/name[@revision], which is pulled into <runs>."""
     data: DomainData
     name: str = ""
     """The adapted run is written to <runs>/<name>; by default <run>_<data>_<what was done>."""

@@ -23,6 +23,7 @@ from mm.data.module import AlignData
 from mm.device import choose_device
 from mm.evaluation.result import evaluate_run, show
 from mm.files import write_json
+from mm.hub.pull import folder_of_run
 from mm.train.finite import check_finite
 from mm.train.following import require_logger
 from mm.train.freeze import freeze, require_fitting
@@ -89,6 +90,7 @@ def continue_pretrain(config: ContinueConfig) -> None:
     """
     device = choose_device(config.train.accelerator)
     require_logger(config.train.logger)
+    config = replace(config, run=str(folder_of_run(config.run, Path(config.runs))))
     keep_freed_memory()
     folder = folder_of(config, "continued")
     with held(folder):

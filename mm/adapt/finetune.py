@@ -24,6 +24,7 @@ from mm.data.module import AlignData
 from mm.device import choose_device
 from mm.evaluation.result import evaluate_run, show
 from mm.files import write_json
+from mm.hub.pull import folder_of_run
 from mm.train.following import require_logger
 from mm.train.freeze import freeze, require_fitting
 from mm.train.identity import Identity, begin, held, samples_digest
@@ -38,6 +39,7 @@ def finetune(config: FinetuneConfig) -> None:
     """
     device = choose_device(config.train.accelerator)
     require_logger(config.train.logger)
+    config = replace(config, run=str(folder_of_run(config.run, Path(config.runs))))
     keep_freed_memory()
     run = base_run(config, device)
     seed_everything(config.seed, verbose=False)

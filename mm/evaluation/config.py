@@ -39,8 +39,9 @@ class EvaluationData:
 class EvalCoco:
     """Evaluate a run, an open_clip model or embeddings: by retrieval and matching, or sugar_crepe, or classes."""
 
-    run: Path | None = None
-    """Folder of a finished run; what it scores is also written to <run>/eval-<dataset>.json."""
+    run: str | None = None
+    """Folder of a finished run, or hf://org/name[@revision], which is pulled into runs/; what it scores is also written
+    to <run>/eval-<dataset>.json."""
     open_clip: str | None = None
     """`<model>[:<tag or file>]`."""
     embeddings: Path | None = None
@@ -71,8 +72,8 @@ class EvalCoco:
 class RerankDepths:
     """Which run is evaluated on what, at which depths."""
 
-    run: Path
-    """Folder of a finished run."""
+    run: str
+    """Folder of a finished run, or hf://org/name[@revision], which is pulled into runs/."""
     root: str | None = None
     """Folder in COCO caption layout or of shards; without it, the run's own data."""
     split: str = "val"

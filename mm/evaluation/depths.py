@@ -14,6 +14,7 @@ from eval.studies import COLUMNS
 from kernels.errors import UserError
 from mm.evaluation.config import RerankDepths
 from mm.evaluation.models import FinishedRun
+from mm.hub.pull import RUNS, folder_of_run
 
 RECALLS = ("image_to_text/R@1", "text_to_image/R@1")
 
@@ -27,18 +28,19 @@ def rerank_depths(config: RerankDepths) -> Path:
     Raises:
         ValueError: naming the depth whose evaluation ends badly.
     """
-    table = config.table or config.run / "rerank.csv"
+    folder = folder_of_run(config.run, RUNS)
+    table = config.table or folder / "rerank.csv"
     done = _depths_of(table)
     missing = [depth for depth in config.depths if str(depth) not in done]
     for depth in track(missing, "depths"):
-        _append(table, depth, evaluate_depth(config, depth))
+        _append(table, depth, evaluate_depth(folder, config, depth))
     return table
 
 
-def evaluate_depth(config: RerankDepths, depth: int) -> dict[str, float]:
-    """Recalls at one depth, their intervals as <measure>/low and /high, and seconds."""
+def evaluate_depth(folder: Path, config: RerankDepths, depth: int) -> dict[str, float]:
+    """A run's recalls at one depth, their intervals as <measure>/low and /high, and seconds."""
     try:
-        run = FinishedRun(config.run, config.root, rerank=depth)
+        run = FinishedRun(folder, config.root, rerank=depth)
         dataset = run.open(config.split)
         # Whoever comes first would pay for the features of frozen trunks.
         run.data.cache_features(run.run.model.encoders, {config.split: dataset})

@@ -1,7 +1,7 @@
 """One evaluation as scripts/eval_coco.py is asked for it: options checked, answered, and kept on disk."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mm.evaluation.models import EvaluatedModel, FinishedRun, OpenClipPeer
 from mm.evaluation.result import show
 from mm.evaluation.zero_shot import evaluate_classes, evaluate_sugar_crepe
 from mm.files import write_json
+from mm.hub.pull import RUNS, folder_of_run
 
 SHOWN_BY_THE_RUN = ("all", "audio_text", "image_audio")
 """Protocols whose figures a run's own table already has."""
@@ -44,6 +45,8 @@ class Answer:
 
 def eval_coco(request: EvalCoco) -> None:
     """Print every figure with its interval, one table per protocol; a run's own table comes first."""
+    if request.run is not None:
+        request = replace(request, run=str(folder_of_run(request.run, RUNS)))
     given = answer(request)
     if given.evaluated.described:
         show(given.evaluated.described)
@@ -142,7 +145,7 @@ def model_of(request: EvalCoco) -> EvaluatedModel:
     data = request.data
     if request.run is not None:
         return FinishedRun(
-            request.run, data.root, karpathy=data.karpathy, audio_root=data.audio_root, rerank=request.rerank
+            Path(request.run), data.root, karpathy=data.karpathy, audio_root=data.audio_root, rerank=request.rerank
         )
     assert request.open_clip is not None  # check_options
     return OpenClipPeer(request.open_clip, data.root, request.trained_on or "unstated", karpathy=data.karpathy)
@@ -175,7 +178,7 @@ def keep(request: EvalCoco, given: Answer) -> list[Path]:
     places = [request.json] if request.json else []
     if request.run is not None:
         name = first_protocol(given.result).name.replace("/", "-")
-        place = request.run / f"eval-{name}.json"
+        place = Path(request.run) / f"eval-{name}.json"
         places.append(place)
         if given.evaluated.arrays:
             # numpy types its keywords as bool

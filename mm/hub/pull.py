@@ -20,9 +20,11 @@ from mm.artifacts.settings import read_text, read_yaml
 from mm.files import private_name, write_json
 from mm.hub.client import hub, is_out_of_reach, reason, told
 from mm.hub.contents import BASE, PATTERNS, SETTINGS, check_folder, check_names
-from mm.hub.reference import Reference
+from mm.hub.reference import Reference, is_reference
 
 logger = logging.getLogger(__name__)
+RUNS = Path("runs")
+"""Where runs are pulled, if nothing else is said."""
 ORIGIN = "hub.json"
 """In a pulled folder: the repository and the commit that it was."""
 
@@ -43,10 +45,38 @@ def pull(repository: str, out: Path | None = None) -> None:
         out: the folder that is made; by default runs/<name>.
     """
     reference = Reference.of(repository)
-    folder = out or Path("runs") / reference.repository.partition("/")[2]
+    folder = out or RUNS / reference.repository.partition("/")[2]
     if folder.exists():
         raise UserError(f"{folder} is there already: move it, or name another --out")
-    fetched = fetch(reference)
+    _place(fetch(reference), folder)
+
+
+def folder_of_run(run: str, runs: Path) -> Path:
+    """The folder of a run, for commands that read it or write beside it.
+
+    Args:
+        run: a folder, which is returned as it is; or hf://org/name[@revision], pulled once for each version.
+        runs: folder of all runs, where it is pulled into <name>-<commit>.
+
+    Returns:
+        the folder.
+
+    Raises:
+        ValueError: the repository cannot be pulled, or the folder holds something else.
+    """
+    if not is_reference(run):
+        return Path(run)
+    fetched = fetch(Reference.of(run))
+    folder = runs / f"{fetched.at.repository.partition('/')[2]}-{str(fetched.at.revision)[:12]}"
+    if not folder.exists():
+        _place(fetched, folder)
+    elif origin_of(folder) != fetched.at:
+        raise UserError(f"{folder} is not {fetched.at}: move it, so that the repository can be pulled there")
+    return folder
+
+
+def _place(fetched: Fetched, folder: Path) -> None:
+    """Make a folder of what was fetched, once it loads."""
     load_fetched(fetched)
     unfinished = private_name(folder)
     unfinished.parent.mkdir(parents=True, exist_ok=True)

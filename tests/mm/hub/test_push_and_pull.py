@@ -18,6 +18,9 @@ import yaml
 from torch import nn
 
 import mm
+from mm.adapt.config import ContinueConfig, DomainData, FinetuneConfig
+from mm.adapt.continued import continue_pretrain
+from mm.adapt.finetune import finetune
 from mm.artifacts.adapter import AdapterDescription, save_adapter
 from mm.artifacts.run import Run, save_run
 from mm.artifacts.seen import save_seen
@@ -25,7 +28,10 @@ from mm.batch import Batch
 from mm.compress.lora import LoraConfig, adapter_tensors, attach
 from mm.config import AlignConfig
 from mm.data.collection import Collection
-from mm.hub.pull import pull
+from mm.evaluation.config import EvalCoco, RerankDepths
+from mm.evaluation.depths import rerank_depths
+from mm.evaluation.request import eval_coco
+from mm.hub.pull import folder_of_run, pull
 from mm.hub.push import push
 
 ROOT = Path(__file__).parents[3]
@@ -110,6 +116,38 @@ def test_what_is_pulled_is_what_was_pushed(pushed: Any, run: Path, tmp_path: Pat
         assert name.endswith((".safetensors", ".json", ".yaml", ".md", ".gitattributes")), name
         assert str(run.parent).encode() not in content, f"{name} names a folder of this machine"
     assert mm.load_run(tmp_path / "pulled").config.data.root == "photos"
+
+
+def test_a_command_reads_a_version_that_it_pulls_once(pushed: Any, run: Path, tmp_path: Path) -> None:
+    expected = vectors(run)
+    commit = pushed.newest["org/tiny"]
+    folder = folder_of_run("hf://org/tiny@v1", tmp_path / "runs")
+    assert folder == tmp_path / "runs" / f"tiny-{commit[:12]}" and torch.equal(vectors(folder), expected)
+    (folder / "eval-scenes-val.json").write_text("{}")
+    assert folder_of_run("hf://org/tiny", tmp_path / "runs") == folder
+    assert (folder / "eval-scenes-val.json").is_file(), "what a command left there is lost"
+    assert folder_of_run(str(run), tmp_path / "runs") == run
+    (folder / "hub.json").write_text('{"repository": "org/other", "revision": "main"}')
+    with pytest.raises(ValueError, match=r"tiny-\w+ is not org/tiny@.*: move it"):
+        folder_of_run("hf://org/tiny", tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda run, runs: eval_coco(EvalCoco(run)),
+        lambda run, runs: rerank_depths(RerankDepths(run)),
+        lambda run, runs: finetune(FinetuneConfig(run, DomainData("nowhere"), runs=runs)),
+        lambda run, runs: continue_pretrain(ContinueConfig(run, DomainData("nowhere"), runs=runs)),
+    ],
+)
+def test_commands_take_a_run_of_a_hub(
+    command: Callable[[str, str], None], pushed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"photos|nowhere"):  # the run was pulled and read, its data are not here
+        command("hf://org/tiny", "runs")
+    assert [path.name for path in Path("runs").glob("tiny*")] == [f"tiny-{pushed.newest['org/tiny'][:12]}"]
 
 
 def test_the_card_says_what_the_result_says(pushed: Any) -> None:
