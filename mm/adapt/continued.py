@@ -21,7 +21,8 @@ from mm.artifacts.seen import save_seen
 from mm.batch import Batch
 from mm.data.module import AlignData
 from mm.device import choose_device
-from mm.evaluation.result import evaluate_run, show
+from mm.evaluation.result import evaluate_run
+from mm.evaluation.table import show
 from mm.files import write_json
 from mm.hub.pull import folder_of_run
 from mm.train.finite import check_finite

@@ -22,7 +22,8 @@ from mm.compress.nf4 import dequantize, quantize
 from mm.config import encoders_of
 from mm.data.module import AlignData
 from mm.device import choose_device
-from mm.evaluation.result import evaluate_run, show
+from mm.evaluation.result import evaluate_run
+from mm.evaluation.table import show
 from mm.files import write_json
 from mm.hub.pull import folder_of_run
 from mm.train.following import require_logger

@@ -54,6 +54,17 @@ def read_yaml(text: str, source: str) -> Any:
         raise UserError(f"{source} is no YAML of plain values: they are nested too deeply") from None
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
 def parts_of(settings: type | Callable[..., Any]) -> dict[str, Any]:
     """The types of a dataclass's fields, or of a function's parameters, by name."""
     hints = get_type_hints(settings)

@@ -19,7 +19,7 @@ from mm.evaluation.baseline import stored_baseline
 from mm.evaluation.coco import Evaluated, evaluate_file, evaluate_model, result_of
 from mm.evaluation.config import EvalCoco
 from mm.evaluation.models import EvaluatedModel, FinishedRun, OpenClipPeer
-from mm.evaluation.result import show
+from mm.evaluation.table import show
 from mm.evaluation.zero_shot import evaluate_classes, evaluate_sugar_crepe
 from mm.files import write_json
 from mm.hub.pull import RUNS, folder_of_run

@@ -1,5 +1,4 @@
-"""What a finished run leaves behind: result.json, embeddings.npz, diagnostics.npz,
-and the table a person reads first."""
+"""What a finished run leaves behind: result.json, embeddings.npz, diagnostics.npz and its report."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from encoders.pretraining import pretraining
 from eval.diagnostics import Utilization, code_utilization, expert_utilization
-from eval.figures import Figures, first_protocol, join_figures, split_figures
+from eval.figures import Figures, first_protocol, join_figures
 from eval.intervals import Bootstrap, Interval, mean_intervals
 from eval.protocols import Protocol, Stated
 from eval.report.history import read_history
@@ -238,48 +235,3 @@ def _mean_utilization(kind: str, found: Mapping[str, list[Utilization]]) -> dict
         means[f"{kind}/{modality}/used"] = round(used, 2)
         means[f"{kind}/{modality}/perplexity"] = round(perplexity, 2)
     return means
-
-
-def show(result: Mapping[str, Any]) -> None:
-    """Print the retrieval table of each split, then size, seconds and hardware.
-
-    Args:
-        result: a run's.
-    """
-    console = Console()
-    chances = {}
-    for name, value in result["metrics"].items():
-        if name.startswith("chance/"):
-            chances[name.split("/")[1]] = value
-    for figures in split_figures(result).values():
-        console.print(_retrieval_table(figures, chances))
-    console.print(f"The trunks have seen: {first_protocol(result).pretraining}")
-    total = result["parameters_total"] / 1e6
-    active = result["parameters_active"] / 1e6
-    console.print(
-        f"{total:.1f} M parameters, {active:.1f} M active per token · {result['seconds']:.0f} s on {result['hardware']}"
-    )
-
-
-def _retrieval_table(figures: Figures, chances: Mapping[str, float]) -> Table:
-    """A row for each direction that has a chance."""
-    protocol = figures.protocol
-    depth = protocol.rerank_depth
-    sizes = protocol.sizes().replace(" x ", ", ")
-    title = f"{protocol.name}: {sizes}, any-hit recall in %"
-    table = Table(title=title)
-    table.add_column("direction")
-    reranked = [f"R@1, best {depth} re-ranked"] if depth else []
-    for column in ("R@1", "R@5", "R@10", *reranked, "chance R@1"):
-        table.add_column(column, justify="right")
-    for direction, random in chances.items():
-        recalls = [figures.metrics[f"{direction}/R@{k}"] for k in (1, 5, 10)]
-        cells = [f"{recall:.1f}" for recall in recalls]
-        low, high = figures.intervals[f"{direction}/R@1"]
-        cells[0] += f" [dim]({low:.1f}-{high:.1f})[/dim]"
-        if depth:
-            again = figures.metrics.get(f"reranked/{direction}/R@1")
-            cells.append("—" if again is None else f"{again:.1f}")
-        arrow = direction.replace("_to_", " → ")
-        table.add_row(arrow, *cells, f"{random:.2f}")
-    return table

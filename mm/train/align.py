@@ -17,8 +17,9 @@ from mm.data.collection import Collection
 from mm.data.dataset import CaptionDataset, presence
 from mm.data.module import AlignData
 from mm.device import choose_device
-from mm.evaluation.result import evaluate_run, show
+from mm.evaluation.result import evaluate_run
 from mm.evaluation.retrieval import first_stage_metrics
+from mm.evaluation.table import show
 from mm.train.callbacks import PeriodicEvaluation, WeightAverage
 from mm.train.following import require_logger
 from mm.train.freeze import freeze, require_fitting

@@ -19,6 +19,7 @@ from kernels.errors import UserError
 from kernels.parsing import parse_json
 from mm.artifacts.environment import is_main_process
 from mm.artifacts.run import write_config
+from mm.artifacts.settings import flat
 from mm.data.dataset import CaptionDataset
 from mm.files import InUseError, locked, write_json
 
@@ -93,17 +94,6 @@ class Identity:
             if self.digests.get(name) != other.digests.get(name):
                 return f"other {name}"
         return ""
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
 
 
 def samples_digest(dataset: CaptionDataset) -> str:
