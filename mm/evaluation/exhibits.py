@@ -52,7 +52,7 @@ def material_of(run: Run, data: AlignData, dataset: CaptionDataset, embeddings: 
     """
     run.eval()
     arrays = embeddings.arrays()
-    shower = _Shower(run, data, dataset, embeddings)
+    shower = Shower(run, data, dataset, embeddings)
     examples = replace(examples_of(dataset, arrays), clip=shower.clip)
     return Material(arrays, diagnostics_of(embeddings), examples, shower.exhibits())
 
@@ -92,7 +92,7 @@ def examples_of(dataset: CaptionDataset, arrays: Mapping[str, np.ndarray]) -> Ex
     return Examples(captions, thumbnail, described)
 
 
-class _Shower:
+class Shower:
     """Makes the exhibits of a split through a run.
 
     Args:

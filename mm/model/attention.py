@@ -87,17 +87,12 @@ class Attention(nn.Module):
             (B, heads, T, S) float32; a row sums to one over the real tokens of its context.
         """
         q, k, _ = (cut(part, spans_in([look])) for part in self.project(x))
-        # (B, T, heads, D / heads) -> (B, heads, T, D / heads)
-        queries = q[look.queries].transpose(1, 2).float()
-        keys = look.joined(k).transpose(1, 2).float()
-        with torch.autocast(x.device.type, enabled=False):
-            logits = queries @ keys.transpose(2, 3) / queries.shape[-1] ** 0.5
-        bias = self.logit_bias(look.term_mask)
-        if bias is not None:
-            logits = logits + bias
-        if look.mask is not None:
-            logits = logits.masked_fill(~look.mask[:, None, None, :], -torch.inf)
-        return logits.softmax(-1)
+        mask = None if look.mask is None else look.mask[:, None]
+        return _shares(q[look.queries], look.joined(k).transpose(1, 2), mask, self.logit_bias(look.term_mask))
+
+    def look_weights(self, q: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+        """How much `look` attends to each key, to be looked at: the same arguments -> (B, heads, T, S) float32."""
+        return _shares(q, keys, mask)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (N, D) -> normed queries and keys, and values, (N, heads, D / heads) each."""
@@ -170,3 +165,26 @@ class Attention(nn.Module):
         """The bias on the logits of a term's tokens, (heads,), within ± LARGEST_TERM_BIAS."""
         assert self.term_bias is not None
         return LARGEST_TERM_BIAS * torch.tanh(self.term_bias / LARGEST_TERM_BIAS)
+
+
+def _shares(q: Tensor, keys: Tensor, mask: Tensor | None, bias: Tensor | None = None) -> Tensor:
+    """The softmax that fused attention does not give back.
+
+    Args:
+        q: (B, T, heads, D / heads).
+        keys: (B, heads, S, D / heads).
+        mask: (B, T or 1, S) bool, what each query sees; None for all.
+        bias: added to the logits, (B, heads, 1, S).
+
+    Returns:
+        (B, heads, T, S) float32; a row sums to one.
+    """
+    # (B, T, heads, D / heads) -> (B, heads, T, D / heads)
+    queries = q.transpose(1, 2).float()
+    with torch.autocast(q.device.type, enabled=False):
+        logits = queries @ keys.float().transpose(2, 3) / queries.shape[-1] ** 0.5
+    if bias is not None:
+        logits = logits + bias
+    if mask is not None:
+        logits = logits.masked_fill(~mask[:, None], -torch.inf)
+    return logits.softmax(-1)

@@ -3,13 +3,14 @@
 Letters: B sequences, T new tokens of each, D width, V rows of the text trunk's table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from encoders import EncoderOutput
 from kernels.errors import UserError
 from mm.batch import Batch
 from mm.model.cache import Cache, CacheShape
@@ -61,9 +62,12 @@ class Writer:
 
     def condition(self, batch: Batch, modalities: Sequence[str]) -> Condition:
         """What texts can be written beside: N samples of a batch that holds the modalities, read alone."""
-        encoded = {m: self.model.encode(batch, m, reconstruct=False) for m in modalities}
+        return self.beside({m: self.model.encode(batch, m, reconstruct=False) for m in modalities})
+
+    def beside(self, encoded: Mapping[str, EncoderOutput]) -> Condition:
+        """The same of what encoders have made of each modality."""
         out = self.model.backbone([streams_of(encoded)], fuse=False, keep=True)
-        return self.condition_of(out.seen, modalities)
+        return self.condition_of(out.seen, list(encoded))
 
     def condition_of(self, seen: Sequence[Reading], modalities: Sequence[str]) -> Condition:
         """The same of what a forward has read: `ModelOutput.seen`."""

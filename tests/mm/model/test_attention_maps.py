@@ -1,15 +1,20 @@
 """Attention that is computed again to be shown is that of the forward."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from mm.artifacts.run import Run
 from mm.batch import Batch
-from mm.model.attention_maps import attends_across, cross_attention_maps
+from mm.config import AlignConfig
+from mm.model.attention_maps import attends_across, cross_attention_maps, written_attention_maps
+from mm.model.causal import Whole
 from mm.model.multimodal import MatchInput
 from mm.model.packed import Span, masked_look
+from mm.model.writer import Writer
 from mm.train.task import AlignTask
 
 
@@ -59,3 +64,39 @@ def test_maps_are_what_matching_computes_in_every_layer(
             (look,) = [look for look in looks if look.queries.length == right.mask.shape[1]]
             torch.testing.assert_close(maps[:, layer], attention.weights(x, look))
     assert len(seen) == 2
+
+
+def test_written_maps_are_what_writing_computes_in_every_layer(
+    tiny: AlignConfig,
+    tiny_run: Callable[..., Run],
+    tiny_batch: Callable[..., Batch],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The reading is watched: what it looks with gives the same weights, whether or not it counts yet."""
+    run = tiny_run(model=replace(tiny.model, generate=True)).eval()
+    batch = tiny_batch()
+    writer = Writer(run.model)
+    ids = batch.inputs["text"][:, :4]
+    with torch.inference_mode():
+        condition = writer.condition(batch, ["image"])
+    maps = written_attention_maps(writer, ids, condition)
+    assert maps.shape == (4, 2, 2, 3, condition.mask.shape[1])
+    torch.testing.assert_close(maps.sum(-1), torch.ones(maps.shape[:-1]))
+    seen: list[tuple[torch.Tensor, ...]] = []
+    for block in run.model.backbone.blocks:
+        look = block.cross_attention.look
+
+        def watched(*given: torch.Tensor, look: Callable[..., torch.Tensor] = look) -> torch.Tensor:
+            seen.append(given)
+            return look(*given)
+
+        monkeypatch.setattr(block.cross_attention, "look", watched)
+    real = torch.ones(4, 3, dtype=torch.bool)
+    with torch.inference_mode():
+        writer.read(ids[:, :-1], real, Whole(real), torch.arange(3), condition)
+        for layer, (q, keys, values, mask) in enumerate(list(seen)):
+            weights = run.model.backbone.blocks[layer].cross_attention.look_weights(q, keys, mask)
+            torch.testing.assert_close(maps[:, layer], weights)
+            block = run.model.backbone.blocks[layer].cross_attention
+            mixed = block.out_proj((weights @ values).transpose(1, 2).flatten(2))
+            torch.testing.assert_close(mixed, block.look(q, keys, values, mask))
