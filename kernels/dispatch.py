@@ -20,6 +20,12 @@ PATHS = ("reference", "cpu", "triton")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FUSED_HIDDEN = 128
 """The widest experts of which one kernel makes both products."""
+FEW_ROWS = 8
+"""Rows of an expert, on average, up to which reading its matrices outweighs multiplying them on a CPU."""
+GATHERED = 2**22
+"""Bytes of matrices that are sooner copied, one for each row, than multiplied expert by expert on a CPU."""
+LARGE_EXPERT = 2**20
+"""Bytes of an expert from which on its bfloat16 products are no dearer for having few rows."""
 
 log = logging.getLogger("kernels")
 
@@ -75,6 +81,24 @@ def choose_products(device: torch.device, dtype: torch.dtype, width: int, hidden
         products = "tiles"
     _say_products(products, width, hidden)
     return products
+
+
+def choose_few(rows: int, experts: int, expert_bytes: int, dtype: torch.dtype) -> str | None:
+    """How few rows pass the experts of a grouped MLP on a CPU where nothing is differentiated, as measured on two cores
+    with AVX512 and bfloat16: ``gathered`` or ``by_expert`` of `grouped_mlp.few`; None where they are many.
+
+    Args:
+        rows: tokens times experts of each.
+        experts: how many there are.
+        expert_bytes: of the matrices of one.
+        dtype: of the matrices.
+    """
+    if rows > FEW_ROWS * experts:
+        return None
+    if rows * expert_bytes <= GATHERED:
+        return "gathered"
+    # oneDNN packs a bfloat16 matrix anew for every product: small ones then cost less padded and batched.
+    return "by_expert" if dtype != torch.bfloat16 or expert_bytes >= LARGE_EXPERT else None
 
 
 def has_grouped_mm(device: torch.device, dtype: torch.dtype) -> bool:

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.dispatch import arithmetic_dtype, choose_path, compute_dtype
-from kernels.grouped_mlp import cpu, cuda, reference
+from kernels.dispatch import arithmetic_dtype, choose_few, choose_path, compute_dtype
+from kernels.grouped_mlp import cpu, cuda, few, reference
+
+FEW = {"gathered": few.gathered, "by_expert": few.by_expert}
 
 
 def grouped_mlp(x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
@@ -19,8 +21,8 @@ def grouped_mlp(x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights
     x (N, D); w_in (E, 2H, D), gate rows first; w_out (E, D, H); indices (N, K) int64 in [0, E); weights (N, K) -> (N,
     D). Gradients for x, w_in, w_out and weights. Under autocast the products are in autocast's dtype, which is also
     the output's; the sum over k is in float32. A token may name an expert twice; an expert nobody names has a
-    gradient of zeros. A CPU without bfloat16 products makes them in float32. Raises ValueError when the shapes
-    disagree.
+    gradient of zeros. A CPU without bfloat16 products makes them in float32, and one that differentiates nothing makes
+    those of few tokens in the matrices' own dtype (`grouped_mlp.few`). Raises ValueError when the shapes disagree.
     """
     _check(x, w_in, w_out, indices, weights)
     dtype = compute_dtype(x)
@@ -29,6 +31,11 @@ def grouped_mlp(x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights
         return reference.grouped_mlp(x.to(dtype), w_in.to(dtype), w_out.to(dtype), indices, weights)
     if path == "triton":
         return cuda.grouped_mlp(x, w_in, w_out, indices, weights, dtype)
+    if x.device.type == "cpu" and not _differentiated(x, w_in, w_out, weights):
+        chosen = choose_few(indices.numel(), len(w_in), w_in[0].nbytes + w_out[0].nbytes, w_in.dtype)
+        if chosen is not None:
+            with torch.autocast("cpu", enabled=False):  # the dtype has been decided
+                return FEW[chosen](x, w_in, w_out, indices, weights).to(dtype)
     arithmetic = arithmetic_dtype("grouped_mlp", dtype, x.device.type, path)
     y, *_ = _forward(x, w_in, w_out, indices, weights, arithmetic)
     return y.to(dtype)
@@ -91,6 +98,14 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple:
 
 
 _forward.register_autograd(_gradients, setup_context=_save)
+
+
+def _differentiated(*tensors: Tensor) -> bool:
+    """Whether a backward pass may follow. A graph that is traced has to serve any number of tokens, and takes the path
+    that does."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _check(x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: Tensor) -> None:

@@ -128,9 +128,7 @@ def layout(indices: Tensor, num_experts: int, widest: int) -> Layout:
     chosen = indices.reshape(-1)
     counts = torch.bincount(chosen, minlength=num_experts)
     if counts.numel() != num_experts:
-        raise ValueError(
-            f"indices name expert {counts.numel() - 1}; there are {num_experts} experts, 0 to {num_experts - 1}"
-        )
+        raise unknown_expert(counts.numel() - 1, num_experts)
     loads, order = counts.sort(descending=True, stable=True)
     first_rows: list[int] = []
     stop = 0
@@ -148,6 +146,11 @@ def layout(indices: Tensor, num_experts: int, widest: int) -> Layout:
     token = chosen.new_zeros(stop)
     token.index_copy_(0, row, by_expert.div(indices.shape[1], rounding_mode="floor"))
     return Layout(loads, order, token, slot_of)
+
+
+def unknown_expert(named: int, num_experts: int) -> ValueError:
+    """What is raised where indices name an expert that there is not."""
+    return ValueError(f"indices name expert {named}; there are {num_experts} experts, 0 to {num_experts - 1}")
 
 
 def cut(loads: list[int], widest: int) -> list[Block]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from kernels import dispatch
-from kernels.grouped_mlp import cpu, cuda, grouped_mlp, reference
+from kernels.grouped_mlp import FEW, cpu, cuda, few, grouped_mlp, reference
 from kernels.testing import GROUPED_MLP_CASES, TOLERANCE, GroupedMLPCase, Routing, relative_error, relative_errors
 
 Force = Callable[[str], None]
@@ -43,6 +43,61 @@ def test_parity(case: str, dtype: torch.dtype, path: str, use_path: Force, devic
     inputs = GROUPED_MLP_CASES[case].inputs(dtype, device)
     errors = relative_errors(grouped_mlp, reference.grouped_mlp, inputs)
     assert max(errors.values()) < TOLERANCE[dtype], errors
+
+
+@pytest.mark.parametrize("case", GROUPED_MLP_CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("way", FEW)
+def test_parity_of_few_tokens(case: str, dtype: torch.dtype, way: str) -> None:
+    inputs = GROUPED_MLP_CASES[case].inputs(dtype, "cpu")
+    x, w_in, w_out, indices, weights = (tensor.detach() for tensor in inputs)
+    found = FEW[way](x, w_in, w_out, indices, weights)
+    exact = reference.grouped_mlp(x.double(), w_in.double(), w_out.double(), indices, weights.double())
+    assert found.dtype == torch.float32 and relative_error(found, exact) < TOLERANCE[dtype]
+
+
+def test_few_tokens_take_their_own_way_only_where_nothing_is_differentiated(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+
+    def seen(name: str) -> Callable[..., Tensor]:
+        def way(*given: Tensor) -> Tensor:
+            taken.append(name)
+            return few.gathered(*given)
+
+        return way
+
+    monkeypatch.setattr("kernels.grouped_mlp.FEW", {name: seen(name) for name in FEW})
+    w_in, w_out = torch.randn(16, 8, 4), torch.randn(16, 4, 4)
+
+    def ask(tokens: int) -> Tensor:
+        indices = torch.arange(2 * tokens).view(tokens, 2) % 16
+        return grouped_mlp(torch.randn(tokens, 4), w_in, w_out, indices, torch.rand(tokens, 2))
+
+    assert ask(3).dtype == torch.float32 and taken == ["gathered"]
+    ask(65)
+    w_out.requires_grad_()
+    ask(3).sum().backward()
+    assert taken == ["gathered"] and w_out.grad is not None
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert ask(3).dtype == torch.bfloat16
+    assert taken == ["gathered"] * 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "expert_bytes", "dtype", "chosen"),
+    [
+        (8, 100_000, torch.float32, "gathered"),
+        (8, 4_000_000, torch.float32, "by_expert"),
+        (1024, 100_000, torch.float32, "by_expert"),
+        (1025, 1, torch.float32, None),
+        (8, 1_000_000, torch.bfloat16, None),
+        (8, 2_000_000, torch.bfloat16, "by_expert"),
+    ],
+)
+def test_few_tokens_are_multiplied_by_what_reads_least(
+    rows: int, expert_bytes: int, dtype: torch.dtype, chosen: str | None
+) -> None:
+    assert dispatch.choose_few(rows, 128, expert_bytes, dtype) == chosen
 
 
 @pytest.mark.parametrize("case", GROUPED_MLP_CASES)
