@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 
 from eval.claims import Evidence
-from eval.speed import feeding_table, index_table, scale_table, steps_table
+from eval.speed import feeding_table, generation_table, index_table, scale_table, steps_table
 from eval.studies import Study
 from eval.tables import (
     Result,
@@ -81,6 +81,11 @@ def _steps(evidence: Evidence) -> str:
     return steps_table(steps) if steps else ""
 
 
+def _generation(evidence: Evidence) -> str:
+    found = {name: result for name, result in evidence.benchmarks.items() if name.startswith("generation_")}
+    return "\n\n".join(generation_table(result) for result in found.values())
+
+
 def _stored(evidence: Evidence, name: str, table: Callable[[Result], str]) -> str:
     """The table of one stored file, where it is there."""
     return table(evidence.benchmarks[name]) if name in evidence.benchmarks else ""
@@ -102,6 +107,7 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "steps": _steps,
     "feeding": lambda evidence: _stored(evidence, "feeding", feeding_table),
     "index": lambda evidence: _stored(evidence, "index_cpu", index_table),
+    "generation": _generation,
     "scale": lambda evidence: _stored(evidence, "scale", scale_table),
 }
 """By name; each gives the text of a block, or nothing where no result is stored."""

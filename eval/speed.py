@@ -84,5 +84,25 @@ def scale_table(result: Result) -> str:
     return f"{markdown(heads, rows)}\n\n{said} {_measured(result)}. By `python scripts/bench_scale.py`."
 
 
+def generation_table(result: Result) -> str:
+    """Tokens a second by who writes them, and how long one more token takes with a cache and without."""
+    rows = []
+    for row in result["batches"]:
+        ours = row["tokens_a_second"]["ours"]
+        others = [f"{name} {rate:,.0f} ({ours / rate:.1f} ×)" for name, rate in row["tokens_a_second"].items()]
+        rows.append((str(row["sequences"]), f"{ours:,.0f}", "; ".join(others[1:]) or "—"))
+    lengths = [[f"{row['kept']:.1f} ms, {row['anew']:.1f} ms" for row in result["lengths"]]]
+    names = [f"of {row['length']:,}" for row in result["lengths"]]
+    limit = 1e9 * result["gigabytes_a_second"] / result["touched_bytes_of_a_token"]
+    where = f"{result['device']}, {result['threads']} threads, torch {result['torch']}, {result['date']}"
+    beside = "others (ours is so many times as fast)"
+    said = (
+        f"{result['parameters'] / 1e6:.1f} M parameters. Reading the weights that a token of one sequence touches would"
+        f" allow {limit:,.0f} tokens/s. One more token, with what is before it kept, and read anew:"
+    )
+    tokens = markdown(("sequences", "ours, tokens/s", beside), rows)
+    return f"{tokens}\n\n{said}\n\n{markdown(names, lengths)}\n\nMeasured on: {where}."
+
+
 def _measured(result: Result) -> str:
     return f"Measured on: {result['hardware']} (commit {result['commit']})"

@@ -1,7 +1,8 @@
 """Root-mean-square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467).
 
 On a GPU it is torch's own, one kernel. On a CPU torch takes it apart into some fifteen passes over the vectors, forward
-and backward; here it is five, and two products with a vector.
+and backward; here it is five, and two products with a vector. Its forward alone is as fast as ours, and on few vectors
+faster.
 """
 
 from typing import Any
@@ -15,7 +16,9 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) 
 
     eps: the smallest step of x's dtype where it is None. Gradients for x and weight.
     """
-    if x.device.type != "cpu" or not x.is_floating_point() or x.dtype in (torch.float16, torch.bfloat16):
+    trains = torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
+    narrow = not x.is_floating_point() or x.dtype in (torch.float16, torch.bfloat16)
+    if x.device.type != "cpu" or narrow or not trains:
         return nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
     if eps is None:
         eps = torch.finfo(x.dtype).eps

@@ -139,7 +139,7 @@ class Generation:
         device = new.real.device
         width = new.real.shape[1]
         padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=device)
-        out = self.writer.read(padded, new.real, new, new.at, beside)
+        out = self.writer.read(padded, new.real if new.is_padded else None, new, new.at, beside)
         new.keep()
         last = torch.tensor([max(len(row) - 1, 0) for row in ids], device=device)
         logits = self.writer.next_logits(out.x[torch.arange(len(ids), device=device), last])

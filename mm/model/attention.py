@@ -11,6 +11,8 @@ from kernels.errors import UserError
 from kernels.rms_norm import RMSNorm, rms_norm
 from mm.model.packed import Look, cut, spans_in
 
+FEW_TOKENS = 16
+"""Up to so many tokens joining the weights of queries, keys and values costs more than two products."""
 LARGEST_TERM_BIAS = 4.0
 """Bound of what is added to the logits of a term's tokens: the others keep at least e^-4 of their weight beside it."""
 
@@ -97,7 +99,7 @@ class Attention(nn.Module):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (N, D) -> normed queries and keys, and values, (N, heads, D / heads) each."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
-        if all(type(projection) is nn.Linear for projection in projections):
+        if len(x) > FEW_TOKENS and all(type(projection) is nn.Linear for projection in projections):
             weight = torch.cat([projection.weight for projection in projections])
             bias = torch.cat([projection.bias for projection in projections])
             projected = linear(x, weight, bias)

@@ -125,7 +125,8 @@ class Block(nn.Module):
         y = self.dropout(out.x).to(x.dtype)
         if rows is not None:
             return replace(out, x=x.index_add(0, rows, y))
-        assert layout.real is not None  # of padding that is computed
+        if layout.real is None:
+            return replace(out, x=x + y)
         return replace(out, x=x + torch.where(layout.real[:, None], y, 0))
 
 

@@ -106,6 +106,11 @@ class NewTokens:
         self.mask = torch.arange(self.longest, device=device) <= self.at[..., None]
         self.row = torch.arange(first, self.part.stop, device=device)[:, None]
 
+    @property
+    def is_padded(self) -> bool:
+        """Whether some of the new tokens are not real."""
+        return min(self.counts) < max(self.counts)
+
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write keys and values (B', T, H, D / H), and read everything up to the longest (B', H, S, D / H)."""
         found = []

@@ -75,11 +75,12 @@ class Condition:
 
 @dataclass
 class CausalOutput:
-    """What a causal reading returns: tokens x (B, T, D), normed; the router's losses by name; load (layers, M, E)."""
+    """What a causal reading returns: tokens x (B, T, D), normed; the router's losses by name; load (layers, M, E), None
+    where it is not counted."""
 
     x: Tensor
     losses: dict[str, Tensor]
-    load: Tensor
+    load: Tensor | None
 
 
 for result in (Condition, CausalOutput):
@@ -137,27 +138,27 @@ def condition_of(blocks: Sequence[Any], seen: Sequence[Reading], modalities: Seq
 
 
 def read_causally(
-    blocks: Sequence[Any], x: Tensor, real: Tensor, number: int, memory: Memory, condition: Condition | None
+    blocks: Sequence[Any],
+    x: Tensor,
+    real: Tensor | None,
+    number: int | None,
+    memory: Memory,
+    condition: Condition | None,
 ) -> CausalOutput:
     """Send new tokens of B sequences through all blocks.
 
     Args:
         blocks: of the backbone.
         x: (B, T, D), as `CausalText.embed` makes them.
-        real: (B, T) bool, the tokens that count in losses and load.
-        number: of the modality text, in the experts' load.
+        real: (B, T) bool, the tokens that count; None for all.
+        number: of the modality text in the experts' load; None where nothing is counted.
         memory: what was read before, which the tokens are added to.
         condition: B sequences of what is read beside; None for text alone.
 
     Returns:
         CausalOutput; x is not normed here.
     """
-    modality = real.new_full((real.numel(),), number, dtype=torch.int64)
-    rows = real_rows(real)
-    if rows is None:
-        layout = Layout([], [], None, real.flatten(), modality)
-    else:
-        layout = Layout([], [], rows, None, modality[rows])
+    layout = _layout(x, real, number)
     losses: dict[str, Tensor] = {}
     loads = []
     for layer, block in enumerate(blocks):
@@ -168,10 +169,22 @@ def read_causally(
             x = x + block.dropout(_beside(block, x, condition, layer))
         out = block.mix_experts(x.flatten(0, 1), layout)
         x = out.x.view_as(x)
-        loads.append(out.load)
+        if out.load is not None:
+            loads.append(out.load)
         for name, value in out.losses.items():
             losses[name] = losses[name] + value if name in losses else value
-    return CausalOutput(x, losses, torch.stack(loads))
+    return CausalOutput(x, losses, torch.stack(loads) if loads else None)
+
+
+def _layout(x: Tensor, real: Tensor | None, number: int | None) -> Layout:
+    """Where tokens x (B, T, D) stand, all of them of one modality."""
+    modality = None if number is None else x.new_full(x.shape[:2], number, dtype=torch.int64).flatten()
+    if real is None:
+        return Layout([], [], None, None, modality)
+    rows = real_rows(real)
+    if rows is None:
+        return Layout([], [], None, real.flatten(), modality)
+    return Layout([], [], rows, None, None if modality is None else modality[rows])
 
 
 def _beside(block: Any, x: Tensor, condition: Condition, layer: int) -> Tensor:

@@ -136,23 +136,25 @@ class MoE(nn.Module):
         self.w_out = nn.Parameter(w_out * config.hidden**-0.5)
         self.shared = SwiGLU(width, config.shared) if config.shared else None
 
-    def forward(self, x: Tensor, modality: Tensor, real: Tensor | None = None) -> MoEOutput:
+    def forward(self, x: Tensor, modality: Tensor | None, real: Tensor | None = None) -> MoEOutput:
         """Send tokens through their experts.
 
         Args:
             x: tokens (N, D).
-            modality: (N,) int64 in 0..M-1, the modality of each token.
+            modality: (N,) int64 in 0..M-1, the modality of each token; None where nothing is counted.
             real: (N,) bool, the tokens that count in losses and load; None for all. What comes out of the others means
                 nothing.
 
         Returns:
-            MoEOutput with x (N, D) and load (M, E).
+            MoEOutput with x (N, D), with load (M, E) where it is counted, and then with losses in training.
         """
         chosen, weights, logits = self.router(x)
         y = grouped_mlp(x, self.w_in, self.w_out, chosen, weights)
         if self.shared is not None:
             y = y + self.shared(x)
-        losses = self.losses(logits, chosen, modality, real)
+        if modality is None:
+            return MoEOutput(y)
+        losses = self.losses(logits, chosen, modality, real) if self.training else {}
         load = self.load(chosen, modality, real)
         return MoEOutput(y, losses, load)
 

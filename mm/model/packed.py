@@ -89,15 +89,16 @@ class Layout:
         alone: every span to itself.
         across: every span to the other modalities of its reading; empty where nothing is fused.
         rows: (n,) int64, the real tokens, see `kernels.padding.real_rows`; None where padding is computed.
-        real: (N,) bool, where padding is computed; None where it is dropped.
-        modality: (n,) int64, the number of the modality of each token, of the real ones where padding is dropped.
+        real: (N,) bool, where padding is computed; None where it is dropped, or there is none.
+        modality: (n,) int64, the number of the modality of each token, of the real ones where padding is dropped; None
+            where nothing is counted.
     """
 
     alone: list[Look]
     across: list[Look]
     rows: Tensor | None
     real: Tensor | None
-    modality: Tensor
+    modality: Tensor | None
 
 
 for result in (Stream, Span, Look, Layout):

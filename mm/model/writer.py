@@ -38,22 +38,25 @@ class Writer:
         self.blocks = list(model.backbone.blocks)
         self.number = model.backbone.modalities.index("text")
 
-    def read(self, ids: Tensor, real: Tensor, memory: Memory, at: Tensor, condition: Condition | None) -> CausalOutput:
+    def read(
+        self, ids: Tensor, real: Tensor | None, memory: Memory, at: Tensor, condition: Condition | None
+    ) -> CausalOutput:
         """Read tokens, each to say which comes next.
 
         Args:
             ids: (B, T) int64, as the tokenizer gives them.
-            real: (B, T) bool, the tokens that count.
+            real: (B, T) bool, the tokens that count; None for all.
             memory: what was read before, which they are added to.
             at: their positions in the text, (B, T) or (T,) int64.
             condition: what is read beside, of B sequences; None for text alone.
 
         Returns:
-            CausalOutput with tokens x (B, T, D) for `next_logits`.
+            CausalOutput with tokens x (B, T, D) for `next_logits`; in training the experts' load is counted.
         """
         tokens = embedding(self.encoder.rows(ids), self.encoder.trunk.embedding())
         x = self.causal.embed(tokens, at) + self.model.backbone.modality["text"]
-        out = read_causally(self.blocks, x, real, self.number, memory, condition)
+        number = self.number if self.model.training else None
+        out = read_causally(self.blocks, x, real, number, memory, condition)
         return replace(out, x=self.causal.norm(out.x))
 
     def next_logits(self, x: Tensor) -> Tensor:

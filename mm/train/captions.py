@@ -54,6 +54,7 @@ def write_captions(
             # A text's last token foretells nothing and is not read, whatever the length of the batch's longest text.
             real = real[:, 1:]
             out = writer.read(ids[:, :-1], real, Whole(real), positions(ids), condition)
+            assert out.load is not None  # of a model in training
             value = next_token_loss(writer, out.x, ids[:, 1:], real)
             found.append(Written(name, value, out.losses, out.load))
     return found

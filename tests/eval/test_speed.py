@@ -1,6 +1,6 @@
 """Figures of speed become rows: each beside its peer or its limit, with where they were measured."""
 
-from eval.speed import feeding_table, index_table, scale_table, steps_table
+from eval.speed import feeding_table, generation_table, index_table, scale_table, steps_table
 
 
 def test_a_step_stands_beside_its_peer() -> None:
@@ -40,3 +40,13 @@ def test_a_set_of_cocos_size_has_seconds_and_memory() -> None:
     table = scale_table({"rows": [row], "evaluation": evaluated, "hardware": "a machine", "commit": "abc"})
     assert "| folder, 123,287 images | 22 s | 21 s | 1.00 GiB |" in table
     assert "5,000 images and 25,010 captions are evaluated in 25 s" in table
+
+
+def test_writing_stands_beside_others_and_its_limit() -> None:
+    batches = [{"sequences": 8, "tokens_a_second": {"ours": 300.0, "peer": 200.0}}]
+    where = {"device": "chip", "threads": 2, "torch": "2", "date": "2026-01-01"}
+    limits = {"parameters": 7_600_000, "gigabytes_a_second": 10.0, "touched_bytes_of_a_token": 10**7}
+    lengths = [{"length": 64, "kept": 1.5, "anew": 3.0}]
+    table = generation_table({"batches": batches, "lengths": lengths, **limits, **where})
+    assert "| 8 | 300 | peer 200 (1.5 ×) |" in table and "1,000 tokens/s" in table
+    assert "| of 64 |" in table and "| 1.5 ms, 3.0 ms |" in table

