@@ -1,0 +1,1 @@
+"""A finished run behind an address: batches that know what comes."""

@@ -1,0 +1,250 @@
+"""Which requests leave together, and when. No clock and no threads: time is an argument.
+
+An engine that is idle may wait for one more request. The batch leaves when that costs those who wait more than it
+gains, by what batches cost and how many arrivals are to be expected; when a deadline would be missed; or when it is
+full. (Deb and Serfozo 1973 show that such a control limit is optimal where arrivals are Poisson.)
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from mm.serve.cost import CostModel
+from mm.serve.forecast import Forecast
+
+STEPS = 16
+"""Times that a batch might be held until, between now and the longest that it may be."""
+SHORTEST = 2e-4
+"""Seconds until a batch that is held is looked at again, at least."""
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One request that waits.
+
+    Args:
+        kind: items of one kind may leave together.
+        tokens: how long it is.
+        arrived: when, in seconds of any clock.
+        deadline: when its answer is due.
+        payload: what is to be computed.
+    """
+
+    kind: str
+    tokens: int
+    arrived: float
+    deadline: float = math.inf
+    payload: Any = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do now.
+
+    Args:
+        batch: items that leave; none where there are none or waiting is better.
+        expired: items whose answers would come too late, to be refused.
+        again: when to ask again if nothing arrives before; None if nothing waits.
+    """
+
+    batch: tuple[Item, ...] = ()
+    expired: tuple[Item, ...] = ()
+    again: float | None = None
+
+
+class Rule(Protocol):
+    """What decides on batches."""
+
+    def add(self, item: Item) -> None:
+        """Take in an item, in order of arrival."""
+
+    def next(self, now: float, idle_since: float) -> Decision:
+        """What to do, asked when an engine is idle: after each arrival, each batch, and when the last answer says."""
+
+    def done(self, batch: Sequence[Item], seconds: float) -> None:
+        """Learn what a batch took."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a batch may be.
+
+    Args:
+        size: items of a batch at most.
+        delay: seconds that an item waits at most while an engine is idle.
+    """
+
+    size: int = 16
+    delay: float = 0.010
+
+
+class Batcher:
+    """The rule of this server.
+
+    Args:
+        limits: of batches.
+        cost: what batches are guessed to cost, by kind, before any ran.
+        forecast: whether arrivals are forecast; without, an idle engine takes what waits at once.
+    """
+
+    def __init__(self, limits: Limits, cost: Callable[[str], CostModel], forecast: bool = True) -> None:
+        self.limits = limits
+        self.cost_of = cost
+        self.forecasting = forecast
+        self.lanes: dict[str, deque[Item]] = {}
+        self.costs: dict[str, CostModel] = {}
+        self.forecasts: dict[str, Forecast] = {}
+
+    def __len__(self) -> int:
+        """How many items wait."""
+        return sum(len(lane) for lane in self.lanes.values())
+
+    def add(self, item: Item) -> None:
+        """Take in an item, in order of arrival."""
+        if item.kind not in self.lanes:
+            self.lanes[item.kind] = deque()
+            self.costs[item.kind] = self.cost_of(item.kind)
+            self.forecasts[item.kind] = Forecast()
+        self.lanes[item.kind].append(item)
+        if self.forecasting:
+            self.forecasts[item.kind].arrived(item.arrived)
+
+    def remove(self, item: Item) -> bool:
+        """Take out an item that nobody waits for any more; False if it has left already."""
+        lane = self.lanes.get(item.kind, deque())
+        if item not in lane:
+            return False
+        lane.remove(item)
+        return True
+
+    def next(self, now: float, idle_since: float) -> Decision:
+        """What an idle engine does.
+
+        Args:
+            now: seconds of the items' clock.
+            idle_since: when the engine became idle.
+        """
+        expired = list(self._expired(now))
+        waiting = [lane for lane in self.lanes.values() if lane]
+        if not waiting:
+            return Decision(expired=tuple(expired))
+        lane = min(waiting, key=lambda each: each[0].deadline)
+        batch = self._formed(lane, now)
+        late = list(lane)[: lane.index(batch[0])]
+        until = self._held_until(batch, now, idle_since)
+        if until > now and not late:
+            return Decision(expired=tuple(expired), again=until)
+        left = {id(item) for item in (*batch, *late)}
+        kept = [item for item in lane if id(item) not in left]
+        lane.clear()
+        lane.extend(kept)
+        return Decision(tuple(batch), (*expired, *late))
+
+    def done(self, batch: Sequence[Item], seconds: float) -> None:
+        """Learn what a batch took."""
+        longest = max(item.tokens for item in batch)
+        self.costs[batch[0].kind].learn(longest * len(batch), len(batch), seconds)
+
+    def seconds(self, kind: str, longest: int, items: int) -> float:
+        """What a batch of items is expected to take, all padded to the longest."""
+        return self.costs[kind].seconds(longest * items, items)
+
+    def _expired(self, now: float) -> Iterator[Item]:
+        """Take out the first items of each lane that would be late even alone and at once."""
+        for lane in self.lanes.values():
+            while lane and now + self.seconds(lane[0].kind, lane[0].tokens, 1) > lane[0].deadline:
+                yield lane.popleft()
+
+    def _formed(self, lane: deque[Item], now: float) -> list[Item]:
+        """The batch that would leave now.
+
+        It begins with the oldest item. Where more wait than fit, engines are short: it begins where most items a second
+        are answered in time, and those before it are late.
+        """
+        items = list(lane)
+        best = self._from(items, now)
+        if len(items) <= self.limits.size:
+            return best
+        most = self._pace(best)
+        for start in range(1, min(len(items), self.limits.size + 1)):
+            if len(best) == self.limits.size:
+                break
+            batch = self._from(items[start:], now)
+            if self._pace(batch) > most * 1.001:
+                best, most = batch, self._pace(batch)
+        return best
+
+    def _from(self, items: Sequence[Item], now: float) -> list[Item]:
+        """The oldest item and those that join it.
+
+        An item joins if it is on time and costs no more so than alone: a long one would have all others padded.
+        """
+        batch = [items[0]]
+        kind, longest = items[0].kind, items[0].tokens
+        seconds = self.seconds(kind, longest, 1)
+        due = items[0].deadline
+        for item in items[1:]:
+            if len(batch) == self.limits.size:
+                break
+            wider = max(longest, item.tokens)
+            together = self.seconds(kind, wider, len(batch) + 1)
+            if now + together <= due and together - seconds <= self.seconds(kind, item.tokens, 1):
+                batch.append(item)
+                longest, seconds = wider, together
+        return batch
+
+    def _pace(self, batch: Sequence[Item]) -> float:
+        """Items a second."""
+        longest = max(item.tokens for item in batch)
+        return len(batch) / self.seconds(batch[0].kind, longest, len(batch))
+
+    def _held_until(self, batch: Sequence[Item], now: float, idle_since: float) -> float:
+        """When to look at a batch again; `now` if it leaves."""
+        room = self.limits.size - len(batch)
+        if not self.forecasting or room <= 0:
+            return now
+        kind, count = batch[0].kind, len(batch)
+        longest = max(item.tokens for item in batch)
+        alone = self.seconds(kind, longest, 1)
+        before = self.seconds(kind, longest, count)
+        after = self.seconds(kind, longest, count + 1)
+        # One that joins spares a batch, and makes all that were there wait for the part it adds.
+        spared = before + alone - after - count * (after - before)
+        waited = now - max(idle_since, batch[0].arrived)
+        longest_hold = min(self.limits.delay - waited, batch[0].deadline - now - after)
+        if spared <= 0 or longest_hold <= 0:
+            return now
+        steps = np.arange(1, STEPS + 1) * (longest_hold / STEPS)
+        joining = np.minimum(self.forecasts[kind].expected(now, steps), room)
+        waits = np.cumsum(joining) * steps[0]  # of those that join, until all leave
+        gains = joining * spared - len(self) * steps - waits
+        best = int(gains.argmax())
+        if gains[best] <= 0:
+            return now
+        return now + min(max(SHORTEST, steps[best] / 4), longest_hold)
+
+
+def bisected(run: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any]) -> list[Any]:
+    """Run a batch; if it fails, its halves, until only what makes it fail has failed.
+
+    Args:
+        run: N items -> N results.
+        items: N of them.
+
+    Returns:
+        N results, an exception in the place of each item that fails alone.
+    """
+    try:
+        results = list(run(items))
+        if len(results) != len(items):
+            raise RuntimeError(f"{len(items)} items gave {len(results)} results")
+        return results
+    except Exception as error:
+        if len(items) == 1:
+            return [error]
+    middle = len(items) // 2
+    return bisected(run, items[:middle]) + bisected(run, items[middle:])

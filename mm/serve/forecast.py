@@ -1,0 +1,150 @@
+"""How many requests will come in the next milliseconds, from those that came.
+
+Two terms: a burst term, which is also the short-window rate, and a period term.
+"""
+
+import math
+from collections import deque
+
+import numpy as np
+
+SWITCH = 0.05
+"""Probability that the pace changes from one arrival to the next."""
+MEMORY = 0.98
+"""What is left of a gap's weight when the next one is known."""
+KEPT = 512
+"""Arrivals that a period is looked for in."""
+LOOK_EVERY = 64
+"""Arrivals between two looks."""
+PHASES = 32
+"""Parts of a period."""
+SIGNIFICANT = 8.0
+"""Standard deviations by which a period must stand out of the autocorrelation of counts."""
+
+
+class Pace:
+    """Arrivals that come at one of two paces, a burst and a lull (a Markov-modulated Poisson process, filtered).
+
+    The rates are learned online, each from the gaps that are probably of its pace; which pace it is now follows from
+    the last gaps and from the time since the last arrival.
+    """
+
+    def __init__(self) -> None:
+        self.last = -math.inf
+        self.fast = np.zeros(2)  # gaps, and seconds of them
+        self.slow = np.zeros(2)
+        self.burst = 0.5  # probability right after the last arrival
+
+    @property
+    def known(self) -> bool:
+        """Whether there was a gap to learn from."""
+        return self.slow[1] > 0
+
+    def arrived(self, time: float) -> None:
+        """Take an arrival into account."""
+        gap = max(time - self.last, 1e-6)
+        first = math.isinf(self.last)
+        self.last = max(time, self.last)
+        if first:
+            return
+        if not self.known:
+            self.fast[:] = 1.0, gap / 2
+            self.slow[:] = 1.0, gap * 2
+            return
+        fast, slow = self._rates()
+        likely = self.burst * fast * math.exp(-fast * gap)
+        other = (1 - self.burst) * slow * math.exp(-slow * gap)
+        share = likely / (likely + other) if likely + other > 0 else 0.0
+        for counted, weight in ((self.fast, share), (self.slow, 1 - share)):
+            counted *= 1 - (1 - MEMORY) * weight
+            counted += weight * np.array([1.0, gap])
+        self.burst = share * (1 - SWITCH) + (1 - share) * SWITCH
+
+    def rate(self, now: float) -> float:
+        """Arrivals a second that are to be expected from now on."""
+        if not self.known:
+            return 0.0
+        fast, slow = self._rates()
+        elapsed = max(now - self.last, 0.0)
+        likely = self.burst * math.exp(-fast * elapsed)
+        other = (1 - self.burst) * math.exp(-slow * elapsed)
+        share = likely / (likely + other) if likely + other > 0 else 0.0
+        return share * fast + (1 - share) * slow
+
+    def _rates(self) -> tuple[float, float]:
+        fast = self.fast[0] / self.fast[1]
+        slow = self.slow[0] / self.slow[1]
+        return max(fast, slow), min(fast, slow)
+
+
+class Period:
+    """Arrivals that come by a clock, such as those of clients that wake up together.
+
+    A period is a peak in the autocorrelation of counts. Phases of it that had more arrivals will have more.
+    """
+
+    def __init__(self) -> None:
+        self.times: deque[float] = deque(maxlen=KEPT)
+        self.seen = 0
+        self.seconds = 0.0
+        self.profile = np.ones(PHASES)
+
+    def arrived(self, time: float) -> None:
+        """Take an arrival into account."""
+        self.times.append(time)
+        self.seen += 1
+        if self.seen % LOOK_EVERY == 0 and len(self.times) >= 2 * LOOK_EVERY:
+            self._look()
+
+    def factors(self, now: float, steps: np.ndarray) -> np.ndarray:
+        """By how much more than on average comes at each of some times (T,) after now."""
+        if not self.seconds:
+            return np.ones(len(steps))
+        phases = (now + steps) / self.seconds % 1.0
+        return self.profile[(phases * PHASES).astype(int) % PHASES]
+
+    def _look(self) -> None:
+        times = np.array(self.times) - self.times[0]
+        width = max(times[-1] / 4096, 5e-4)
+        counts = np.bincount((times / width).astype(int)).astype(float)
+        counts -= counts.mean()
+        power = np.abs(np.fft.rfft(counts, 2 * len(counts))) ** 2
+        correlation = np.fft.irfft(power)[: len(counts) // 3]  # three periods at least
+        self.seconds = 0.0
+        if len(correlation) < 2 * PHASES or correlation[0] <= 0:
+            return
+        correlation /= correlation[0]
+        far = correlation[PHASES // 2 :]  # what is nearer is the length of a burst
+        best = int(far.argmax())
+        spread = float(np.median(np.abs(far)) / 0.6745)
+        if far[best] > max(SIGNIFICANT * spread, 0.1):
+            self.seconds = (best + PHASES // 2) * width
+            phases = np.array(self.times) / self.seconds % 1.0
+            found = np.bincount((phases * PHASES).astype(int) % PHASES, minlength=PHASES).astype(float)
+            self.profile = (found + 0.25) / (found + 0.25).mean()
+
+
+class Forecast:
+    """What comes, of one kind of requests."""
+
+    def __init__(self) -> None:
+        self.pace = Pace()
+        self.period = Period()
+
+    def arrived(self, time: float) -> None:
+        """Take an arrival into account; times are in order, in seconds of any clock."""
+        self.pace.arrived(time)
+        self.period.arrived(time)
+
+    def expected(self, now: float, steps: np.ndarray) -> np.ndarray:
+        """How many arrivals are to be expected until each of some times.
+
+        Args:
+            now: seconds of the clock.
+            steps: (T,) seconds after it, evenly spaced.
+
+        Returns:
+            (T,) numbers of arrivals, growing.
+        """
+        rate = self.pace.rate(now)
+        return np.cumsum(rate * self.period.factors(now, steps) * (steps[0] if len(steps) else 0.0))
