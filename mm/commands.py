@@ -56,6 +56,13 @@ COMMANDS = {
         example="runs/x --images '[photo.jpg]' --decoding.beams 3",
         positional=True,
     ),
+    "serve": Command(
+        "serve a run: embed, match, search, caption, a search page",
+        "mm.serve.config:ServeConfig",
+        "mm.serve.command:serve",
+        "runs/default --index DIR --images FOLDER",
+        positional=True,
+    ),
     "adapt": Command(
         "adapt a run to another set: LoRA, QLoRA or all weights",
         "mm.adapt.config:FinetuneConfig",

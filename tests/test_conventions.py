@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import itertools
 import pkgutil
@@ -61,11 +62,22 @@ TOP_LEVEL = {
 }
 
 
+EXTRAS = {
+    "mm.serve.app": "fastapi",
+    "mm.serve.dispatcher": "zmq",
+    "mm.serve.door": "fastapi",
+    "mm.serve.service": "zmq",
+    "mm.serve.worker": "litserve",
+}
+"""Modules that begin with a package of an extra; they are imported where the command that needs them runs."""
+
+
 def modules() -> list[str]:
     paths = [str(ROOT / package) for package in PACKAGES]
     found = []
     for package, path in zip(PACKAGES, paths, strict=True):
         found += [package, *(m.name for m in pkgutil.walk_packages([path], f"{package}."))]
+    found = [name for name in found if EXTRAS.get(name) is None or importlib.util.find_spec(EXTRAS[name])]
     return [name for name in found if ".triton_" not in name]  # these need Triton, which is imported lazily
 
 
@@ -188,7 +200,7 @@ def test_what_a_user_got_wrong_is_a_user_error() -> None:
     assert {p for p in found if not p.startswith("kernels/")} == CALLERS
 
 
-MODULES = {"open-clip-torch": "open_clip", "pillow": "PIL", "pyyaml": "yaml"}
+MODULES = {"open-clip-torch": "open_clip", "pillow": "PIL", "pyyaml": "yaml", "pyzmq": "zmq"}
 """What a package is imported as, where that is another name."""
 NAMED = {
     "clip-benchmark": "mm/bench/eval.py",

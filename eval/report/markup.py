@@ -54,8 +54,11 @@ def joined(parts: Iterable[Text]) -> Markup:
     return EMPTY.join(parts)
 
 
-def page(title: str, lead: Text, sections: Sequence[Section]) -> str:
-    """A whole page: a title, what stands first, a list of contents, and sections in their order."""
+def page(title: str, lead: Text, sections: Sequence[Section], policy: str = POLICY, script: Markup = EMPTY) -> str:
+    """A whole page: a title, what stands first, a list of contents, and sections in their order.
+
+    A page that a server answers may have a script, which its policy must allow.
+    """
     links = [Markup('<li><a href="#{}">{}</a></li>').format(each.anchor, each.title) for each in sections]
     template = Markup(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
@@ -63,12 +66,13 @@ def page(title: str, lead: Text, sections: Sequence[Section]) -> str:
         '<meta name="color-scheme" content="light dark">\n'
         '<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         "<style>{style}</style></head>\n<body><header><h1>{title}</h1>\n{lead}\n"
-        '<nav aria-label="Contents"><ul>{links}</ul></nav></header>\n<main>{body}</main>\n</body></html>\n'
+        '<nav aria-label="Contents"><ul>{links}</ul></nav></header>\n<main>{body}</main>\n{script}</body></html>\n'
     )
     return str(
         template.format(
             title=title,
-            policy=Markup(POLICY),
+            policy=Markup(policy),
+            script=script,
             style=Markup(STYLE),
             lead=lead,
             links=joined(links),

@@ -5,7 +5,7 @@ long text holds up none of the others.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -51,7 +51,11 @@ class Generation:
         stops: ids of tokens that end a text.
         decoding: how tokens are chosen.
         slots: how many texts are written side by side.
+
+    `told` is called with the number of a text and its ids, its prefix included, after each token that is added to it.
     """
+
+    told: Callable[[int, list[int]], None] | None = None
 
     def __init__(self, writer: Writer, stops: Sequence[int], decoding: Decoding, slots: int = SLOTS) -> None:
         self.writer = writer
@@ -128,6 +132,8 @@ class Generation:
             ended = token in self.stops
             if not ended:
                 text.ids.append(token)
+                if self.told is not None:
+                    self.told(text.number, text.ids)
             if ended or self._is_full(text):
                 del active[slot]
 

@@ -1,6 +1,6 @@
 """What an embedder writes: captions of images and of sounds, each continued from a prefix."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -32,13 +32,20 @@ class TextWriter:
         self.tokenizer = tokenizer
         self.start, self.end = tokenizer.ends
 
-    def write(self, prefixes: Sequence[str], condition: Condition | None, decoding: Decoding) -> list[str]:
+    def write(
+        self,
+        prefixes: Sequence[str],
+        condition: Condition | None,
+        decoding: Decoding,
+        told: Callable[[int, str], None] | None = None,
+    ) -> list[str]:
         """Write one text behind each prefix.
 
         Args:
             prefixes: N strings.
             condition: what each is written beside, or None.
             decoding: how.
+            told: is called with the number of a text and what stands of it, after each token; of beams it is not.
 
         Returns:
             N texts, their prefixes included.
@@ -52,7 +59,10 @@ class TextWriter:
         begun = []
         for prefix in prefixes:
             begun.append([self.start, *self.tokenizer.word_ids(prefix)])
-        written = Generation(self.writer, stops, decoding)(begun, condition)
+        generation = Generation(self.writer, stops, decoding)
+        if told is not None:
+            generation.told = lambda number, ids: told(number, self.tokenizer.decode(ids[1:]))
+        written = generation(begun, condition)
         texts = []
         for before, after in zip(begun, written, strict=True):
             texts.append(self.tokenizer.decode([*before[1:], *after]))

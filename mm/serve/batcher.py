@@ -6,6 +6,7 @@ full. (Deb and Serfozo 1973 show that such a control limit is optimal where arri
 """
 
 import math
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -104,12 +105,16 @@ class Batcher:
         return sum(len(lane) for lane in self.lanes.values())
 
     def add(self, item: Item) -> None:
-        """Take in an item, in order of arrival."""
+        """Take in an item, in order of arrival; one that comes back takes its old place."""
         if item.kind not in self.lanes:
             self.lanes[item.kind] = deque()
             self.costs[item.kind] = self.cost_of(item.kind)
             self.forecasts[item.kind] = Forecast()
-        self.lanes[item.kind].append(item)
+        lane = self.lanes[item.kind]
+        if lane and lane[-1].deadline > item.deadline:
+            insort(lane, item, key=lambda each: each.deadline)
+            return
+        lane.append(item)
         if self.forecasting:
             self.forecasts[item.kind].arrived(item.arrived)
 
@@ -160,23 +165,45 @@ class Batcher:
                 yield lane.popleft()
 
     def _formed(self, lane: deque[Item], now: float) -> list[Item]:
-        """The batch that would leave now.
+        """The batch that would leave now: the oldest item and those that join it, unless that is too few.
 
-        It begins with the oldest item. Where more wait than fit, engines are short: it begins where most items a second
-        are answered in time, and those before it are late.
+        Where the oldest is due so soon that a batch with it must be small, engines are short: a batch that begins
+        later, and leaves out who came before, may answer more in time. What counts is how many it answers, how many
+        of the others can still be answered behind it, and the time it takes, in which more will come.
         """
         items = list(lane)
-        best = self._from(items, now)
-        if len(items) <= self.limits.size:
-            return best
-        most = self._pace(best)
-        for start in range(1, min(len(items), self.limits.size + 1)):
-            if len(best) == self.limits.size:
+        first = self._from(items, now)
+        if len(first) >= min(self.limits.size, len(items)):
+            return first
+        best, most = first, self._worth(first, items, now)
+        for size in range(len(first) + 1, min(self.limits.size, len(items)) + 1):
+            longest = max(item.tokens for item in items[:size])
+            due = now + self.seconds(items[0].kind, longest, size)
+            start = bisect_left(items, due, key=lambda item: item.deadline)
+            if start == len(items):
                 break
             batch = self._from(items[start:], now)
-            if self._pace(batch) > most * 1.001:
-                best, most = batch, self._pace(batch)
+            worth = self._worth(batch, items[start:], now)
+            if worth > most + 1e-6:
+                best, most = batch, worth
         return best
+
+    def _worth(self, batch: Sequence[Item], items: Sequence[Item], now: float) -> float:
+        """How many items are answered by a batch and by the next one, less those that come meanwhile."""
+        kind = batch[0].kind
+        longest = max(item.tokens for item in batch)
+        done = now + self.seconds(kind, longest, len(batch))
+        others = [item for item in items if item not in batch]
+        size = min(self.limits.size, len(others))
+        due = done + self.seconds(kind, longest, max(size, 1))
+        following = min(self.limits.size, sum(item.deadline >= due for item in others))
+        took = done - now + (self.seconds(kind, longest, following) if following else 0.0)
+        return len(batch) + following - self._busy_rate(kind, longest, now) * took
+
+    def _busy_rate(self, kind: str, longest: int, now: float) -> float:
+        """Items a second that an engine could answer instead: what comes, at most what full batches answer."""
+        most = self.limits.size / self.seconds(kind, longest, self.limits.size)
+        return min(most, self.forecasts[kind].rate(now)) if self.forecasting else most
 
     def _from(self, items: Sequence[Item], now: float) -> list[Item]:
         """The oldest item and those that join it.
@@ -196,11 +223,6 @@ class Batcher:
                 batch.append(item)
                 longest, seconds = wider, together
         return batch
-
-    def _pace(self, batch: Sequence[Item]) -> float:
-        """Items a second."""
-        longest = max(item.tokens for item in batch)
-        return len(batch) / self.seconds(batch[0].kind, longest, len(batch))
 
     def _held_until(self, batch: Sequence[Item], now: float, idle_since: float) -> float:
         """When to look at a batch again; `now` if it leaves."""

@@ -18,6 +18,8 @@ LOOK_EVERY = 64
 """Arrivals between two looks."""
 PHASES = 32
 """Parts of a period."""
+DOUBT = 4.0
+"""Arrivals that each part of a period is thought to have had beside those it had."""
 SIGNIFICANT = 8.0
 """Standard deviations by which a period must stand out of the autocorrelation of counts."""
 
@@ -97,31 +99,54 @@ class Period:
             self._look()
 
     def factors(self, now: float, steps: np.ndarray) -> np.ndarray:
-        """By how much more than on average comes at each of some times (T,) after now."""
+        """How much more comes at each of some times (T,) after now than comes now."""
         if not self.seconds:
             return np.ones(len(steps))
-        phases = (now + steps) / self.seconds % 1.0
+        return self._profile(now + steps) / self._profile(now)
+
+    def _profile(self, times: np.ndarray | float) -> np.ndarray:
+        phases = (np.asarray(times) / self.seconds) % 1.0
         return self.profile[(phases * PHASES).astype(int) % PHASES]
 
     def _look(self) -> None:
-        times = np.array(self.times) - self.times[0]
-        width = max(times[-1] / 4096, 5e-4)
-        counts = np.bincount((times / width).astype(int)).astype(float)
-        counts -= counts.mean()
-        power = np.abs(np.fft.rfft(counts, 2 * len(counts))) ** 2
-        correlation = np.fft.irfft(power)[: len(counts) // 3]  # three periods at least
-        self.seconds = 0.0
-        if len(correlation) < 2 * PHASES or correlation[0] <= 0:
-            return
-        correlation /= correlation[0]
-        far = correlation[PHASES // 2 :]  # what is nearer is the length of a burst
-        best = int(far.argmax())
-        spread = float(np.median(np.abs(far)) / 0.6745)
-        if far[best] > max(SIGNIFICANT * spread, 0.1):
-            self.seconds = (best + PHASES // 2) * width
-            phases = np.array(self.times) / self.seconds % 1.0
-            found = np.bincount((phases * PHASES).astype(int) % PHASES, minlength=PHASES).astype(float)
-            self.profile = (found + 0.25) / (found + 0.25).mean()
+        times = np.array(self.times)
+        self.seconds = period_of(times - times[0])
+        if self.seconds:
+            found = _folded(times, np.array([self.seconds]))[0]
+            # As if each part had seen a few more arrivals: few are no reason to expect none, or many.
+            self.profile = (found + DOUBT) / (found.mean() + DOUBT)
+
+
+def period_of(times: np.ndarray) -> float:
+    """The seconds after which a pattern of arrivals repeats; 0 if none stands out.
+
+    Args:
+        times: (N,) in order, from 0.
+    """
+    width = max(times[-1] / 4096, 5e-4)
+    counts = np.bincount((times / width).astype(int)).astype(float)
+    counts -= counts.mean()
+    power = np.abs(np.fft.rfft(counts, 2 * len(counts))) ** 2
+    correlation = np.fft.irfft(power)[: len(counts) // 3]  # three periods at least
+    nearest = PHASES // 2  # what is nearer is the length of a burst
+    if len(correlation) <= nearest or correlation[0] <= 0:
+        return 0.0
+    far = correlation[nearest:] / correlation[0]
+    best = int(far.argmax())
+    spread = float(np.median(np.abs(far)) / 0.6745)
+    if far[best] <= max(SIGNIFICANT * spread, 0.1):
+        return 0.0
+    # Counts tell the period to their width; over all arrivals the one that folds them best is known much better.
+    near = (nearest + best + np.linspace(-1, 1, 81)) * width
+    found = _folded(times, near)
+    return float(near[(found**2).sum(1).argmax()])
+
+
+def _folded(times: np.ndarray, periods: np.ndarray) -> np.ndarray:
+    """(P, PHASES), how many arrivals fell into each part of each of P periods."""
+    parts = (times / periods[:, None] % 1.0 * PHASES).astype(int) % PHASES
+    rows = np.arange(len(periods))[:, None] * PHASES
+    return np.bincount((parts + rows).ravel(), minlength=len(periods) * PHASES).reshape(-1, PHASES)
 
 
 class Forecast:
@@ -135,6 +160,10 @@ class Forecast:
         """Take an arrival into account; times are in order, in seconds of any clock."""
         self.pace.arrived(time)
         self.period.arrived(time)
+
+    def rate(self, now: float) -> float:
+        """Arrivals a second that are to be expected."""
+        return self.pace.rate(now)
 
     def expected(self, now: float, steps: np.ndarray) -> np.ndarray:
         """How many arrivals are to be expected until each of some times.

@@ -96,14 +96,14 @@ def daily(rate: float, seconds: float, random: np.random.Generator) -> Trace:
 def adversarial(rate: float, seconds: float, random: np.random.Generator) -> Trace:
     """Trains of arrivals that seem to go on and break off, the next beginning when a batch that waited has just left.
 
-    Trains have 2 to 6 requests, 0.5 ms apart; between two lies what makes the mean rate, at least 3 ms.
+    Trains have 2 to 6 requests, 0.5 ms apart; between two lies what makes the mean rate.
     """
     times: list[float] = []
     now = 0.0
     while now < seconds:
         count = int(random.integers(2, 7))
         times.extend(now + 0.0005 * np.arange(count))
-        now = times[-1] + max(0.003, count / rate - 0.0005 * (count - 1))
+        now = times[-1] + max(0.0005, count / rate - 0.0005 * (count - 1))
     return _with_lengths(np.array(times), random)
 
 

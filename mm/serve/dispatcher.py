@@ -1,0 +1,224 @@
+"""Between requests and engines: one batcher for all of them, in the event loop of the server."""
+
+import asyncio
+import logging
+import pickle
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from kernels.errors import UserError
+from mm.serve.batcher import Batcher, Item
+from mm.serve.inputs import Refused
+from mm.serve.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+LOOKED_AFTER = 0.5
+"""Seconds between two looks whether the engines are alive."""
+TRIES = 2
+"""How often an item is given to an engine that then dies."""
+
+
+@dataclass(eq=False)
+class Job:
+    """What an item's payload is in the dispatcher.
+
+    Args:
+        payload: of the engine.
+        result: what comes of it.
+        told: is called with what is written so far, where it is text that is written.
+    """
+
+    payload: Any
+    result: "asyncio.Future[Any]"
+    told: Callable[[str], None] | None = None
+    tries: int = 0
+
+
+@dataclass(eq=False)
+class Running:
+    """A batch that an engine computes."""
+
+    batch: tuple[Item, ...]
+    engine: bytes
+    began: float = field(default_factory=time.monotonic)
+
+
+class Dispatcher:
+    """Hands batches to engines that are idle, and their results to who waits for them.
+
+    Args:
+        batcher: decides; nobody else asks it.
+        metrics: are kept.
+        alive: whether the process of a number is.
+        most: items that may wait.
+    """
+
+    def __init__(self, batcher: Batcher, metrics: Metrics, alive: Callable[[int], bool], most: int) -> None:
+        self.batcher = batcher
+        self.metrics = metrics
+        self.alive = alive
+        self.most = most
+        self.digest: str | None = None
+        self.idle: list[bytes] = []
+        self.idle_since = 0.0
+        self.running: dict[int, Running] = {}
+        self.number = 0
+        self.timer: asyncio.TimerHandle | None = None
+        self.tasks: list[asyncio.Task[None]] = []
+        self.changed = asyncio.Event()
+
+    @property
+    def engines(self) -> int:
+        """How many are ready or at work."""
+        return len(self.idle) + len(self.running)
+
+    async def start(self, address: str) -> None:
+        """Listen to engines."""
+        self.socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self.socket.setsockopt(zmq.SNDHWM, 0)
+        self.socket.bind(address)
+        self.tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._look_after())]
+
+    async def stop(self) -> None:
+        """Refuse what still waits, and listen no more."""
+        for task in self.tasks:
+            task.cancel()
+        self.socket.close(linger=0)
+
+    def submit(self, kind: str, tokens: int, payload: Any, seconds: float) -> Item:
+        """Take in one input; its result is awaited at `item.payload.result`.
+
+        Raises:
+            Refused: too many wait already.
+        """
+        if len(self.batcher) >= self.most:
+            raise Refused(429, f"{len(self.batcher)} inputs wait already", self._drained_in(kind))
+        now = time.monotonic()
+        job = Job(payload, asyncio.get_running_loop().create_future())
+        item = Item(kind, tokens, now, now + seconds, job)
+        self.batcher.add(item)
+        if self.idle:
+            self._step()
+        return item
+
+    def withdraw(self, item: Item) -> None:
+        """Nobody waits for an item any more."""
+        if self.batcher.remove(item):
+            self.metrics.items[item.kind, "withdrawn"] += 1
+        result = item.payload.result
+        if not result.cancel() and not result.cancelled():
+            result.exception()  # what nobody hears of is no mistake of asyncio's
+
+    def _drained_in(self, kind: str) -> float:
+        """Seconds in which what waits now will have left, about."""
+        size = self.batcher.limits.size
+        batches = len(self.batcher) / size / max(self.engines, 1)
+        return batches * self.batcher.seconds(kind, 1, size) if kind in self.batcher.costs else 1.0
+
+    def _step(self) -> None:
+        """Give idle engines what leaves now, and come back when the batcher wants to be asked again."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        while self.idle:
+            now = time.monotonic()
+            decision = self.batcher.next(now, self.idle_since)
+            for item in decision.expired:
+                self._refuse(item, "expired", Refused(503, "no engine was free in time", self._drained_in(item.kind)))
+            if decision.batch:
+                self._send(decision.batch, now)
+                continue
+            if decision.again is not None:
+                self.timer = asyncio.get_running_loop().call_at(decision.again, self._step)
+            return
+
+    def _send(self, batch: tuple[Item, ...], now: float) -> None:
+        engine = self.idle.pop(0)
+        self.number += 1
+        self.running[self.number] = Running(batch, engine, now)
+        self.metrics.batch.observe(len(batch))
+        for item in batch:
+            self.metrics.delay.observe(max(0.0, now - max(item.arrived, self.idle_since)))
+            item.payload.tries += 1
+        message = pickle.dumps((self.number, batch[0].kind, [item.payload.payload for item in batch]))
+        self.socket.send_multipart([engine, message])
+
+    async def _listen(self) -> None:
+        while True:
+            engine, message = await self.socket.recv_multipart()
+            name, *rest = pickle.loads(message)
+            if name == "ready":
+                self._ready(engine, *rest)
+            elif name == "told":
+                self._told(*rest)
+            else:
+                self._done(*rest)
+
+    def _ready(self, engine: bytes, facts: dict[str, Any]) -> None:
+        logger.info("engine %s is ready: %s", engine.decode(), ", ".join(facts["kinds"]))
+        self.digest = facts["digest"]
+        self._free(engine)
+        self.changed.set()
+
+    def _free(self, engine: bytes) -> None:
+        if not self.idle:
+            self.idle_since = time.monotonic()
+        self.idle.append(engine)
+        self._step()
+
+    def _told(self, number: int, place: int, text: str) -> None:
+        running = self.running.get(number)
+        if running is not None and running.batch[place].payload.told is not None:
+            running.batch[place].payload.told(text)
+
+    def _done(self, number: int, results: list[Any]) -> None:
+        running = self.running.pop(number, None)
+        if running is None:  # of an engine that was taken for dead
+            return
+        now = time.monotonic()
+        self.batcher.done(running.batch, now - running.began)
+        self._free(running.engine)  # first: an engine that waits costs more than an answer that does
+        for item, result in zip(running.batch, results, strict=True):
+            self.metrics.latency.observe(now - item.arrived)
+            if isinstance(result, Exception):
+                self._refuse(item, "failed", failure(result))
+                continue
+            self.metrics.items[item.kind, "answered"] += 1
+            if not item.payload.result.done():
+                item.payload.result.set_result(result)
+
+    def _refuse(self, item: Item, outcome: str, error: Refused) -> None:
+        self.metrics.items[item.kind, outcome] += 1
+        if not item.payload.result.done():
+            item.payload.result.set_exception(error)
+
+    async def _look_after(self) -> None:
+        """What a dead engine had is given to another once; LitServe starts the engine again."""
+        while True:
+            await asyncio.sleep(LOOKED_AFTER)
+            self.idle = [engine for engine in self.idle if self.alive(int(engine))]
+            for number, running in list(self.running.items()):
+                if self.alive(int(running.engine)):
+                    continue
+                logger.error("engine %s died with a batch of %d", running.engine.decode(), len(running.batch))
+                del self.running[number]
+                for item in running.batch:
+                    if item.payload.tries < TRIES:
+                        self.batcher.add(item)
+                    else:
+                        self._refuse(item, "failed", Refused(503, "the engine that computed it died, twice", 5.0))
+            self._step()
+
+
+def failure(error: Exception) -> Refused:
+    """What is said of an item that failed alone: an input that cannot be what was meant, or a fault of ours."""
+    if isinstance(error, UserError):
+        return Refused(422, str(error))
+    logger.error("an input failed: %s", error)
+    return Refused(500, "the model failed at this input; the server's log says how")

@@ -1,0 +1,136 @@
+"""What computes batches, in a process of its own: a finished run."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from mm.batch import Batch
+from mm.infer.decoding import Decoding
+from mm.infer.embedder import Embedder
+from mm.infer.loading import load
+from mm.infer.writing import TextWriter
+from mm.model.multimodal import MatchInput
+from mm.serve.inputs import packed
+
+MATCH = "match"
+"""The kind of pairs of an image and a text."""
+CAPTION = "caption/"
+"""Before a modality: the kind of what is described."""
+WORDS = "a red circle left of two small blue squares"
+"""Of which warm-up makes texts."""
+Told = Callable[[int, str], None]
+"""Is called with an item's place in the batch and what is written of its caption so far."""
+
+
+class Engine(Protocol):
+    """Computes batches of one kind at a time."""
+
+    kinds: Sequence[str]
+    """That it computes."""
+    digest: str
+    """Equal for engines that give equal answers."""
+
+    def run(self, kind: str, payloads: Sequence[Any], told: Told) -> Sequence[Any]:
+        """N payloads of a kind -> N results."""
+
+    def examples(self) -> Iterator[tuple[str, Any]]:
+        """A kind and a payload of it, for warm-up."""
+
+
+@dataclass(frozen=True)
+class ServeRun:
+    """Builds the engine of a run, in the process that computes.
+
+    Args:
+        model: as `mm.load` takes it.
+        device: as `mm.load` takes it.
+        decoding: how captions are written.
+    """
+
+    model: str
+    device: str
+    decoding: Decoding
+
+    def __call__(self) -> "RunEngine":
+        """Load the run."""
+        opened = load(self.model, self.device)
+        assert isinstance(opened, Embedder)  # the command has checked
+        return RunEngine(opened, self.decoding)
+
+
+class RunEngine:
+    """A finished run: vectors (E,) float32 of texts, images and sounds; log-odds of pairs; captions.
+
+    Args:
+        embedder: of the run.
+        decoding: how captions are written.
+    """
+
+    def __init__(self, embedder: Embedder, decoding: Decoding) -> None:
+        self.embedder = embedder
+        self.decoding = decoding
+        self.digest = embedder.digest
+        self.kinds: Sequence[str] = kinds_of(embedder)
+
+    def run(self, kind: str, payloads: Sequence[Any], told: Told) -> Sequence[Any]:
+        """N payloads -> N arrays (E,), log-odds or captions."""
+        if kind == MATCH:
+            return self._match(payloads)
+        if kind.startswith(CAPTION):
+            return self._write(kind.removeprefix(CAPTION), payloads, told)
+        with torch.inference_mode():
+            return list(self.embedder.vectors(kind, self._batch(kind, payloads)).float().cpu().numpy())
+
+    def examples(self) -> Iterator[tuple[str, Any]]:
+        """A text of some words, a grey image, a second of silence; what is made of them."""
+        processor = self.embedder.processor
+        rows: dict[str, Any] = {"text": WORDS}
+        if "image" in processor.encoders:
+            grey = processor.images([np.full((64, 64, 3), 128, dtype=np.uint8)])
+            rows["image"] = (grey.inputs["image"][0].numpy(), None)
+        if "audio" in processor.encoders:
+            silence = processor.audio([(np.zeros(16_000, dtype=np.float32), 16_000)])
+            rows["audio"] = (silence.inputs["audio"][0].numpy(), silence.masks["audio"][0].numpy())
+        for kind in self.kinds:
+            if kind == MATCH:
+                yield kind, (rows["image"], rows["text"])
+            else:
+                yield kind, rows[kind.removeprefix(CAPTION)]
+
+    def _batch(self, modality: str, payloads: Sequence[Any]) -> Batch:
+        if modality == "text":
+            return self.embedder.processor.text(list(payloads))
+        inputs, mask = packed(payloads)
+        batch = Batch(torch.arange(len(payloads)))
+        batch.put(modality, torch.from_numpy(inputs), None if mask is None else torch.from_numpy(mask))
+        return batch
+
+    def _match(self, pairs: Sequence[Any]) -> list[float]:
+        """Log-odds of N pairs."""
+        model = self.embedder.run.model
+        encoded = {}
+        with torch.inference_mode():
+            for modality, side in zip(("image", "text"), zip(*pairs, strict=True), strict=True):
+                batch = self._batch(modality, side).to(self.embedder.run.device)
+                encoded[modality] = model.encode(batch, modality, reconstruct=False)
+            (logits,) = model.match([MatchInput("image", "text", encoded["image"], encoded["text"])]).logits
+        return logits.float().cpu().tolist()
+
+    def _write(self, modality: str, payloads: Sequence[Any], told: Told) -> list[str]:
+        run = self.embedder.run
+        writer = TextWriter(run.model, self.embedder.processor.tokenizer)
+        condition = writer.condition([self._batch(modality, payloads).to(run.device)], modality)
+        return writer.write([""] * len(payloads), condition, self.decoding, told)
+
+
+def kinds_of(embedder: Embedder) -> tuple[str, ...]:
+    """What an engine of a run computes."""
+    kinds = list(embedder.modalities)
+    if {"image", "text"} <= set(kinds):
+        kinds.append(MATCH)
+    if embedder.run.model.causal is not None:
+        kinds += [f"{CAPTION}{modality}" for modality in ("image", "audio") if modality in embedder.modalities]
+    return tuple(kinds)
