@@ -83,22 +83,37 @@ class Limits:
     delay: float = 0.010
 
 
+class Foresight(Protocol):
+    """What knows of arrivals to come, see `Forecast`."""
+
+    def arrived(self, time: float) -> None:
+        """Take an arrival into account."""
+
+    def rate(self, now: float) -> float:
+        """Arrivals a second that are to be expected."""
+
+    def expected(self, now: float, steps: np.ndarray) -> np.ndarray:
+        """How many are to be expected until each of some times (T,) after now."""
+
+
 class Batcher:
     """The rule of this server.
 
     Args:
         limits: of batches.
         cost: what batches are guessed to cost, by kind, before any ran.
-        forecast: whether arrivals are forecast; without, an idle engine takes what waits at once.
+        forecast: makes what forecasts the arrivals of a kind; None for none: an idle engine takes what waits at once.
     """
 
-    def __init__(self, limits: Limits, cost: Callable[[str], CostModel], forecast: bool = True) -> None:
+    def __init__(
+        self, limits: Limits, cost: Callable[[str], CostModel], forecast: Callable[[], Foresight] | None = Forecast
+    ) -> None:
         self.limits = limits
         self.cost_of = cost
-        self.forecasting = forecast
+        self.forecast_of = forecast
         self.lanes: dict[str, deque[Item]] = {}
         self.costs: dict[str, CostModel] = {}
-        self.forecasts: dict[str, Forecast] = {}
+        self.forecasts: dict[str, Foresight] = {}
 
     def __len__(self) -> int:
         """How many items wait."""
@@ -109,13 +124,14 @@ class Batcher:
         if item.kind not in self.lanes:
             self.lanes[item.kind] = deque()
             self.costs[item.kind] = self.cost_of(item.kind)
-            self.forecasts[item.kind] = Forecast()
+            if self.forecast_of is not None:
+                self.forecasts[item.kind] = self.forecast_of()
         lane = self.lanes[item.kind]
         if lane and lane[-1].deadline > item.deadline:
             insort(lane, item, key=lambda each: each.deadline)
             return
         lane.append(item)
-        if self.forecasting:
+        if item.kind in self.forecasts:
             self.forecasts[item.kind].arrived(item.arrived)
 
     def remove(self, item: Item) -> bool:
@@ -203,7 +219,7 @@ class Batcher:
     def _busy_rate(self, kind: str, longest: int, now: float) -> float:
         """Items a second that an engine could answer instead: what comes, at most what full batches answer."""
         most = self.limits.size / self.seconds(kind, longest, self.limits.size)
-        return min(most, self.forecasts[kind].rate(now)) if self.forecasting else most
+        return min(most, self.forecasts[kind].rate(now)) if kind in self.forecasts else most
 
     def _from(self, items: Sequence[Item], now: float) -> list[Item]:
         """The oldest item and those that join it.
@@ -227,9 +243,9 @@ class Batcher:
     def _held_until(self, batch: Sequence[Item], now: float, idle_since: float) -> float:
         """When to look at a batch again; `now` if it leaves."""
         room = self.limits.size - len(batch)
-        if not self.forecasting or room <= 0:
-            return now
         kind, count = batch[0].kind, len(batch)
+        if kind not in self.forecasts or room <= 0:
+            return now
         longest = max(item.tokens for item in batch)
         alone = self.seconds(kind, longest, 1)
         before = self.seconds(kind, longest, count)
@@ -247,7 +263,7 @@ class Batcher:
         best = int(gains.argmax())
         if gains[best] <= 0:
             return now
-        return now + min(max(SHORTEST, steps[best] / 4), longest_hold)
+        return now + min(max(SHORTEST, float(steps[best]) / 4), longest_hold)
 
 
 def bisected(run: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any]) -> list[Any]:

@@ -123,6 +123,7 @@ def app_of(served: Served, config: ServeConfig, engines: Any, address: str) -> A
     from mm.serve.batcher import Batcher
     from mm.serve.cost import CostModel
     from mm.serve.dispatcher import Dispatcher
+    from mm.serve.forecast import Forecast
     from mm.serve.metrics import Metrics
     from mm.serve.service import Service
 
@@ -130,7 +131,9 @@ def app_of(served: Served, config: ServeConfig, engines: Any, address: str) -> A
         return any(process.pid == number and process.is_alive() for process in engines.inference_workers)
 
     batching = config.batching
-    batcher = Batcher(batching.limits, lambda kind: CostModel(1e-5, 1e-3, 1e-3), batching.forecast)
+    batcher = Batcher(
+        batching.limits, lambda kind: CostModel(1e-5, 1e-3, 1e-3), Forecast if batching.forecast else None
+    )
     dispatcher = Dispatcher(batcher, Metrics(), alive, config.limits.waiting)
     service = Service(dispatcher, served.reader, served.kinds, batching.deadline, served.gallery)
 

@@ -3,8 +3,8 @@
 import numpy as np
 from scipy.optimize import nnls
 
-MEMORY = 0.98
-"""What is left of a batch's weight when the next one has run: the last fifty decide."""
+MEMORY = 0.95
+"""What is left of a batch's weight when the next one has run: the last twenty decide."""
 PRIOR = 0.05
 """Weight of what was guessed before any batch ran, beside 1 of each batch."""
 LEAST = 1e-6

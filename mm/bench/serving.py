@@ -1,0 +1,172 @@
+"""A real server under the load of many clients, beside LitServe's own loop, with a model that does nothing for 4 ms."""
+
+import asyncio
+import csv
+import json
+import multiprocessing
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from kernels.ranges import check_ranges
+from mm.artifacts.environment import commit, hardware
+from mm.bench.load import Ask, Load, closed_loop
+from mm.files import write_json
+from mm.optional import require
+from mm.serve.command import Served, run_server
+from mm.serve.config import BatchingConfig, ServeConfig
+from mm.serve.engine import Told
+from mm.serve.inputs import Row
+
+NOTHING = 0.004
+"""Seconds that the model that does nothing takes for a batch of any size."""
+SIZE = 16
+WAIT = 0.005
+PATIENCE = 120.0
+"""Seconds in which a server must have begun."""
+
+
+@dataclass(frozen=True)
+class ServingBench:
+    """What is loaded."""
+
+    seconds: Annotated[float, "(0, inf)"] = 5.0
+    """Of each load."""
+    clients: Annotated[tuple[int, ...], "[1, inf)"] = (16, 128)
+    """At once."""
+    run: str | None = None
+    """A finished run whose own models are served too; without one only what does nothing is."""
+    arrivals: Path | None = None
+    """Where to write when the requests of the first load came, as a recorded trace."""
+    json: str | None = None
+    """Where to write what was found."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+class Idle:
+    """An engine that does nothing for 4 ms, and gives back what it was given."""
+
+    kinds: Sequence[str] = ("text",)
+    digest = "nothing"
+
+    def run(self, kind: str, payloads: Sequence[Any], told: Told) -> Sequence[Any]:
+        """N texts -> N numbers (1,), their own."""
+        time.sleep(NOTHING)
+        return [np.array([float(payload)]) for payload in payloads]
+
+    def examples(self) -> Iterator[tuple[str, Any]]:
+        """One."""
+        yield "text", "0"
+
+
+class Unread:
+    """Texts as they are: what is timed is the server."""
+
+    def read(self, modality: str, given: Any) -> Row:
+        """A text -> a row of one token."""
+        return Row(modality, 1, given)
+
+
+def serve_idle(port: int) -> None:
+    """Our server in front of the engine that does nothing."""
+    config = ServeConfig("nothing", port=port, batching=BatchingConfig(size=SIZE, delay=1000 * WAIT))
+    run_server(Served(Idle, Unread(), Idle.kinds), config)  # type: ignore[arg-type]
+
+
+def serve_litserve(port: int) -> None:
+    """LitServe as its documentation has it, in front of the same."""
+    from mm.bench.litserve_peer import IdleAPI, LitServer
+
+    server = LitServer(IdleAPI(max_batch_size=SIZE, batch_timeout=WAIT), accelerator="cpu", devices=1)
+    server.run(host="127.0.0.1", port=port, num_api_servers=1, generate_client_file=False, log_level="error")
+
+
+@contextmanager
+def served(serve: Callable[[int], None], *arguments: Any) -> Iterator[int]:
+    """The port of a server in a process of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(port, *arguments))
+    process.start()
+    try:
+        until_healthy(port)
+        yield port
+    finally:
+        process.terminate()
+        process.join(30)
+        process.kill()
+
+
+def until_healthy(port: int) -> None:
+    """Wait until a server says that it is ready."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise TimeoutError(f"no server at port {port} within {PATIENCE:.0f} s")
+
+
+def numbered(path: str, key: str) -> Callable[[int], Ask]:
+    """Requests that each hold their number, and want it back."""
+
+    def ask(number: int) -> Ask:
+        body = json.dumps({"text": str(number)}).encode()
+        return Ask(path, body, right=lambda answer: float(np.ravel(json.loads(answer)[key])[0]) == number)
+
+    return ask
+
+
+def bench_serving(config: ServingBench) -> None:
+    """Load each server, print a table, write it to `config.json`."""
+    require("litserve", "serve")
+    rows: list[dict[str, Any]] = []
+    peers = {"this server": (serve_idle, "/embed", "vectors"), "LitServe": (serve_litserve, "/predict", "number")}
+    for name, (serve, path, key) in peers.items():
+        with served(serve) as port:
+            for clients in config.clients:
+                load = asyncio.run(closed_loop(port, clients, config.seconds, numbered(path, key)))
+                rows.append({"server": name, "model": "nothing, 4 ms", "clients": clients, **load.facts()})
+                if config.arrivals is not None and name == "this server" and clients == config.clients[0]:
+                    write_arrivals(config.arrivals, load)
+    Console().print(load_table(rows))
+    if config.json:
+        about = {"commit": commit(), "hardware": hardware(torch.device("cpu")), "batch": SIZE, "wait": WAIT}
+        write_json(Path(config.json), {**about, "seconds": config.seconds, "rows": rows})
+
+
+def write_arrivals(path: Path, load: Load) -> None:
+    """A trace as `mm.serve.traces.Trace.load` reads it; texts of 4 to 24 tokens are drawn."""
+    random = np.random.default_rng(0)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["TIMESTAMP", "ContextTokens"])
+        for sent in sorted(load.sent):
+            writer.writerow([f"{sent:.6f}", int(random.integers(4, 25))])
+
+
+def load_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """A row for each load."""
+    table = Table(title="closed loop, clients on the same cores", title_justify="left")
+    for column in ("server", "model", "clients", "requests/s", "p50 ms", "p95 ms", "p99 ms", "other", "wrong"):
+        table.add_column(column, justify="left" if column in ("server", "model") else "right")
+    for row in rows:
+        cells = [row["server"], row["model"], f"{row['clients']}", f"{row['requests_a_second']:,.0f}"]
+        cells += [f"{row[name]:.1f}" for name in ("p50", "p95", "p99")]
+        table.add_row(*cells, str(sum(row["other_statuses"].values())), str(row["wrong"]))
+    return table
