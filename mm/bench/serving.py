@@ -4,12 +4,14 @@ import asyncio
 import csv
 import json
 import multiprocessing
+import os
+import signal
 import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +23,7 @@ from rich.table import Table
 
 from kernels.ranges import check_ranges
 from mm.artifacts.environment import commit, hardware
+from mm.artifacts.interrupted import Interrupted, sigterm_raises
 from mm.bench.load import Ask, Load, closed_loop
 from mm.files import write_json
 from mm.optional import require
@@ -99,7 +102,7 @@ def served(serve: Callable[[int], None], *arguments: Any) -> Iterator[int]:
     """The port of a server in a process of its own."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(port, *arguments))
+    process = multiprocessing.get_context("spawn").Process(target=_in_group, args=(serve, port, *arguments))
     process.start()
     try:
         until_healthy(port)
@@ -107,7 +110,15 @@ def served(serve: Callable[[int], None], *arguments: Any) -> Iterator[int]:
     finally:
         process.terminate()
         process.join(30)
-        process.kill()
+        with suppress(ProcessLookupError):  # LitServe leaves its processes behind when it is terminated
+            os.killpg(process.pid or 0, signal.SIGKILL)
+
+
+def _in_group(serve: Callable[..., None], *arguments: Any) -> None:
+    """Serve in a group of processes of its own."""
+    os.setpgrp()
+    with suppress(Interrupted), sigterm_raises():
+        serve(*arguments)
 
 
 def until_healthy(port: int) -> None:

@@ -1,5 +1,6 @@
 """`mm-align serve`: a finished run behind an address of this machine."""
 
+import gc
 import logging
 import socket
 import tempfile
@@ -110,6 +111,8 @@ def run_server(served: Served, config: ServeConfig) -> None:
         host, port = listening.getsockname()[:2]
         logger.info("serving %s at http://%s:%d", config.model, f"[{host}]" if ":" in host else host, port)
         with wrap_litserve_start(engines, worker_monitor=True):
+            gc.collect()
+            gc.freeze()  # else every full collection looks at all of torch, and holds up every request for 0.2 s
             try:
                 server.run(sockets=[listening])
             except (Interrupted, KeyboardInterrupt):

@@ -14,7 +14,7 @@ MEMORY = 0.98
 """What is left of a gap's weight when the next one is known."""
 KEPT = 512
 """Arrivals that a period is looked for in."""
-LOOK_EVERY = 64
+LOOK_EVERY = 128
 """Arrivals between two looks."""
 PHASES = 32
 """Parts of a period."""
@@ -95,7 +95,7 @@ class Period:
         """Take an arrival into account."""
         self.times.append(time)
         self.seen += 1
-        if self.seen % LOOK_EVERY == 0 and len(self.times) >= 2 * LOOK_EVERY:
+        if self.seen % LOOK_EVERY == 0 and len(self.times) >= LOOK_EVERY:
             self._look()
 
     def factors(self, now: float, steps: np.ndarray) -> np.ndarray:
