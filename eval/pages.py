@@ -7,10 +7,19 @@ anybody's.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 from eval.claims import Evidence
+from eval.serving import (
+    SERVING_COLUMNS,
+    batching_columns,
+    batching_rows,
+    draw_batching,
+    serving_rows,
+    targets,
+)
 from eval.speed import feeding_table, generation_table, index_table, scale_table, steps_table
 from eval.studies import Study
 from eval.tables import (
@@ -22,6 +31,7 @@ from eval.tables import (
     headline_table,
     kernels_table,
     kills_table,
+    markdown,
     memory_table,
     pretraining_of,
     retrieval_table,
@@ -41,6 +51,13 @@ def _studies(evidence: Evidence) -> str:
         picture = f"![RSUM and R@1 of each variant: a dot for every seed, a bar at their mean](img/study-{name}.svg)"
         parts.append(f"## {name}\n\n{picture}\n\n{studies_table({name: study})}")
     return "\n\n".join(parts)
+
+
+def draw_pictures(studies: Mapping[str, Study], benchmarks: Mapping[str, Any], folder: Path) -> None:
+    """The pictures that blocks show."""
+    draw_studies(studies, folder)
+    if "batching" in benchmarks:
+        draw_batching(benchmarks["batching"], folder / "batching.svg")
 
 
 def draw_studies(studies: Mapping[str, Study], folder: Path) -> None:
@@ -86,6 +103,20 @@ def _generation(evidence: Evidence) -> str:
     return "\n\n".join(generation_table(result) for result in found.values())
 
 
+def _batching(evidence: Evidence) -> str:
+    """Whether the targets hold, and the table."""
+
+    def table(result: Result) -> str:
+        listed = "\n".join(f"- {sentence}" for sentence in targets(result))
+        return f"{listed}\n\n{markdown(batching_columns(result), batching_rows(result))}"
+
+    return _stored(evidence, "batching", table)
+
+
+def _serving(evidence: Evidence) -> str:
+    return _stored(evidence, "serving", lambda result: markdown(SERVING_COLUMNS, serving_rows(result)))
+
+
 def _stored(evidence: Evidence, name: str, table: Callable[[Result], str]) -> str:
     """The table of one stored file, where it is there."""
     return table(evidence.benchmarks[name]) if name in evidence.benchmarks else ""
@@ -109,6 +140,8 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "index": lambda evidence: _stored(evidence, "index_cpu", index_table),
     "generation": _generation,
     "scale": lambda evidence: _stored(evidence, "scale", scale_table),
+    "batching": _batching,
+    "serving": _serving,
 }
 """By name; each gives the text of a block, or nothing where no result is stored."""
 

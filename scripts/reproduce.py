@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from eval.embeddings import Embeddings
-from eval.pages import draw_studies, write_pages
+from eval.pages import draw_pictures, write_pages
 from eval.studies import Study
 from eval.tables import gather, is_run, stored_name, without_places
 from kernels.errors import UserError
@@ -46,7 +46,7 @@ def reproduce(
     studies = {path.stem: Study.load(path) for path in sorted((results / "ablations").glob("*.csv"))}
     places = pages or [Path("README.md"), *sorted(Path("docs").glob("*.md"))]
     if pages is None:
-        draw_studies(studies, Path("docs/img"))
+        draw_pictures(studies, found, Path("docs/img"))
     written = write_pages(places, gather(runs, studies, found))
     if strip is not None:
         from mm.evaluation.strip import retrieval_strip

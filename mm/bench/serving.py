@@ -25,11 +25,13 @@ from kernels.ranges import check_ranges
 from mm.artifacts.environment import commit, hardware
 from mm.artifacts.interrupted import Interrupted, sigterm_raises
 from mm.bench.load import Ask, Load, closed_loop
+from mm.data.media import encode_image
 from mm.files import write_json
+from mm.infer.decoding import Decoding
 from mm.optional import require
-from mm.serve.command import Served, run_server
+from mm.serve.command import Served, run_server, serve
 from mm.serve.config import BatchingConfig, ServeConfig
-from mm.serve.engine import Told
+from mm.serve.engine import WORDS, Engine, ServeRun, Told
 from mm.serve.inputs import Row
 
 NOTHING = 0.004
@@ -98,11 +100,11 @@ def serve_litserve(port: int) -> None:
 
 
 @contextmanager
-def served(serve: Callable[[int], None], *arguments: Any) -> Iterator[int]:
+def served(start: Callable[..., None], *arguments: Any) -> Iterator[int]:
     """The port of a server in a process of its own."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    process = multiprocessing.get_context("spawn").Process(target=_in_group, args=(serve, port, *arguments))
+    process = multiprocessing.get_context("spawn").Process(target=_in_group, args=(start, port, *arguments))
     process.start()
     try:
         until_healthy(port)
@@ -114,11 +116,11 @@ def served(serve: Callable[[int], None], *arguments: Any) -> Iterator[int]:
             os.killpg(process.pid or 0, signal.SIGKILL)
 
 
-def _in_group(serve: Callable[..., None], *arguments: Any) -> None:
+def _in_group(start: Callable[..., None], *arguments: Any) -> None:
     """Serve in a group of processes of its own."""
     os.setpgrp()
     with suppress(Interrupted), sigterm_raises():
-        serve(*arguments)
+        start(*arguments)
 
 
 def until_healthy(port: int) -> None:
@@ -131,6 +133,57 @@ def until_healthy(port: int) -> None:
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
     raise TimeoutError(f"no server at port {port} within {PATIENCE:.0f} s")
+
+
+def serve_run(port: int, run: str) -> None:
+    """Our server in front of a run's own models."""
+    serve(ServeConfig(run, port=port, batching=BatchingConfig(size=SIZE)))
+
+
+def run_rows(run: str, seconds: float) -> Iterator[dict[str, Any]]:
+    """A run's texts and images, served to twice as many clients as fit a batch.
+
+    Yields:
+        a row for each, with the share of what full batches reach that nobody has to ask for: the same inputs, decoded
+        beforehand, computed batch after batch in this process.
+    """
+    engine = ServeRun(run, "auto", Decoding())()
+    bodies = {
+        "text": Ask("/embed", WORDS.encode(), "text/plain"),
+        "image": Ask("/embed", png_of_noise(), "image/png"),
+    }
+    payloads = dict(engine.examples())
+    limits = {kind: offline_rate(engine, kind, payloads[kind], seconds) for kind in bodies if kind in payloads}
+    with served(serve_run, run) as port:
+        for kind, limit in limits.items():
+            load = asyncio.run(closed_loop(port, 2 * SIZE, seconds, constantly(bodies[kind])))
+            facts = load.facts()
+            share = round(load.statuses[200] / load.seconds / limit, 3)
+            about = {"server": "this server", "model": f"{Path(run).name}: {kind}", "clients": 2 * SIZE}
+            yield {**about, **facts, "full_batches": round(limit, 1), "of_full_batches": share}
+
+
+def offline_rate(engine: Engine, kind: str, payload: Any, seconds: float) -> float:
+    """Inputs a second of full batches, one after the other."""
+    batch = [payload] * SIZE
+    engine.run(kind, batch, lambda place, text: None)
+    started = time.perf_counter()
+    batches = 0
+    while time.perf_counter() - started < seconds:
+        engine.run(kind, batch, lambda place, text: None)
+        batches += 1
+    return batches * SIZE / (time.perf_counter() - started)
+
+
+def png_of_noise() -> bytes:
+    """An image file of 64 pixels a side."""
+    noise = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    return encode_image(noise, "png")
+
+
+def constantly(ask: Ask) -> Callable[[int], Ask]:
+    """The same request, whatever its number."""
+    return lambda number: ask
 
 
 def numbered(path: str, key: str) -> Callable[[int], Ask]:
@@ -148,13 +201,15 @@ def bench_serving(config: ServingBench) -> None:
     require("litserve", "serve")
     rows: list[dict[str, Any]] = []
     peers = {"this server": (serve_idle, "/embed", "vectors"), "LitServe": (serve_litserve, "/predict", "number")}
-    for name, (serve, path, key) in peers.items():
-        with served(serve) as port:
+    for name, (starting, path, key) in peers.items():
+        with served(starting) as port:
             for clients in config.clients:
                 load = asyncio.run(closed_loop(port, clients, config.seconds, numbered(path, key)))
                 rows.append({"server": name, "model": "nothing, 4 ms", "clients": clients, **load.facts()})
                 if config.arrivals is not None and name == "this server" and clients == config.clients[0]:
                     write_arrivals(config.arrivals, load)
+    if config.run is not None:
+        rows.extend(run_rows(config.run, config.seconds))
     Console().print(load_table(rows))
     if config.json:
         about = {"commit": commit(), "hardware": hardware(torch.device("cpu")), "batch": SIZE, "wait": WAIT}
@@ -174,10 +229,11 @@ def write_arrivals(path: Path, load: Load) -> None:
 def load_table(rows: Sequence[dict[str, Any]]) -> Table:
     """A row for each load."""
     table = Table(title="closed loop, clients on the same cores", title_justify="left")
-    for column in ("server", "model", "clients", "requests/s", "p50 ms", "p95 ms", "p99 ms", "other", "wrong"):
+    for column in ("server", "model", "clients", "requests/s", "p50 ms", "p95 ms", "p99 ms", "other", "wrong", "full"):
         table.add_column(column, justify="left" if column in ("server", "model") else "right")
     for row in rows:
         cells = [row["server"], row["model"], f"{row['clients']}", f"{row['requests_a_second']:,.0f}"]
         cells += [f"{row[name]:.1f}" for name in ("p50", "p95", "p99")]
-        table.add_row(*cells, str(sum(row["other_statuses"].values())), str(row["wrong"]))
+        of_full = f"{100 * row['of_full_batches']:.0f} %" if "of_full_batches" in row else ""
+        table.add_row(*cells, str(sum(row["other_statuses"].values())), str(row["wrong"]), of_full)
     return table

@@ -3,10 +3,8 @@
 import base64
 import io
 import json
-import os
 import random
 import shutil
-import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -241,20 +239,6 @@ def test_an_index_that_is_replaced_is_searched_and_a_damaged_one_is_not(server: 
     assert server.ask("/search", {"text": TITLES[0]})[1]["hits"][0]["image"] == 4
     kept.replace(file)
     assert server.ask("/search", {"text": TITLES[0]})[1]["hits"][0]["image"] == 0
-
-
-def test_an_engine_that_is_killed_costs_time_and_no_answer(server: Any) -> None:
-    engine = int(server.log.read_text().rpartition("engine ")[2].split()[0])
-    with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(server.ask, "/caption", png(), Content_Type="image/png") for _ in range(4)]
-        time.sleep(0.02)
-        os.kill(engine, signal.SIGKILL)
-        statuses = [each.result()[0] for each in asked]
-    assert set(statuses) <= {200, 503}
-    end = time.monotonic() + 60
-    while server.ask("/health")[0] != 200 and time.monotonic() < end:
-        time.sleep(0.2)
-    assert server.ask("/embed", {"text": "a red circle"})[0] == 200
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "example.org", "::"])

@@ -1,0 +1,144 @@
+"""Batches to engines and results back; engines here are sockets that the test holds."""
+
+import asyncio
+import pickle
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+zmq = pytest.importorskip("zmq", reason="serving needs the extra serve")
+zmq_asyncio = pytest.importorskip("zmq.asyncio", reason="serving needs the extra serve")
+
+from kernels.errors import UserError  # noqa: E402
+from mm.serve import dispatcher as module  # noqa: E402
+from mm.serve.batcher import Batcher, Limits  # noqa: E402
+from mm.serve.cost import CostModel  # noqa: E402
+from mm.serve.dispatcher import Dispatcher  # noqa: E402
+from mm.serve.inputs import Refused  # noqa: E402
+from mm.serve.metrics import Metrics  # noqa: E402
+
+
+class Engine:
+    """An engine of a process number that computes when the test says so."""
+
+    def __init__(self, address: str, number: int) -> None:
+        self.socket = zmq_asyncio.Context.instance().socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.IDENTITY, str(number).encode())
+        self.socket.connect(address)
+
+    async def ready(self) -> None:
+        await self.socket.send(pickle.dumps(("ready", {"kinds": ["text"], "digest": "d", "seconds": {}})))
+
+    async def batch(self) -> tuple[int, str, list[Any]]:
+        return pickle.loads(await asyncio.wait_for(self.socket.recv(), 10))
+
+    async def done(self, number: int, results: list[Any]) -> None:
+        await self.socket.send(pickle.dumps(("done", number, results)))
+
+
+Case = Callable[[Dispatcher, Callable[[int], Engine], set[int]], Awaitable[None]]
+
+
+@pytest.fixture
+def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Case], None]:
+    """played(case) with a dispatcher, what makes engines, and the numbers of those that are alive."""
+    monkeypatch.setattr(module, "LOOKED_AFTER", 0.05)
+
+    async def play(case: Case) -> None:
+        alive = {1, 2, 3}
+        batcher = Batcher(Limits(4), lambda kind: CostModel(1e-5, 1e-4, 1e-3), None)
+        dispatcher = Dispatcher(batcher, Metrics(), alive.__contains__, 6)
+        address = f"ipc://{tmp_path}/engines"
+        await dispatcher.start(address)
+        engines: list[Engine] = []
+
+        def engine(number: int) -> Engine:
+            engines.append(Engine(address, number))
+            return engines[-1]
+
+        await case(dispatcher, engine, alive)
+        for each in engines:
+            each.socket.close(linger=0)
+        await dispatcher.stop()
+
+    return lambda case: asyncio.run(play(case))
+
+
+def test_each_gets_its_own_and_a_bad_one_fails_alone(played: Callable[[Case], None]) -> None:
+    async def case(dispatcher: Dispatcher, engine: Callable[[int], Engine], alive: set[int]) -> None:
+        items = [dispatcher.submit("text", 1, name, 10.0) for name in "abc"]
+        one = engine(1)
+        await one.ready()
+        number, kind, payloads = await one.batch()
+        assert (kind, payloads) == ("text", ["a", "b", "c"])
+        await one.done(number, ["A", UserError("b is none"), RuntimeError("broken")])
+        assert await items[0].payload.result == "A"
+        with pytest.raises(Refused, match="b is none") as refused:
+            await items[1].payload.result
+        with pytest.raises(Refused, match="log") as failed:
+            await items[2].payload.result
+        assert (refused.value.status, failed.value.status) == (422, 500)
+        assert dispatcher.metrics.items["text", "answered"] == 1 and dispatcher.metrics.items["text", "failed"] == 2
+
+    played(case)
+
+
+def test_what_a_dying_engine_had_goes_to_the_next_once(played: Callable[[Case], None]) -> None:
+    async def case(dispatcher: Dispatcher, engine: Callable[[int], Engine], alive: set[int]) -> None:
+        first, second, third = engine(1), engine(2), engine(3)
+        await first.ready()
+        item = dispatcher.submit("text", 1, "a", 10.0)
+        number, _, _ = await first.batch()
+        await second.ready()
+        alive.remove(1)
+        again, _, payloads = await second.batch()
+        assert payloads == ["a"] and again != number
+        await first.done(number, ["late"])  # of one that was taken for dead: nobody's
+        alive.remove(2)
+        with pytest.raises(Refused, match="died, twice"):
+            await item.payload.result
+        await third.ready()
+        other = dispatcher.submit("text", 1, "b", 10.0)
+        number, _, payloads = await third.batch()
+        assert payloads == ["b"]
+        await third.done(number, ["B"])
+        assert await other.payload.result == "B"
+
+    played(case)
+
+
+def test_too_many_are_told_when_to_come_back(played: Callable[[Case], None]) -> None:
+    async def case(dispatcher: Dispatcher, engine: Callable[[int], Engine], alive: set[int]) -> None:
+        items = [dispatcher.submit("text", 1, name, 10.0) for name in "abcdef"]
+        with pytest.raises(Refused) as refused:
+            dispatcher.submit("text", 1, "g", 10.0)
+        assert refused.value.status == 429 and refused.value.retry_after is not None
+        dispatcher.withdraw(items[0])
+        dispatcher.submit("text", 1, "g", 10.0)
+        one = engine(1)
+        await one.ready()
+        assert (await one.batch())[2] == ["b", "c", "d", "e"]
+
+    played(case)
+
+
+def test_what_is_late_is_refused_and_what_is_told_is_passed_on(played: Callable[[Case], None]) -> None:
+    async def case(dispatcher: Dispatcher, engine: Callable[[int], Engine], alive: set[int]) -> None:
+        late = dispatcher.submit("text", 1, "late", -1.0)
+        item = dispatcher.submit("text", 1, "a", 10.0)
+        told: list[str] = []
+        item.payload.told = told.append
+        one = engine(1)
+        await one.ready()
+        number, _, payloads = await one.batch()
+        assert payloads == ["a"]
+        with pytest.raises(Refused) as refused:
+            await late.payload.result
+        assert refused.value.status == 503
+        await one.socket.send(pickle.dumps(("told", number, 0, "so far")))
+        await one.done(number, ["all"])
+        assert await item.payload.result == "all" and told == ["so far"]
+
+    played(case)
