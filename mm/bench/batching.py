@@ -57,8 +57,6 @@ class Setting:
     Args:
         size: of a batch at most.
         cost: of batches.
-        deadline: three times what a full batch of the longest items takes.
-        capacity: items a second that full batches answer.
     """
 
     size: int

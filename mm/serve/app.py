@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ class Handlers:
     def __init__(self, service: Service, config: ServeConfig) -> None:
         self.service = service
         self.limits = config.limits
-        self.page = search_page(config.model, service.kinds, service.gallery)
+        self.page = search_page(Path(config.model).name, service.kinds, service.gallery)
 
     async def embed(self, request: Request) -> Response:
         """Unit vectors of inputs of one modality: JSON, or with `Accept: application/octet-stream` float32 rows, little
@@ -165,7 +166,7 @@ def build_app(service: Service, config: ServeConfig, lifespan: Lifespan) -> Fast
         lifespan: what runs while it serves.
     """
     # The documentation's pages fetch scripts from another address; its JSON does not.
-    app = FastAPI(title=f"mm-align: {config.model}", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title=f"mm-align: {Path(config.model).name}", docs_url=None, redoc_url=None, lifespan=lifespan)
     handlers = Handlers(service, config)
     routes = {
         "/embed": handlers.embed,

@@ -123,22 +123,15 @@ def run_server(served: Served, config: ServeConfig) -> None:
 def app_of(served: Served, config: ServeConfig, engines: Any, address: str) -> Any:
     """The application in front of the processes that LitServe started."""
     from mm.serve.app import build_app
-    from mm.serve.batcher import Batcher
-    from mm.serve.cost import CostModel
     from mm.serve.dispatcher import Dispatcher
-    from mm.serve.forecast import Forecast
     from mm.serve.metrics import Metrics
     from mm.serve.service import Service
 
     def alive(number: int) -> bool:
         return any(process.pid == number and process.is_alive() for process in engines.inference_workers)
 
-    batching = config.batching
-    batcher = Batcher(
-        batching.limits, lambda kind: CostModel(1e-5, 1e-3, 1e-3), Forecast if batching.forecast else None
-    )
-    dispatcher = Dispatcher(batcher, Metrics(), alive, config.limits.waiting)
-    service = Service(dispatcher, served.reader, served.kinds, batching.deadline, served.gallery)
+    dispatcher = Dispatcher(config.batching, Metrics(), alive, config.limits.waiting)
+    service = Service(dispatcher, served.reader, served.kinds, config.batching.deadline, served.gallery)
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:

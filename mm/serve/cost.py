@@ -29,6 +29,12 @@ class CostModel:
         for tokens, items in ((1, 1), (64, 1), (64, 16)):
             self._add(tokens, items, self.seconds(tokens, items), PRIOR)
 
+    @classmethod
+    def of_two(cls, one: float, full: float, size: int) -> "CostModel":
+        """Guessed from the seconds of a batch of one and of a full one."""
+        item = max(0.0, full - one) / max(size - 1, 1)
+        return cls(0.0, item, max(LEAST, one - item))
+
     def seconds(self, tokens: int, items: int) -> float:
         """What a batch of `items` will take that has `tokens` of them, padding included."""
         token, item, batch = self.coefficients

@@ -13,12 +13,17 @@ import zmq.asyncio
 
 from kernels.errors import UserError
 from mm.serve.batcher import Batcher, Item
+from mm.serve.config import BatchingConfig
+from mm.serve.cost import CostModel
+from mm.serve.forecast import Forecast
 from mm.serve.inputs import Refused
 from mm.serve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 LOOKED_AFTER = 0.5
 """Seconds between two looks whether the engines are alive."""
+GUESSED = (0.01, 0.05)
+"""Seconds of a batch of one and of a full one, while no engine is ready."""
 TRIES = 2
 """How often an item is given to an engine that then dies."""
 
@@ -52,25 +57,26 @@ class Dispatcher:
     """Hands batches to engines that are idle, and their results to who waits for them.
 
     Args:
-        batcher: decides; nobody else asks it.
+        config: of the batcher.
         metrics: are kept.
         alive: whether the process of a number is.
         most: items that may wait.
     """
 
-    def __init__(self, batcher: Batcher, metrics: Metrics, alive: Callable[[int], bool], most: int) -> None:
-        self.batcher = batcher
+    def __init__(self, config: BatchingConfig, metrics: Metrics, alive: Callable[[int], bool], most: int) -> None:
+        self.batcher = Batcher(config.limits, self._guess, Forecast if config.forecast else None)
         self.metrics = metrics
         self.alive = alive
         self.most = most
         self.digest: str | None = None
+        self.measured: dict[str, tuple[float, float]] = {}
+        """Seconds of a batch of one and of a full one, by kind, of the engines' warm-up."""
         self.idle: list[bytes] = []
         self.idle_since = 0.0
         self.running: dict[int, Running] = {}
         self.number = 0
         self.timer: asyncio.TimerHandle | None = None
         self.tasks: list[asyncio.Task[None]] = []
-        self.changed = asyncio.Event()
 
     @property
     def engines(self) -> int:
@@ -114,6 +120,10 @@ class Dispatcher:
         result = item.payload.result
         if not result.cancel() and not result.cancelled():
             result.exception()  # what nobody hears of is no mistake of asyncio's
+
+    def _guess(self, kind: str) -> CostModel:
+        one, full = self.measured.get(kind, GUESSED)
+        return CostModel.of_two(one, full, self.batcher.limits.size)
 
     def _drained_in(self, kind: str) -> float:
         """Seconds in which what waits now will have left, about."""
@@ -163,8 +173,8 @@ class Dispatcher:
     def _ready(self, engine: bytes, facts: dict[str, Any]) -> None:
         logger.info("engine %s is ready: %s", engine.decode(), ", ".join(facts["kinds"]))
         self.digest = facts["digest"]
+        self.measured = facts["seconds"]
         self._free(engine)
-        self.changed.set()
 
     def _free(self, engine: bytes) -> None:
         if not self.idle:

@@ -32,7 +32,7 @@ LOOK = """
 #drop img, #drop audio { display: block; max-width: 100%; max-height: 200px; margin-top: .6rem }
 .hit-card img { width: 100%; height: auto } .hit-card button { font-size: .85rem; padding: .15rem .5rem }
 #results ol { list-style: none; padding: 0; margin: 0 }
-#results .thumbs { grid-template-columns: repeat(auto-fill, minmax(min(200px, 100%), 1fr)); align-items: start }
+#results .thumbs { grid-template-columns: repeat(auto-fill, minmax(min(160px, 100%), 1fr)); align-items: start }
 """
 
 

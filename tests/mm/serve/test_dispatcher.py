@@ -13,8 +13,7 @@ zmq_asyncio = pytest.importorskip("zmq.asyncio", reason="serving needs the extra
 
 from kernels.errors import UserError  # noqa: E402
 from mm.serve import dispatcher as module  # noqa: E402
-from mm.serve.batcher import Batcher, Limits  # noqa: E402
-from mm.serve.cost import CostModel  # noqa: E402
+from mm.serve.config import BatchingConfig  # noqa: E402
 from mm.serve.dispatcher import Dispatcher  # noqa: E402
 from mm.serve.inputs import Refused  # noqa: E402
 from mm.serve.metrics import Metrics  # noqa: E402
@@ -48,8 +47,7 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Case], 
 
     async def play(case: Case) -> None:
         alive = {1, 2, 3}
-        batcher = Batcher(Limits(4), lambda kind: CostModel(1e-5, 1e-4, 1e-3), None)
-        dispatcher = Dispatcher(batcher, Metrics(), alive.__contains__, 6)
+        dispatcher = Dispatcher(BatchingConfig(4, forecast=False), Metrics(), alive.__contains__, 6)
         address = f"ipc://{tmp_path}/engines"
         await dispatcher.start(address)
         engines: list[Engine] = []
