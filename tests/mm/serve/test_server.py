@@ -1,5 +1,6 @@
 """What a real server answers, and what it refuses: in another process, over a socket."""
 
+import asyncio
 import base64
 import io
 import json
@@ -17,6 +18,7 @@ import soundfile
 from PIL import Image
 
 import mm
+from mm.bench.load import Ask, closed_loop
 from mm.infer.decoding import Decoding
 from mm.serve.config import ServeConfig
 
@@ -154,6 +156,17 @@ def test_what_is_wrong_is_refused_in_one_line(server: Any, name: str) -> None:
     assert found == status, said
     assert set(said) == {"error"} and said["error"] and "\n" not in said["error"]
     assert str(server.folder) not in said["error"]
+
+
+def test_a_closed_loop_of_clients_gets_every_answer_once(server: Any) -> None:
+    port = int(server.address.rpartition(":")[2])
+    ask = Ask("/embed", b"a red circle", "text/plain", right=lambda answer: b"vectors" in answer)
+    load = asyncio.run(closed_loop(port, 8, 0.5, lambda number: ask))
+    facts = load.facts()
+    assert set(load.statuses) == {200} and load.wrong == 0 and facts["answered"] == len(load.latencies) >= 8
+    written = Ask("/caption", png(), "image/png")
+    status = asyncio.run(closed_loop(port, 2, 0.1, lambda number: written)).statuses
+    assert set(status) == {200}
 
 
 def bomb(width: int, height: int) -> bytes:
