@@ -81,6 +81,7 @@ def test_nobody_waits_longer_than_the_limit_while_an_engine_is_idle() -> None:
         assert decision.again is not None
         now = decision.again
     assert now == pytest.approx(0.010, abs=3e-4)
+    assert batcher_with(1, rate=100.0).next(0.05, 0.0).batch  # asked too late
 
 
 def test_time_in_which_no_engine_was_idle_is_no_delay() -> None:
