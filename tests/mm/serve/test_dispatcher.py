@@ -56,7 +56,7 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Case], 
             engines.append(Engine(address, number))
             return engines[-1]
 
-        await case(dispatcher, engine, alive)
+        await asyncio.wait_for(case(dispatcher, engine, alive), 10)
         for each in engines:
             each.socket.close(linger=0)
         await dispatcher.stop()
