@@ -118,6 +118,9 @@ def run_server(served: Served, config: ServeConfig) -> None:
             except (Interrupted, KeyboardInterrupt):
                 # uvicorn raises the signal again when all is answered; nothing is left to be interrupted.
                 logger.info("stopped: what was accepted is answered")
+            finally:
+                logging.getLogger("litserve").disabled = True  # its watch logs an error when engines end as they should
+                logging.getLogger("litserve.server").disabled = True
 
 
 def app_of(served: Served, config: ServeConfig, engines: Any, address: str) -> Any:
