@@ -3,6 +3,7 @@
 import gc
 import logging
 import socket
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from mm.serve.inputs import InputReader
 
 logger = logging.getLogger(__name__)
+SWITCH = 0.0005
+"""Seconds after which a thread that decodes lets the event loop on, which else waits 5 ms for each time it is due."""
 GRACE = 30
 """Seconds in which requests that were accepted are answered after the server was told to stop."""
 
@@ -112,6 +115,7 @@ def run_server(served: Served, config: ServeConfig) -> None:
         logger.info("serving %s at http://%s:%d", config.model, f"[{host}]" if ":" in host else host, port)
         with wrap_litserve_start(engines, worker_monitor=True):
             gc.collect()
+            sys.setswitchinterval(SWITCH)
             gc.freeze()  # else every full collection looks at all of torch, and holds up every request for 0.2 s
             try:
                 server.run(sockets=[listening])
