@@ -88,6 +88,12 @@ COMMANDS = {
         example="org/name@v1 --out DIR",
         positional=True,
     ),
+    "plan": Command(
+        "rank every way to divide a run among GPUs, by a stated model",
+        "mm.parallel.plan:PlanConfig",
+        "mm.parallel.plan:plan",
+        "--config 70b --gpus 256 --memory 80",
+    ),
     "list": Command(
         "list configs, trunks, runs or datasets",
         "mm.listing:show_list",

@@ -1,0 +1,118 @@
+"""How a run is divided among processes, as one word: `fsdp8-tp2-ep4`."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kernels.errors import UserError
+from mm.model.backbone import BackboneConfig
+
+WORDS = {"ddp": "dp_replicate", "fsdp": "dp_shard", "tp": "tp", "pp": "pp", "ep": "ep"}
+"""What a layout's parts are called in a word."""
+PART = re.compile(r"([a-z]+)([1-9]\d*)")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Into how many parts each thing is divided.
+
+    Experts are divided among processes that otherwise have samples of their own: `ep` divides `dp_shard` and takes no
+    processes. Processes of one tp group have the same samples.
+
+    Args:
+        dp_replicate: groups that hold the whole state, and average gradients.
+        dp_shard: processes that hold a share of parameters, gradients and moments each (ZeRO-3).
+        tp: processes that divide heads, the shared expert's hidden width and routed experts.
+        pp: stages of blocks.
+        ep: processes that hold different experts.
+    """
+
+    dp_replicate: int = 1
+    dp_shard: int = 1
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+
+    def __post_init__(self) -> None:
+        if self.dp_shard % self.ep:
+            raise UserError(f"layout {self}: ep{self.ep} does not divide fsdp{self.dp_shard}, whose processes it takes")
+
+    @classmethod
+    def of_word(cls, word: str) -> "ParallelConfig":
+        """`fsdp8-tp2-ep4` -> the layout; a part that is left out is 1.
+
+        Raises:
+            ValueError: a part is not known, or comes twice.
+        """
+        found: dict[str, int] = {}
+        for part in word.split("-"):
+            match = PART.fullmatch(part)
+            name = WORDS.get(match[1]) if match else None
+            if match is None or name is None or name in found:
+                raise UserError(f"layout {word!r}: {part!r} is none of ddpN, fsdpN, tpN, ppN, epN, each at most once")
+            found[name] = int(match[2])
+        return cls(**found)
+
+    def __str__(self) -> str:
+        """The word; `fsdp1` of one process."""
+        sizes = {word: getattr(self, name) for word, name in WORDS.items()}
+        return "-".join(f"{word}{size}" for word, size in sizes.items() if size > 1) or "fsdp1"
+
+    @property
+    def data(self) -> int:
+        """Processes that have different samples."""
+        return self.dp_replicate * self.dp_shard
+
+    @property
+    def processes(self) -> int:
+        """All of them."""
+        return self.data * self.tp * self.pp
+
+
+def is_layout(word: str) -> bool:
+    """Whether a strategy's name is meant as a layout: its first part is one."""
+    match = PART.fullmatch(word.split("-")[0])
+    return match is not None and match[1] in WORDS
+
+
+def obstacle(layout: ParallelConfig, model: BackboneConfig, batch_size: int) -> str | None:
+    """Why a model cannot be divided so, and what would do; None where it can.
+
+    Args:
+        layout: of the processes.
+        model: what is divided.
+        batch_size: samples of a step, of all processes.
+    """
+    experts = model.moe.num_experts
+    if model.heads % layout.tp:
+        return f"tp{layout.tp} does not divide the {model.heads} heads: take one of {_divisors(model.heads)}"
+    if model.layers and experts % (layout.ep * layout.tp):
+        shares = f"ep{layout.ep}-tp{layout.tp}" if layout.tp > 1 else f"ep{layout.ep}"
+        return f"{shares} does not divide the {experts} experts: the product has to be one of {_divisors(experts)}"
+    if model.moe.shared % layout.tp:
+        return f"tp{layout.tp} does not divide the shared expert's width {model.moe.shared}"
+    if layout.pp > 1 and (model.layers == 0 or model.layers % layout.pp):
+        return f"pp{layout.pp} does not divide the {model.layers} blocks: take one of {_divisors(model.layers)}"
+    outer = layout.dp_shard // layout.ep
+    if layout.ep * layout.tp > 1 and (model.width % outer or 2 * model.moe.hidden % outer):
+        widths = f"width {model.width} and 2 x hidden {model.moe.hidden}"
+        return f"fsdp{layout.dp_shard} over ep{layout.ep} divides an expert in {outer}, which does not divide {widths}"
+    if batch_size % layout.data:
+        return f"{layout.data} processes with samples of their own do not divide the batch of {batch_size}"
+    return None
+
+
+def layouts(processes: int, node: int) -> Iterator[ParallelConfig]:
+    """Every division of so many processes whose tensor parallelism stays inside a machine of `node` processes."""
+    for pp in _divisors(processes):
+        for tp in _divisors(processes // pp):
+            if tp > node:
+                continue
+            data = processes // (pp * tp)
+            for shard in _divisors(data):
+                for ep in _divisors(shard):
+                    yield ParallelConfig(data // shard, shard, tp, pp, ep)
+
+
+def _divisors(number: int) -> list[int]:
+    return [each for each in range(1, number + 1) if number % each == 0]
