@@ -14,16 +14,34 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
+from torch.distributed.nn.functional import all_to_all_single
 
 Group = dist.ProcessGroup | None
 
+_samples: list[dist.ProcessGroup] = []
+"""The group that samples are divided among, where it is not that of all ranks."""
 
-def world() -> Group:
+
+def all_ranks() -> Group:
     """The group of all ranks where torch.distributed is initialised with more than one, else None."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return dist.group.WORLD
     return None
+
+
+def world() -> Group:
+    """The group whose ranks have samples of their own: all ranks, unless `divide_samples` says otherwise; else None."""
+    if not _samples:
+        return all_ranks()
+    return _samples[0] if dist.get_world_size(_samples[0]) > 1 else None
+
+
+def divide_samples(group: Group) -> None:
+    """Divide samples among the ranks of a group, which takes losses and statistics together; None for all ranks.
+
+    Ranks outside of it compute other parts of the same samples, such as other heads.
+    """
+    _samples[:] = [] if group is None else [group]
 
 
 def step_group() -> Group:
@@ -50,8 +68,25 @@ def gather(x: Tensor, group: Group) -> Tensor:
     if group is None:
         return x
     if x.is_floating_point():
-        return torch.cat(all_gather(x.contiguous(), group), 0)
+        return _Gather.apply(x, group)
     return torch.cat(_parts(x.contiguous(), group), 0)
+
+
+class _Gather(torch.autograd.Function):
+    """As torch's own, whose backward over gloo knows no group but that of all ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return torch.cat(_parts(x.contiguous(), group))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        grad = grads[0].contiguous()
+        _, ranks = rank_and_size(ctx.group)
+        own = grad.new_empty(len(grad) // ranks, *grad.shape[1:])
+        dist.reduce_scatter_tensor(own, grad, group=ctx.group)
+        return own, None
 
 
 def lengths_over_ranks(x: Tensor, group: Group) -> list[int]:
@@ -146,6 +181,58 @@ def joint_mean(total: Tensor, count: Tensor | int, group: Group) -> Tensor:
     counted = torch.as_tensor(count, dtype=total.dtype, device=total.device)
     joint = joint_sum(torch.cat([total.flatten(), counted.view(1)]), group)
     return joint[:-1].view_as(total) / joint[-1].detach().clamp(min=1)
+
+
+def shared_input(x: Tensor, group: Group) -> Tensor:
+    """x of any shape, the same on every rank -> x, for ranks that each compute a part of what follows.
+
+    The gradient is the sum of theirs; the counterpart of `partial_sum`.
+    """
+    return x if group is None else _SharedInput.apply(x, group)
+
+
+class _SharedInput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return sum_over_ranks(grads[0].clone(memory_format=torch.contiguous_format), ctx.group), None
+
+
+def partial_sum(x: Tensor, group: Group) -> Tensor:
+    """x of any shape, each rank's part of one result -> their sum, on which every rank goes on alike.
+
+    The gradient is that of one rank, since all have the same.
+    """
+    return x if group is None else _PartialSum.apply(x, group)
+
+
+class _PartialSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        return sum_over_ranks(x.clone(memory_format=torch.contiguous_format), group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def exchange(x: Tensor, sent: Sequence[int], received: Sequence[int], group: Group) -> Tensor:
+    """Rows x (N, ...) to other ranks, theirs to this one -> (R, ...) in rank order.
+
+    Args:
+        x: the rows for rank 0 first, then those for rank 1, …
+        sent: how many go to each rank.
+        received: how many come from each.
+        group: of these ranks.
+    """
+    if group is None:
+        return x
+    found = x.new_empty(sum(received), *x.shape[1:])
+    return all_to_all_single(found, x.contiguous(), list(received), list(sent), group)
 
 
 def sum_over_ranks(x: Tensor, group: Group) -> Tensor:

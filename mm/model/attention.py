@@ -99,12 +99,12 @@ class Attention(nn.Module):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (N, D) -> normed queries and keys, and values, (N, heads, D / heads) each."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
-        if len(x) > FEW_TOKENS and all(type(projection) is nn.Linear for projection in projections):
+        if len(x) > FEW_TOKENS and all(is_plain(projection) for projection in projections):
             weight = torch.cat([projection.weight for projection in projections])
             bias = torch.cat([projection.bias for projection in projections])
             projected = linear(x, weight, bias)
         else:
-            # What stands in the place of a linear layer, as an adapter does, has a forward of its own.
+            # What stands in the place of a linear layer, as an adapter does, or around it has a forward of its own.
             projected = torch.cat([projection(x) for projection in projections], 1)
         # (N, 3 · D) -> (N, 3, heads, D / heads)
         q, k, v = projected.unflatten(1, (3, self.heads, -1)).unbind(1)
@@ -190,3 +190,8 @@ def _shares(q: Tensor, keys: Tensor, mask: Tensor | None, bias: Tensor | None = 
     if mask is not None:
         logits = logits.masked_fill(~mask[:, None], -torch.inf)
     return logits.softmax(-1)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is a product and nothing else: no hook sees what goes in, as where processes divide it."""
+    return type(layer) is nn.Linear and not layer._forward_pre_hooks

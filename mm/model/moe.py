@@ -6,6 +6,7 @@ affinities (without bias) are normalised into weights; the bias moves a little a
 router z (ST-MoE, Zoph et al. 2022), modality entropy (LIMoE, Mustafa et al. 2022).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -134,6 +135,8 @@ class MoE(nn.Module):
         w_out = torch.randn(config.num_experts, width, config.hidden)
         self.w_in = nn.Parameter(w_in * width**-0.5)
         self.w_out = nn.Parameter(w_out * config.hidden**-0.5)
+        self.experts: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] = grouped_mlp
+        """Computes them; where processes divide them, with an exchange of tokens around it."""
         self.shared = SwiGLU(width, config.shared) if config.shared else None
 
     def forward(self, x: Tensor, modality: Tensor | None, real: Tensor | None = None) -> MoEOutput:
@@ -149,7 +152,7 @@ class MoE(nn.Module):
             MoEOutput with x (N, D), with load (M, E) where it is counted, and then with losses in training.
         """
         chosen, weights, logits = self.router(x)
-        y = grouped_mlp(x, self.w_in, self.w_out, chosen, weights)
+        y = self.experts(x, self.w_in, self.w_out, chosen, weights)
         if self.shared is not None:
             y = y + self.shared(x)
         if modality is None:

@@ -1,0 +1,246 @@
+"""Layouts beside one process: what processes that divide a run compute is what one computes on the same global batch.
+
+A small run takes a few steps with AdamW, audio absent of some samples, captions of unlike lengths. Compared are the
+terms of the loss, every gradient, its norm, what is logged, and at the end weights, codes and routing biases. Measured
+are seconds of a step, and the bytes that a process holds.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignment import LossConfig, ScheduleConfig
+from encoders import AudioConfig, BottleneckConfig, ImageConfig, TextConfig
+from encoders.quantizer import QuantizerConfig
+from encoders.tokenizer import Tokenizer, observed_vocabulary
+from kernels.collectives import all_ranks, largest_over_ranks, rank_and_size, world
+from mm.artifacts.run import Run, build_run
+from mm.batch import Batch
+from mm.config import AlignConfig, OptimConfig, TrainConfig
+from mm.model.backbone import BackboneConfig
+from mm.model.moe import MoEConfig
+from mm.model.multimodal import ModelConfig
+from mm.parallel.experts import local
+from mm.parallel.gradients import clip_by_norm, whole
+from mm.parallel.layout import ParallelConfig
+from mm.parallel.mesh import Meshes
+from mm.parallel.shard import shard, sum_partial_gradients
+from mm.train.optim import build_optimizer
+from mm.train.task import AlignTask
+
+CAPTIONS = ("red circle", "two blue squares", "one small green heart left of a star", "stripes", "a dot")
+SAMPLES = 8
+STEPS = 3
+PROGRESS = 0.8
+"""Share of the run at which the steps are: all losses are on."""
+RUN_STEPS = 10
+
+
+def small_config(experts: int = 8, checkpoint: bool = False, width: int = 32) -> AlignConfig:
+    """All three modalities from scratch in two small blocks.
+
+    Args:
+        experts: how many, of which at most 8 are active.
+        checkpoint: whether blocks are recomputed.
+        width: of the backbone, its heads and experts with it.
+    """
+    moe = MoEConfig(
+        num_experts=experts, top_k=min(8, max(2, experts // 4)), hidden=width // 4, shared=width, balance=0.1
+    )
+    backbone = BackboneConfig(width=width, layers=2, heads=4, checkpoint=checkpoint, moe=moe)
+    return AlignConfig(
+        model=ModelConfig(embedding=16, token_embedding=8, backbone=backbone),
+        image=ImageConfig(size=32, width=16, depth=1),
+        audio=AudioConfig(seconds=0.32, width=16, depth=1),
+        text=TextConfig(width=16, depth=1, heads=2, max_tokens=12),
+        bottleneck=BottleneckConfig(quantizer=QuantizerConfig(num_codes=16, width=8), reconstruct=3),
+        schedule=ScheduleConfig(kind="progressive"),
+        loss=LossConfig(filip_rows=6, itm_rows=4),
+        train=TrainConfig(steps=RUN_STEPS, batch_size=SAMPLES, precision="fp32", accelerator="cpu"),
+        optim=OptimConfig(clip=0.5),
+    )
+
+
+def small_run(config: AlignConfig) -> Run:
+    """The same initial weights each time."""
+    torch.manual_seed(0)
+    return build_run(config, observed_vocabulary(Tokenizer("scratch", config.text.max_tokens), CAPTIONS))
+
+
+def global_batch(config: AlignConfig, seed: int, samples: int = SAMPLES) -> Batch:
+    """Noise images, noise clips of growing length of which every third is absent, captions of unlike lengths."""
+    random = torch.Generator().manual_seed(seed)
+    length = int(config.audio.seconds * config.audio.sample_rate)
+    texts = [CAPTIONS[(seed + row) % len(CAPTIONS)] for row in range(samples)]
+    ids, mask = Tokenizer("scratch", config.text.max_tokens)(texts)
+    size = config.image.size
+    batch = Batch(torch.arange(samples))
+    batch.put("image", torch.randint(0, 256, (samples, 3, size, size), dtype=torch.uint8, generator=random))
+    lengths = torch.linspace(length // 2, length, samples).long()
+    waveforms = torch.randn(samples, length, generator=random) * 0.1
+    batch.put("audio", waveforms, torch.arange(length) < lengths[:, None])
+    batch.put("text", ids, mask)
+    batch.present["audio"] = torch.arange(samples) % 3 != 1
+    return batch
+
+
+def share(batch: Batch, rank: int, ranks: int) -> Batch:
+    """A rank's samples as its loader gives them: captions no longer than its own longest."""
+    part = Batch(batch.ids.chunk(ranks)[rank])
+    for m in batch.modalities:
+        mask = batch.masks[m].chunk(ranks)[rank] if m in batch.masks else None
+        inputs = batch.inputs[m].chunk(ranks)[rank]
+        if m == "text" and mask is not None:
+            length = int(mask.sum(1).max())
+            inputs, mask = inputs[:, :length], mask[:, :length]
+        part.put(m, inputs, mask)
+        part.present[m] = batch.present[m].chunk(ranks)[rank]
+    return part
+
+
+class Trial(AlignTask):
+    """A task that takes steps without a trainer, and keeps what it logs."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self.taken = 0
+        self.logged: dict[str, float] = {}
+
+    @property
+    def global_step(self) -> int:  # type: ignore[override]
+        return int(PROGRESS * RUN_STEPS) + self.taken
+
+    @property
+    def current_rate(self) -> float:
+        return 0.0
+
+    def log(self, name: str, value: Any, **_: object) -> None:  # type: ignore[override]
+        self.logged[name] = float(value)
+
+
+@dataclass
+class Found:
+    """What a layout's steps gave.
+
+    Args:
+        values: whole tensors by name, for comparison.
+        bytes: that this process holds, by role; the largest of all processes.
+        seconds: of a step, without the first.
+    """
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def take_steps(config: AlignConfig, layout: ParallelConfig | None, steps: int = STEPS) -> Found:
+    """Take steps of a small run from its initial weights.
+
+    Args:
+        config: of the run.
+        layout: of the processes that torch.distributed has connected; None for this one alone.
+        steps: how many.
+    """
+    task = Trial(small_run(config)).train()
+    meshes = None
+    if layout is not None:
+        meshes = Meshes.of(layout, "cpu")
+        shard(task, task.model, meshes, "training_step")
+    optimizer = build_optimizer(task.groups())
+    found = Found()
+    times = []
+    for number in range(steps):
+        started = time.perf_counter()
+        batch = share(global_batch(config, number, config.train.batch_size), *rank_and_size(world()))
+        total = task.training_step(batch, number)
+        total.backward()
+        task.on_after_backward()
+        if meshes is not None:
+            sum_partial_gradients(task.model, meshes)
+        if number == 0:
+            found.values |= gradients_of(task)
+        norm = clip_by_norm(list(task.parameters()), config.optim.clip)
+        if number == 0:
+            found.bytes = bytes_held(task)
+        optimizer.step()
+        task.clamp_scales()
+        optimizer.zero_grad()
+        task.taken += 1
+        times.append(time.perf_counter() - started)
+        found.values[f"step {number}: norm"] = norm.detach()
+        for name, value in task.logged.items():
+            found.values[f"step {number}: {name}"] = torch.tensor(value)
+    found.bytes["moments"] = held_by(t for state in optimizer.state.values() for t in state.values())
+    for role in found.bytes:
+        most = largest_over_ranks(torch.tensor(found.bytes[role]), all_ranks())
+        found.bytes[role] = int(most)
+    for name, tensor in task.state_dict().items():
+        found.values[f"end: {name}"] = whole(tensor).detach().clone()
+    found.seconds = min(times[1:] or times)
+    return found
+
+
+def gradients_of(task: AlignTask) -> dict[str, Tensor]:
+    """Every gradient whole, by name."""
+    found = {}
+    for name, parameter in task.named_parameters():
+        if parameter.grad is not None:
+            found[f"gradient {name}"] = whole(parameter.grad).detach().clone()
+    return found
+
+
+def bytes_held(task: AlignTask) -> dict[str, int]:
+    """Bytes of parameters and of gradients in this process."""
+    parameters = list(task.parameters())
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return {"parameters": held_by(parameters), "gradients": held_by(gradients)}
+
+
+def held_by(tensors: Any) -> int:
+    """Bytes of tensors in this process."""
+    return sum(part.numel() * part.element_size() for part in map(local, tensors))
+
+
+@dataclass
+class Difference:
+    """How far a layout is from one process, relative to the largest entry of each tensor.
+
+    Args:
+        gradient: largest of all gradients.
+        value: largest of all else but weights.
+        weight: largest absolute of the weights at the end.
+        worst: the name of the worst gradient.
+        unlike: names that one of the two has alone.
+    """
+
+    gradient: float = 0.0
+    value: float = 0.0
+    weight: float = 0.0
+    worst: str = ""
+    unlike: Sequence[str] = ()
+
+
+def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Difference:
+    """Compare what a layout found with what one process did."""
+    result = Difference(unlike=sorted(found.keys() ^ expected.keys()))
+    for name in found.keys() & expected.keys():
+        there, here = expected[name].double(), found[name].double()
+        error = float((here - there).abs().max()) if there.numel() else 0.0
+        scaled = error / max(float(there.abs().max()) if there.numel() else 0.0, 1e-2)
+        if name.startswith("gradient "):
+            if scaled > result.gradient:
+                result.gradient, result.worst = scaled, name
+        elif name.startswith("end: "):
+            result.weight = max(result.weight, error)
+        else:
+            result.value = max(result.value, scaled)
+    return result
+
+
+def with_batch(config: AlignConfig, samples: int) -> AlignConfig:
+    """The same run with another batch."""
+    return replace(config, train=replace(config.train, batch_size=samples))

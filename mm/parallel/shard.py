@@ -1,0 +1,129 @@
+"""Divide a model among processes, from outside: it knows nothing of it, and computes what it computed.
+
+Heads and hidden widths by torch's tensor parallelism, experts by `mm.parallel.experts`, everything by FSDP2
+(`fully_shard`; Zhao et al. 2023, Rajbhandari et al. 2020). The order matters: what is divided by tensors and experts is
+sharded on another dimension beneath.
+"""
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DeviceMesh, DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    PrepareModuleInput,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+from kernels.collectives import sum_over_ranks
+from kernels.errors import UserError
+from mm.model.attention import Attention
+from mm.model.moe import EXPERT_WEIGHTS, MoE
+from mm.parallel.experts import DividedExperts
+from mm.parallel.mesh import Meshes
+
+
+def shard(root: nn.Module, model: Any, meshes: Meshes, forward: str = "forward") -> None:
+    """Divide a model in place.
+
+    Args:
+        root: holds the model, its loss, and all other parameters; on its device, or on the meta device.
+        model: `MultimodalModel`, whose blocks and encoders are gathered one at a time.
+        meshes: of the processes.
+        forward: name of the root's method that is a step: what belongs to no block or encoder is whole within it.
+
+    Raises:
+        UserError: the model has what cannot be divided so.
+    """
+    for block in model.backbone.blocks:
+        if meshes.layout.tp > 1:
+            divide_attention(block.self_attention, meshes.tensors)
+            divide_attention(block.cross_attention, meshes.tensors)
+            divide_shared(block.moe, meshes.tensors)
+        if meshes.experts is not None:
+            divide_experts(block.moe, meshes, meshes.experts)
+        if meshes.layout.ep > 1:
+            shard_experts(block.moe, meshes)
+        sharded(block, meshes.sharded)
+    for encoder in model.encoders.values():
+        sharded(encoder, meshes.sharded)
+    sharded(root, meshes.sharded)
+    if forward != "forward":
+        register_fsdp_forward_method(root, forward)
+
+
+def sharded(module: nn.Module | list[nn.Module], mesh: DeviceMesh) -> None:
+    """`fully_shard` what is not sharded yet; what tensors or experts divide on the first dimension, on the second."""
+    fully_shard(module, mesh=mesh, shard_placement_fn=other_dimension)
+
+
+def other_dimension(parameter: Tensor) -> Shard | None:
+    """Where a parameter is sharded: a dimension that is not divided already, if it has one."""
+    if isinstance(parameter, DTensor) and parameter.ndim > 1 and parameter.placements[0].is_shard(0):
+        return Shard(1)
+    return None
+
+
+def divide_attention(attention: Attention, mesh: DeviceMesh) -> None:
+    """Divide heads; outputs are summed. Raises UserError of a bias towards terms, which is one of all heads."""
+    if attention.term_bias is not None:
+        raise UserError("a model with a bias towards terms cannot be divided by heads: leave tp out of the layout")
+    attention.heads //= mesh.size()
+    columns = {name: ColwiseParallel() for name in ("q_proj", "k_proj", "v_proj")}
+    # The input becomes one distributed tensor, so that backward sums the gradients of the three at once.
+    whole = PrepareModuleInput(input_layouts=(Replicate(), None), desired_input_layouts=(Replicate(), None))
+    parallelize_module(attention, mesh, {"": whole, **columns, "out_proj": RowwiseParallel()})
+
+
+def divide_shared(moe: MoE, mesh: DeviceMesh) -> None:
+    """Divide the hidden width of the shared expert.
+
+    Gate and up are halves of one matrix: a share of its rows holds unlike parts of either, so that they are gathered
+    before they meet.
+    """
+    if moe.shared is None:
+        return
+    gathered = ColwiseParallel(output_layouts=Replicate())
+    parallelize_module(moe.shared, mesh, {"gate_up": gathered, "down": RowwiseParallel(input_layouts=Replicate())})
+
+
+def divide_experts(moe: MoE, meshes: Meshes, mesh: DeviceMesh) -> None:
+    """Give every process its share of the routed experts."""
+    for name in EXPERT_WEIGHTS:
+        parameter = getattr(moe, name)
+        divided = distribute_tensor(parameter.data, mesh, [Shard(0)] * mesh.ndim, src_data_rank=None)
+        setattr(moe, name, nn.Parameter(divided, requires_grad=parameter.requires_grad))
+    moe.experts = DividedExperts(moe.config.num_experts, meshes.group("ep"), meshes.group("tp"))
+
+
+def shard_experts(moe: MoE, meshes: Meshes) -> None:
+    """Shard experts among the processes that hold the same ones, and router and shared expert among all.
+
+    Tokens of all ranks of ep come to an expert, whose gradient is their sum: it is divided by the number of all ranks
+    that have samples, as a mean over them divides the others.
+    """
+    others: list[nn.Module] = [moe.router]
+    if moe.shared is not None:
+        others.append(moe.shared)
+    sharded(others, meshes.sharded)
+    sharded(moe, meshes.sharded_experts)
+    wrapped: Any = moe
+    wrapped.set_gradient_divide_factor(float(meshes.layout.data))
+    if dist.get_backend() == "gloo" and meshes.sparse["outer"].size() > 1:
+        # It has no sum that is scaled beforehand. Of one process, torch 2.11 would divide twice.
+        wrapped.set_force_sum_reduction_for_comms(True)
+
+
+def sum_partial_gradients(model: Any, meshes: Meshes) -> None:
+    """Add, behind a backward, what the ranks of tp found for their own heads: gains of queries and keys are of all."""
+    group = meshes.group("tp")
+    if group is None:
+        return
+    for block in model.backbone.blocks:
+        for attention in (block.self_attention, block.cross_attention):
+            for norm in (attention.q_norm, attention.k_norm):
+                if norm.weight.grad is not None:
+                    sum_over_ranks(norm.weight.grad.to_local(), group)
