@@ -11,7 +11,7 @@ BENCH := $(VENV)/.installed-bench
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-extras check bench bench-eval gpu-check soak notebooks
+.PHONY: help setup train test test-extras check bench bench-eval gpu-check dist-check soak notebooks
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -64,6 +64,9 @@ bench-eval: $(BENCH)  ## the evaluator beside clip-benchmark and eccv_caption
 
 gpu-check: $(BENCH)  ## everything claimed of a GPU, measured on the one here in 4 minutes (ARGS="--parts '[step]'")
 	$(BIN)/python scripts/gpu_check.py $(ARGS)
+
+dist-check: $(STAMP)  ## every way to divide a run, on two and four processes of this machine, beside one process (ARGS="--json rows.json")
+	$(BIN)/python scripts/dist_check.py $(ARGS)
 
 soak: $(STAMP)  ## kill and resume a run, watch memory, train every set of modalities partly absent, read damaged files (an hour)
 	$(BIN)/python scripts/soak.py $(ARGS)

@@ -31,9 +31,12 @@ from eval.tables import (
     headline_table,
     kernels_table,
     kills_table,
+    layouts_table,
     markdown,
     memory_table,
+    plan_table,
     pretraining_of,
+    published_table,
     retrieval_table,
     studies_table,
     utilization_table,
@@ -142,6 +145,9 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "scale": lambda evidence: _stored(evidence, "scale", scale_table),
     "batching": _batching,
     "serving": _serving,
+    "layouts": lambda evidence: _stored(evidence, "layouts", layouts_table),
+    "plan": lambda evidence: _stored(evidence, "plan_70b", plan_table),
+    "published": lambda evidence: _stored(evidence, "plan_published", published_table),
 }
 """By name; each gives the text of a block, or nothing where no result is stored."""
 

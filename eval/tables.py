@@ -10,6 +10,7 @@ from eval.claims import Evidence, claims
 from eval.coco import DIRECTIONS
 from eval.figures import first_protocol
 from eval.gpu import BOTH, beside, contests, described_gpu, gpu_lines
+from eval.layouts import layout_rows, plan_rows, published_errors, published_rows
 from eval.measures import random_recall
 from eval.retrieval import RECALL_AT
 from eval.studies import Study
@@ -290,6 +291,49 @@ def memory_table(result: Result) -> str:
     """Resident memory of a process while it trains."""
     sizes = result["resident_mib_by_step"]
     return markdown(["step", *sizes], [["MiB", *(f"{size:,.0f}" for size in sizes.values())]])
+
+
+LAYOUT_COLUMNS = (
+    "layout",
+    "gradients",
+    "logged values",
+    "weights after three steps",
+    "state that a process holds",
+    "s a step",
+    "samples/s of all",
+)
+PLAN_COLUMNS = (
+    "layout",
+    "state, GB",
+    "gathered, GB",
+    "activations, GB",
+    "together, GB",
+    "s a step",
+    "waits for, s",
+    "efficiency",
+    "in train_align",
+)
+
+
+def layouts_table(result: Result) -> str:
+    """What scripts/dist_check.py found of each layout, and below it where."""
+    where = f"{result['hardware']}, gloo, processes on one core each at most (commit {result['commit'][:7]})"
+    return (
+        f"{markdown(LAYOUT_COLUMNS, layout_rows(result))}\n\nMeasured on: {where}. By `python scripts/dist_check.py`."
+    )
+
+
+def plan_table(result: Result) -> str:
+    """What scripts/plan.py predicts of each layout, and for what."""
+    machine = result["machine"]["name"]
+    what = f"{result['run']}, {result['batch_size']:,} samples a step, on {result['gpus']} x {machine}"
+    return f"Predicted, not measured: {what}.\n\n{markdown(PLAN_COLUMNS, plan_rows(result))}"
+
+
+def published_table(result: Result) -> str:
+    """The planner's model beside published runs, and its error on those that it was not fitted to."""
+    columns = ("run", "layout", "tokens/s of a GPU: published, predicted", "GiB: published, predicted", "row")
+    return f"{markdown(columns, published_rows(result))}\n\n{published_errors(result)}"
 
 
 def claims_table(evidence: Evidence) -> str:

@@ -62,7 +62,8 @@ class TrainConfig:
     num_nodes: Annotated[int, "[1, inf)"] = 1
     """Machines that train together, each of which runs the same command."""
     strategy: str = "auto"
-    """Any Lightning strategy: auto, ddp, fsdp, deepspeed_stage_3, …"""
+    """auto (ddp on several devices), ddp, or a layout such as fsdp8, fsdp4-tp2 or fsdp8-ep8, see `mm-align plan`: fsdp
+    shards the whole state (ZeRO-3), tp divides heads and hidden widths, ep experts; ddp2-fsdp4 shards twice alike."""
     logger: LoggerName = "csv"
     """Where losses and figures go beside metrics.csv: csv nowhere, tensorboard or wandb into the run's folder."""
 

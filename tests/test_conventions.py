@@ -29,6 +29,7 @@ LIGHTNING = {
     "mm/train/finite.py",
     "mm/train/following.py",
     "mm/train/interrupt.py",
+    "mm/train/layouts.py",
     "mm/train/resume.py",
     "mm/train/task.py",
     "mm/train/trainer.py",

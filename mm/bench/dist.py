@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from kernels.errors import UserError
 from kernels.ranges import check_ranges
 from mm.artifacts.environment import commit, hardware
-from mm.bench.parity import Found, difference, small_config, take_steps
+from mm.bench.parity import SAMPLES, Found, difference, small_config, take_steps
 from mm.files import write_json
 from mm.parallel.layout import ParallelConfig
 
@@ -140,6 +140,7 @@ def described(case: Case, processes: int, found: Found, alone: Found) -> dict[st
     row = {"layout": word, "processes": processes, "experts": experts, "checkpoint": checkpoint}
     row |= {"difference": asdict(difference(found.values, alone.values))}
     row |= {"bytes": found.bytes, "bytes_alone": alone.bytes, "seconds": found.seconds, "seconds_alone": alone.seconds}
+    row |= {"samples_per_second": SAMPLES / found.seconds}
     return row
 
 

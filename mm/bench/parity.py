@@ -7,7 +7,8 @@ are seconds of a step, and the bytes that a process holds.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -68,7 +69,13 @@ def small_config(experts: int = 8, checkpoint: bool = False, width: int = 32) ->
 def small_run(config: AlignConfig) -> Run:
     """The same initial weights each time."""
     torch.manual_seed(0)
-    return build_run(config, observed_vocabulary(Tokenizer("scratch", config.text.max_tokens), CAPTIONS))
+    return build_run(config, observed_vocabulary(tokenizer(config.text.max_tokens), CAPTIONS))
+
+
+@cache
+def tokenizer(max_tokens: int) -> Tokenizer:
+    """Of text from scratch."""
+    return Tokenizer("scratch", max_tokens)
 
 
 def global_batch(config: AlignConfig, seed: int, samples: int = SAMPLES) -> Batch:
@@ -76,7 +83,7 @@ def global_batch(config: AlignConfig, seed: int, samples: int = SAMPLES) -> Batc
     random = torch.Generator().manual_seed(seed)
     length = int(config.audio.seconds * config.audio.sample_rate)
     texts = [CAPTIONS[(seed + row) % len(CAPTIONS)] for row in range(samples)]
-    ids, mask = Tokenizer("scratch", config.text.max_tokens)(texts)
+    ids, mask = tokenizer(config.text.max_tokens)(texts)
     size = config.image.size
     batch = Batch(torch.arange(samples))
     batch.put("image", torch.randint(0, 256, (samples, 3, size, size), dtype=torch.uint8, generator=random))
@@ -239,8 +246,3 @@ def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> D
         else:
             result.value = max(result.value, scaled)
     return result
-
-
-def with_batch(config: AlignConfig, samples: int) -> AlignConfig:
-    """The same run with another batch."""
-    return replace(config, train=replace(config.train, batch_size=samples))

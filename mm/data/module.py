@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from encoders import Encoder, ImageConfig
 from encoders.tokenizer import Tokenizer, observed_vocabulary
+from kernels.collectives import rank_and_size, world
 from kernels.errors import UserError
 from mm.batch import Batch
 from mm.data import open_split
@@ -145,14 +146,16 @@ class AlignData(LightningDataModule):
         """Batches of this rank from the trainer's step on: a resumed run continues mid-epoch, in the same order."""
         trainer = self.trainer
         assert trainer is not None
+        # Processes that divide a model have the same samples: these are not the trainer's ranks.
+        rank, ranks = rank_and_size(world())
         sampler = StepSampler(
             len(self.train),
             self.plan.batch_size,
             self.plan.steps,
             self.plan.seed,
             start_step=trainer.global_step,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
+            rank=rank,
+            world_size=ranks,
             limit=self.config.limit_images,
         )
         return self.loader(sampler, trainer.strategy.root_device)

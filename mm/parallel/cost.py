@@ -1,7 +1,7 @@
 """What a training step costs under a layout: bytes of a GPU by role, and seconds by what takes them.
 
 A stated model, no measurement. One GPU computes its share of the products at a share of the machine's peak. Sharded
-data parallelism gathers bf16 parameters twice and reduces fp32 gradients once, behind the products as far as these
+data parallelism gathers parameters twice and reduces fp32 gradients once, behind the products as far as these
 last. Tensor and expert parallelism wait for their collectives. A pipeline of p stages, m microbatches and v turns
 stands still for (p - 1) / (m · v) of its work. A collective among GPUs of one machine runs at NVLink's rate; of
 several machines at that of the network cards of its members in one machine together, as NCCL's rings do.
@@ -86,6 +86,7 @@ class Workload:
         recompute: what backward repeats.
         microbatches: of a data rank's step, in a pipeline.
         turns: stages of a pipeline that a GPU holds.
+        gathered_bytes: of a parameter when it is gathered: 2 for bf16, 4 for fp32.
         techniques: any of `eager`, `fp8`, `async_tp`, `stock`, and `sequence_parallel` where tp divides what lies
             between blocks, too.
     """
@@ -102,6 +103,7 @@ class Workload:
     recompute: Recompute = "none"
     microbatches: int = 1
     turns: int = 1
+    gathered_bytes: int = 2
     techniques: frozenset[str] = frozenset()
 
 
@@ -184,8 +186,8 @@ def _data_parallel(load: Workload, layout: ParallelConfig, machine: Machine, rat
     )
     seconds = 0.0
     for parameters, members, inner in parts:
-        # Twice bf16 parameters, once fp32 gradients.
-        traffic = (2 + 2 + 4) * parameters * (members - 1) / members
+        # Twice parameters, once fp32 gradients.
+        traffic = (2 * load.gathered_bytes + 4) * parameters * (members - 1) / members
         seconds += traffic / _bandwidth(machine, members, inner, rates)
         copies = layout.dp_replicate
         traffic = 2 * 4 * parameters / members * (copies - 1) / copies
@@ -227,9 +229,10 @@ def _bytes(load: Workload, layout: ParallelConfig, rates: Rates) -> dict[str, fl
     gathered = 0.0
     if layout.dp_shard > 1:
         stage = (load.dense + load.experts / layout.ep) / (layout.tp * layout.pp)
-        # A pipeline keeps bf16 parameters and fp32 gradients of its stage whole until the last microbatch; else two
-        # blocks at a time are gathered.
-        gathered = (2 + 4) * stage if layout.pp > 1 else 2 * 2 * stage / load.layers
+        # A pipeline keeps parameters and fp32 gradients of its stage whole until the last microbatch; else two blocks
+        # at a time are gathered.
+        parameter = load.gathered_bytes
+        gathered = (parameter + 4) * stage if layout.pp > 1 else 2 * parameter * stage / load.layers
     kept = {"none": 34.0, "selective": rates.selective, "full": rates.full}[load.recompute]
     # Of the first stage, which has begun as many microbatches as there are stages before the first one comes back.
     begun = min(layout.pp, load.microbatches)

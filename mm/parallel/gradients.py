@@ -4,30 +4,56 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.distributed.tensor import DeviceMesh, DTensor
+
+from kernels.collectives import sum_over_ranks
+from mm.parallel.experts import local
+
+Way = tuple[DeviceMesh, tuple[int, ...]] | None
+"""Processes and those of their dimensions that divide a tensor; None for a tensor that is whole."""
 
 
 def clip_by_norm(parameters: Iterable[Tensor], largest: float) -> Tensor:
-    """Scale gradients in place so that their joint norm is at most `largest`.
+    """Scale gradients in place so that their joint norm is at most `largest`, as torch's `clip_grad_norm_`, which
+    takes no parameters that are divided in different ways.
 
     Args:
-        parameters: whole, or divided; torch takes the norm of those that are divided alike.
+        parameters: whole, or divided.
         largest: the bound.
 
     Returns:
         the norm () before, of all gradients of all processes.
     """
-    alike: dict[object, list[Tensor]] = {}
+    alike: dict[Way, list[Tensor]] = {}
     for parameter in parameters:
         if parameter.grad is not None:
-            way = (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else None
-            alike.setdefault(way, []).append(parameter)
-    norms = [whole(get_total_norm([p.grad for p in group])) for group in alike.values()]  # type: ignore[misc]
-    norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
-    for group in alike.values():
-        clip_grads_with_norm_(group, largest, norm)
+            alike.setdefault(way_of(parameter.grad), []).append(local(parameter.grad))
+    if not alike:
+        return torch.zeros(())
+    squares = [sum_of_squares(way, gradients) for way, gradients in alike.items()]
+    norm = torch.stack(squares).sum().sqrt()
+    factor = (largest / (norm + 1e-6)).clamp(max=1.0)
+    for gradients in alike.values():
+        torch._foreach_mul_(gradients, factor)
     return norm
+
+
+def way_of(x: Tensor) -> Way:
+    """How a tensor is divided."""
+    if not isinstance(x, DTensor):
+        return None
+    dims = [dim for dim, placement in enumerate(x.placements) if not placement.is_replicate()]
+    return x.device_mesh, tuple(dims)
+
+
+def sum_of_squares(way: Way, parts: list[Tensor]) -> Tensor:
+    """() of all entries of tensors of which this process has parts."""
+    squares = torch.stack(torch._foreach_norm(parts)).square().sum()
+    if way is not None:
+        mesh, dims = way
+        for dim in dims:
+            sum_over_ranks(squares, mesh.get_group(dim))
+    return squares
 
 
 def whole(x: Tensor) -> Tensor:

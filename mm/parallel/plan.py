@@ -122,7 +122,9 @@ def workload(config: AlignConfig) -> Workload:
         tokens=tokens * config.train.batch_size,
         top_k=moe.top_k,
         recompute="full" if backbone.checkpoint else "none",
-        # What train_align does: neither compiled steps nor kernels of its own for all-to-all.
+        # What train_align does: fp32 parameters, as autocast wants them, neither compiled steps nor kernels of its own
+        # for all-to-all.
+        gathered_bytes=4,
         techniques=frozenset({"eager", "stock"}),
     )
 
@@ -175,9 +177,17 @@ def stored(config: PlanConfig, ranked: Sequence[Planned]) -> dict[str, Any]:
         "layouts": len(ranked),
         "fitting": sum(each.fits for each in ranked),
         "rates": asdict(Rates()),
+        "whole": sizes_of(config, ParallelConfig(dp_replicate=config.gpus)),
+        "sharded": sizes_of(config, ParallelConfig(dp_shard=config.gpus)),
         "command": next((command(config, each.layout) for each in ranked if each.fits and trains(each.layout)), None),
         "rows": rows,
     }
+
+
+def sizes_of(config: PlanConfig, layout: ParallelConfig) -> dict[str, Any]:
+    """Bytes of a GPU under one layout, by role and together."""
+    cost = estimate(of_rank(workload(config), config, layout), layout, MACHINES[config.machine], Rates())
+    return {"memory": cost.memory, "bytes": cost.bytes}
 
 
 def _show(config: PlanConfig, found: dict[str, Any]) -> None:

@@ -127,3 +127,10 @@ def sum_partial_gradients(model: Any, meshes: Meshes) -> None:
             for norm in (attention.q_norm, attention.k_norm):
                 if norm.weight.grad is not None:
                     sum_over_ranks(norm.weight.grad.to_local(), group)
+
+
+def divided_like(x: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor that every process has whole, divided as a parameter is; one that is divided stays as it is."""
+    if not isinstance(parameter, DTensor) or isinstance(x, DTensor):
+        return x
+    return distribute_tensor(x, parameter.device_mesh, parameter.placements, src_data_rank=None)

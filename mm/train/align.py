@@ -20,13 +20,15 @@ from mm.device import choose_device
 from mm.evaluation.result import evaluate_run
 from mm.evaluation.retrieval import first_stage_metrics
 from mm.evaluation.table import show
+from mm.parallel.layout import ParallelConfig, is_layout
 from mm.train.callbacks import PeriodicEvaluation, WeightAverage
 from mm.train.following import require_logger
 from mm.train.freeze import freeze, require_fitting
 from mm.train.identity import Identity, begin, held, samples_digest
+from mm.train.layouts import layout_of, require_layout, whole_run
 from mm.train.memory import keep_freed_memory
 from mm.train.task import AlignTask
-from mm.train.trainer import build_trainer, fit
+from mm.train.trainer import build_trainer, device_count, fit
 
 SHARE = 0.1
 """Of the time of training, that evaluations along the way may take where nobody asked for them."""
@@ -43,6 +45,9 @@ def train_align(config: AlignConfig) -> None:
         FloatingPointError: a loss or gradient is not finite.
     """
     device = choose_device(config.train.accelerator)
+    if is_layout(config.train.strategy):
+        layout = ParallelConfig.of_word(config.train.strategy)
+        require_layout(config, layout, device_count(config.train, device))
     require_logger(config.train.logger)
     keep_freed_memory()
     folder = Path(config.runs) / config.name
@@ -72,6 +77,8 @@ def _train_align(config: AlignConfig, device: torch.device, folder: Path) -> Non
     phases.end("preparation")
     fit(trainer, task, data, folder, config.resume)
     phases.end("training")
+    if layout_of(trainer) is not None:
+        run = whole_run(task)
     if trainer.is_global_zero:
         save_run(run, folder)
         phases.end("saving")

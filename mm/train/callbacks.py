@@ -4,6 +4,7 @@ import csv
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from mm.parallel.experts import local
+from mm.parallel.gradients import whole
+from mm.parallel.shard import divided_like
+from mm.train.layouts import layout_of, whole_root
 from mm.train.memory import memory_in_use
 
 logger = logging.getLogger(__name__)
@@ -130,9 +135,9 @@ class WeightAverage(Callback):
         if self.averaged:
             averaged = []
             for name, parameter in now.items():
-                self.averaged[name] = self.averaged[name].to(parameter.device)
-                averaged.append(self.averaged[name])
-            newest = list(now.values())
+                self.averaged[name] = divided_like(self.averaged[name].to(parameter.device), parameter)
+                averaged.append(local(self.averaged[name]))
+            newest = [local(parameter) for parameter in now.values()]
             self.update(averaged, newest, self.updates)  # type: ignore[arg-type]
         else:
             self.averaged = {name: parameter.clone() for name, parameter in now.items()}
@@ -142,7 +147,8 @@ class WeightAverage(Callback):
         restore(pl_module, self.averaged)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"averaged": self.averaged, "updates": self.updates}
+        averaged = {name: whole(tensor) for name, tensor in self.averaged.items()}
+        return {"averaged": averaged, "updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.averaged = state_dict["averaged"]
@@ -206,9 +212,16 @@ class PeriodicEvaluation(Callback):
         return self.every > 0 and trainer.global_step % self.every == 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        """Evaluate on the first rank."""
-        if self.is_due(trainer) and trainer.is_global_zero and self.is_affordable(trainer):
-            found = self.timed_score()
+        """Evaluate on the first rank; on all that divide a model, of which none can compute alone."""
+        divided = layout_of(trainer) is not None
+        if not self.is_due(trainer) or not (divided or trainer.is_global_zero):
+            return
+        affordable = self.is_affordable(trainer)
+        if divided:
+            affordable = trainer.strategy.broadcast(affordable)
+        if affordable:
+            with whole_root(pl_module) if divided else nullcontext():
+                found = self.timed_score()
             pl_module.train()
             figures = {f"val/{name}": value for name, value in found.items()}
             pl_module.log_dict(figures, rank_zero_only=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from alignment import LossTerms
 from kernels.errors import DivergedError
+from mm.parallel.gradients import clip_by_norm
 from mm.train.captured import StepOutcome
 
 
@@ -41,7 +42,7 @@ def clip_gradients(task: LightningModule, parameters: list[Tensor], largest: flo
     Raises:
         FloatingPointError: the norm is not finite; the message names the parameters whose gradient is not.
     """
-    norm = torch.nn.utils.clip_grad_norm_(parameters, largest)
+    norm = clip_by_norm(parameters, largest)
     if not torch.isfinite(norm):
         # Finite gradients may still have an infinite norm.
         names = _listed(broken_gradients(task)) or "all parameters together"

@@ -66,7 +66,7 @@ class StopOnSignal(Callback):
         """Remove what earlier stops kept: the run has finished."""
         if trainer.is_global_zero:
             for path in self.checkpoints.glob(KEPT.format(step="*")):
-                path.unlink()
+                trainer.strategy.remove_checkpoint(path)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.give_back()

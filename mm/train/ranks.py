@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.multiprocessing import ProcessRaisedException
 from torch.nn.functional import pad
 
-from kernels.collectives import largest_over_ranks, world
+from kernels.collectives import all_ranks, largest_over_ranks, world
 from kernels.errors import UserError
 from mm.artifacts.environment import is_main_process
 from mm.batch import Batch
@@ -79,7 +79,7 @@ def one_end() -> Iterator[None]:
             raise
         raise UserError(said[1]) from error
     except RuntimeError as error:
-        if world() is None or LOST.search(str(error)) is None:
+        if all_ranks() is None or LOST.search(str(error)) is None:
             raise
         raise UserError(
             "another process of this run has ended, or does not answer: see what it said; --resume true goes on from"

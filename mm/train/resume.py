@@ -8,6 +8,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from kernels.errors import UserError
+from mm.parallel.state import is_whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,9 @@ def newest_checkpoint(folder: Path) -> Path:
 
 def is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint is neither cut off nor changed nor another file: every part of the zip file has its
-    checksum, and together they are a state."""
+    checksum, and together they are a state. Of a divided run it is a folder."""
+    if checkpoint.is_dir():
+        return is_whole_folder(checkpoint)
     try:
         with zipfile.ZipFile(checkpoint) as file:
             if file.testzip() is not None:

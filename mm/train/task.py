@@ -225,7 +225,8 @@ class AlignTask(LightningModule):
         self.code_share = self.code_share.to(self.run.device)
         self.code_share.fill_(code_share(self.config.schedule, self.progress))
         self.draws.manual_seed(step_seed(seed, self.global_step, 0))
-        torch.manual_seed(step_seed(seed, self.global_step, self.global_rank))
+        rank, _ = rank_and_size(world())
+        torch.manual_seed(step_seed(seed, self.global_step, rank))
 
     def rebalance(self, load: Tensor) -> None:
         """Note the load of a step, against which the routing biases move once its backward is done.

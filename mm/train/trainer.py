@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
@@ -15,15 +16,20 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from kernels.errors import UserError
 from mm.config import TrainConfig
 from mm.device import Precision, is_reduced
+from mm.parallel.layout import ParallelConfig, is_layout
+from mm.parallel.state import as_file
 from mm.train.callbacks import KeepHistory, TrainingMode
 from mm.train.checkpoint import SyncedCheckpointIO, regular_checkpoints
 from mm.train.following import Following, loggers_of
 from mm.train.interrupt import StopOnSignal
+from mm.train.layouts import LayoutStrategy
 from mm.train.ranks import one_end
 from mm.train.resume import AskedRates, newest_checkpoint
 
 DDP_STARTS: dict[str, Literal["popen", "fork", "spawn"]] = {"ddp": "popen", "ddp_fork": "fork", "ddp_spawn": "spawn"}
 """How each of Lightning's names for DDP starts its processes."""
+BROKEN = ("fsdp", "deepspeed")
+"""Beginnings of Lightning's names for engines that gather parameters around modules that return tensors alone."""
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others: longer than an evaluation on the first one, not for ever."""
 
@@ -79,17 +85,29 @@ def fit(trainer: Trainer, task: LightningModule, data: LightningDataModule, fold
     """
     checkpoint = newest_checkpoint(folder) if resume else None
     device = next(task.parameters()).device
-    with one_end():
+    with one_end(), TemporaryDirectory() as temporary:
+        if checkpoint is not None and checkpoint.is_dir() and not isinstance(trainer.strategy, LayoutStrategy):
+            checkpoint = as_file(checkpoint, Path(temporary) / "whole.ckpt")
         trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
     task.to(device)  # Lightning leaves it on the CPU.
 
 
-def strategy_of(train: TrainConfig, device: torch.device) -> DDPStrategy | str:
+def strategy_of(train: TrainConfig, device: torch.device) -> DDPStrategy | LayoutStrategy | str:
     """The strategy that `train.strategy` names: of DDP one for steps that leave parameters unused.
 
     A stage of the schedule does not read the heads of later ones. `auto` is DDP on several devices.
+
+    Raises:
+        UserError: it is one that would train something else in silence.
     """
     name = train.strategy
+    if is_layout(name):
+        return LayoutStrategy(ParallelConfig.of_word(name), TIMEOUT)
+    if name.startswith(BROKEN):
+        raise UserError(
+            f"train.strategy {name} does not find the tensors in what our modules return: ZeRO-3 is a layout such as"
+            " fsdp8, see `mm-align plan`"
+        )
     if name == "auto" and device_count(train, device) > 1:
         name = "ddp"
     if name not in DDP_STARTS:

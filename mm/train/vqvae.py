@@ -18,6 +18,7 @@ from mm.device import choose_device
 from mm.evaluation.codes import evaluate_codes
 from mm.evaluation.reconstructions import draw_reconstructions
 from mm.files import write_json
+from mm.parallel.layout import is_layout
 from mm.train.following import require_logger
 from mm.train.identity import Identity, begin, held, samples_digest
 from mm.train.trainer import build_trainer, fit
@@ -45,6 +46,8 @@ def train_vqvae(config: VQVAEConfig) -> None:
     """
     device = choose_device(config.train.accelerator)
     require_logger(config.train.logger)
+    if is_layout(config.train.strategy):
+        raise UserError(f"train.strategy {config.train.strategy}: an encoder alone is not divided, train it with ddp")
     name = config.name or f"vqvae_{config.modality}"
     folder = Path(config.runs) / name
     with held(folder):

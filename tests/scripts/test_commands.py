@@ -303,7 +303,7 @@ def test_the_header_of_70b_builds_on_the_meta_device(
     monkeypatch.setitem(LIMITS, "train_align", "")
     run(command)
     ((config, parameters),) = built
-    assert parameters > 65e9 and config.train.devices * config.train.num_nodes == 64  # type: ignore[operator]
+    assert parameters > 65e9 and config.train.devices * config.train.num_nodes == 256  # type: ignore[operator]
 
 
 def test_no_setting_of_a_file_is_a_place_of_one_machine() -> None:

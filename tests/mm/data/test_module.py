@@ -39,9 +39,10 @@ def batches(data: AlignData, start: int = 0, rank: int = 0, world: int = 1) -> l
 
 def loader(data: AlignData, start: int = 0, rank: int = 0, world: int = 1, device: torch.device = CPU) -> DataLoader:
     strategy = SimpleNamespace(root_device=device)
-    trainer = SimpleNamespace(global_step=start, global_rank=rank, world_size=world, strategy=strategy)
-    data.trainer = trainer  # type: ignore[assignment]
-    return data.train_dataloader()
+    data.trainer = SimpleNamespace(global_step=start, strategy=strategy)  # type: ignore[assignment]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mm.data.module.rank_and_size", lambda group: (rank, world))
+        return data.train_dataloader()
 
 
 def model_of(config: AlignConfig, data: AlignData) -> MultimodalModel:

@@ -1,0 +1,67 @@
+"""What is said of runs that many processes divide: layouts beside one process, plans, and published runs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Result = Mapping[str, Any]
+GIB = 2**30
+
+
+def layout_rows(result: Result) -> list[list[str]]:
+    """Each layout's distance from one process, what a process of it holds beside the formula, and its seconds."""
+    rows = []
+    for row in result["rows"]:
+        away = row["difference"]
+        held = 100 * sum(row["bytes"].values()) / sum(row["bytes_alone"].values())
+        name = f"{row['layout']}, {row['experts']} experts" + (", recomputed" if row["checkpoint"] else "")
+        errors = [f"{away[name]:.0e}" for name in ("gradient", "value", "weight")]
+        rows.append([name, *errors, f"{held:.1f} %", f"{row['seconds']:.2f}", f"{row['samples_per_second']:.0f}"])
+    return rows
+
+
+def plan_rows(result: Result) -> list[list[str]]:
+    """Each layout's bytes of a GPU by role, seconds of a step by what takes them, and efficiency."""
+    rows = []
+    for row in result["rows"]:
+        sizes = row["bytes"]
+        state = sizes["parameters"] + sizes["gradients"] + sizes["moments"]
+        parts = [state, sizes["gathered"], sizes["activations"] + sizes["logits"], row["memory"]]
+        waiting = {name: value for name, value in row["seconds"].items() if name not in ("products", "optimizer")}
+        waits = [f"{name} {value:.2f}" for name, value in waiting.items() if value >= 0.005]
+        cells = [f"{size / 1e9:.1f}" for size in parts]
+        efficiency = f"{100 * row['efficiency']:.0f} %"
+        trains = "yes" if row["trains"] else "no"
+        rows.append([row["layout"], *cells, f"{row['step']:.2f}", ", ".join(waits) or "—", efficiency, trains])
+    return rows
+
+
+def published_rows(result: Result) -> list[list[str]]:
+    """Each published run beside the model's prediction."""
+    rows = []
+    for row in result["rows"]:
+        ratio = row["predicted_tokens"] / row["tokens"]
+        memory = "—"
+        if "memory" in row:
+            memory = f"{row['memory'] / GIB:.1f}, {row['predicted_memory'] / GIB:.1f}"
+        kind = "fitted" if row["fitted"] else "held out"
+        speeds = f"{row['tokens']:,.0f}, {row['predicted_tokens']:,.0f} ({ratio:.2f} ×)"
+        rows.append([row["run"], row["layout"], speeds, memory, kind])
+    return rows
+
+
+def published_errors(result: Result) -> str:
+    """Mean errors of the rows that were not fitted."""
+    return (
+        f"Rows that were not fitted: speed is {result['error_tokens']:.0f} % off on average, at most"
+        f" {result['largest_error_tokens']:.0f} %; memory {result['error_memory']:.0f} %, at most"
+        f" {result['largest_error_memory']:.0f} %."
+    )
+
+
+def saved(rows: Sequence[Result], layout: str) -> float | None:
+    """Percent of parameters, gradients and moments that a process of a layout does not hold; None where it was not
+    measured."""
+    for row in rows:
+        if row["layout"] == layout:
+            return 100 * (1 - sum(row["bytes"].values()) / sum(row["bytes_alone"].values()))
+    return None
