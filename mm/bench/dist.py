@@ -16,6 +16,7 @@ from kernels.errors import UserError
 from kernels.ranges import check_ranges
 from mm.artifacts.environment import commit, hardware
 from mm.bench.parity import SAMPLES, Found, difference, small_config, take_steps
+from mm.bench.staged import staged, unstaged
 from mm.files import write_json
 from mm.parallel.layout import ParallelConfig
 
@@ -42,10 +43,12 @@ class DistConfig:
         check_ranges(self, "")
 
 
+INTERLEAVED = " interleaved"
+"""Behind a pipeline whose processes have two stages each."""
 LAYOUTS = {
     1: ("fsdp1",),
-    2: ("fsdp2", "ddp2", "tp2", "fsdp2-ep2"),
-    4: ("fsdp4", "ddp2-fsdp2", "fsdp2-tp2", "tp4", "fsdp4-ep2", "fsdp4-ep4", "fsdp2-tp2-ep2", "ddp2-fsdp2-ep2"),
+    2: ("pp2", "pp2 interleaved", "fsdp2", "ddp2", "tp2", "fsdp2-ep2"),
+    4: ("pp4", "fsdp4", "ddp2-fsdp2", "fsdp2-tp2", "tp4", "fsdp4-ep2", "fsdp4-ep4", "fsdp2-tp2-ep2", "ddp2-fsdp2-ep2"),
 }
 """By number of processes."""
 
@@ -56,14 +59,14 @@ Case = tuple[str, int, bool]
 def dist_check(config: DistConfig) -> None:
     """Check all layouts, print a line for each, and store them."""
     rows: list[dict[str, Any]] = []
-    alone: dict[tuple[int, bool], Found] = {}
+    known: dict[tuple[bool, int, bool], Found] = {}
     for processes in config.processes:
         cases = cases_of(processes, config.experts)
         for case, found in checked(processes, cases, config.width, config.seconds).items():
-            _, experts, checkpoint = case
-            if (experts, checkpoint) not in alone:
-                alone[experts, checkpoint] = take_steps(small_config(experts, checkpoint, config.width), None)
-            row = described(case, processes, found, alone[experts, checkpoint])
+            kind = case[0].startswith("pp"), *case[1:]
+            if kind not in known:
+                known[kind] = alone(case, config.width)
+            row = described(case, processes, found, known[kind])
             rows.append(row)
             print(line(row))
     if config.json is not None:
@@ -77,30 +80,49 @@ def cases_of(processes: int, experts: Sequence[int]) -> list[Case]:
         raise UserError(f"--processes {processes}: there are layouts of {', '.join(map(str, LAYOUTS))}")
     found: list[Case] = []
     for word in LAYOUTS[processes]:
-        layout = ParallelConfig.of_word(word)
+        layout = ParallelConfig.of_word(word.removesuffix(INTERLEAVED))
         found += [(word, number, False) for number in experts if number % (layout.ep * layout.tp) == 0]
     word, number, _ = found[-1]
     return [*found, (word, number, True)]
 
 
 def checked(processes: int, cases: Sequence[Case], width: int, seconds: float) -> dict[Case, Found]:
-    """Take steps of every case on so many processes -> what the first of them found.
+    """Take steps of every case on so many processes -> what they found.
 
     Raises:
         UserError: they did not end in time.
     """
     with tempfile.TemporaryDirectory() as folder:
         on_processes(processes, _take_all, (list(cases), width), Path(folder), seconds)
-        return torch.load(Path(folder) / "found.pt", weights_only=False)  # this program's own, written just now
+        parts = []
+        for rank in range(processes):
+            # This program's own, written just now.
+            parts.append(torch.load(Path(folder) / f"{rank}.pt", weights_only=False))
+    found: dict[Case, Found] = parts[0]
+    for part in parts[1:]:
+        for case, of_rank in part.items():
+            # Of a pipeline each process has the gradients of its stages; else all have all.
+            found[case].values = of_rank.values | found[case].values
+    return found
 
 
 def _take_all(rank: int, cases: list[Case], width: int, folder: Path) -> None:
     found = {}
     for word, experts, checkpoint in cases:
-        layout = ParallelConfig.of_word(word)
-        found[word, experts, checkpoint] = take_steps(small_config(experts, checkpoint, width), layout)
-    if rank == 0:
-        torch.save(found, folder / "found.pt")
+        config = small_config(experts, checkpoint, width)
+        layout = ParallelConfig.of_word(word.removesuffix(INTERLEAVED))
+        if layout.pp > 1:
+            found[word, experts, checkpoint] = staged(config, layout.pp, 2 if word.endswith(INTERLEAVED) else 1)
+        else:
+            found[word, experts, checkpoint] = take_steps(config, layout)
+    torch.save(found, folder / f"{rank}.pt")
+
+
+def alone(case: Case, width: int) -> Found:
+    """What one process finds of the same steps."""
+    word, experts, checkpoint = case
+    config = small_config(experts, checkpoint, width)
+    return unstaged(config) if word.startswith("pp") else take_steps(config, None)
 
 
 def on_processes(
@@ -134,12 +156,12 @@ def _connected(rank: int, processes: int, task: Callable[..., None], arguments: 
     dist.destroy_process_group()
 
 
-def described(case: Case, processes: int, found: Found, alone: Found) -> dict[str, Any]:
+def described(case: Case, processes: int, found: Found, one: Found) -> dict[str, Any]:
     """A row of the table."""
     word, experts, checkpoint = case
     row = {"layout": word, "processes": processes, "experts": experts, "checkpoint": checkpoint}
-    row |= {"difference": asdict(difference(found.values, alone.values))}
-    row |= {"bytes": found.bytes, "bytes_alone": alone.bytes, "seconds": found.seconds, "seconds_alone": alone.seconds}
+    row |= {"difference": asdict(difference(found.values, one.values))}
+    row |= {"bytes": found.bytes, "bytes_alone": one.bytes, "seconds": found.seconds, "seconds_alone": one.seconds}
     row |= {"samples_per_second": SAMPLES / found.seconds}
     return row
 

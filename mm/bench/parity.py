@@ -181,7 +181,7 @@ def take_steps(config: AlignConfig, layout: ParallelConfig | None, steps: int = 
         found.values[f"step {number}: norm"] = norm.detach()
         for name, value in task.logged.items():
             found.values[f"step {number}: {name}"] = torch.tensor(value)
-    found.bytes["moments"] = held_by(t for state in optimizer.state.values() for t in state.values())
+    found.bytes["moments"] = bytes_held_by(t for state in optimizer.state.values() for t in state.values())
     for role in found.bytes:
         most = largest_over_ranks(torch.tensor(found.bytes[role]), all_ranks())
         found.bytes[role] = int(most)
@@ -204,10 +204,10 @@ def bytes_held(task: AlignTask) -> dict[str, int]:
     """Bytes of parameters and of gradients in this process."""
     parameters = list(task.parameters())
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return {"parameters": held_by(parameters), "gradients": held_by(gradients)}
+    return {"parameters": bytes_held_by(parameters), "gradients": bytes_held_by(gradients)}
 
 
-def held_by(tensors: Any) -> int:
+def bytes_held_by(tensors: Any) -> int:
     """Bytes of tensors in this process."""
     return sum(part.numel() * part.element_size() for part in map(local, tensors))
 

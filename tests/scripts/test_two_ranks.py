@@ -149,10 +149,12 @@ def test_runs_on_two_ranks_or_resumed_on_another_number_end_with_the_same_weight
     expected = load_file(tmp_path / "one" / "model.safetensors")
     logged = figures(tmp_path / "one")
     assert logged["step"] == 9 and "train/itm/image_audio" in logged
-    for name in ("two", "grown", "shrunk", "stopped", "divided", "gathered"):
+    # Experts and heads that are divided are summed in another order, and AdamW enlarges what rounds otherwise.
+    bounds = dict.fromkeys(("two", "grown", "shrunk", "stopped"), 1e-5) | dict.fromkeys(("divided", "gathered"), 2e-4)
+    for name, bound in bounds.items():
         found = load_file(tmp_path / name / "model.safetensors")
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=5e-5)
-        assert figures(tmp_path / name) == pytest.approx(logged, rel=1e-5, abs=1e-5)
+        torch.testing.assert_close(found, expected, rtol=bound, atol=5 * bound)
+        assert figures(tmp_path / name) == pytest.approx(logged, rel=bound, abs=bound)
 
 
 def test_an_error_on_one_rank_ends_both_in_a_line(train: Callable[..., None], tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from kernels.errors import UserError
-from mm.bench.dist import Case, checked, on_processes
+from mm.bench.dist import Case, alone, checked, on_processes
 from mm.bench.parity import Found, difference, small_config, take_steps
 
 CASES: list[Case] = [
     ("fsdp2", 5, False),  # which are not divided evenly
     ("fsdp2-ep2", 128, True),
     ("tp2", 8, False),
+    ("pp2 interleaved", 8, True),
 ]
 WIDTH = 32
 
@@ -25,10 +26,9 @@ def found() -> dict[Case, Found]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
 def test_a_layout_is_one_process(case: Case, found: dict[Case, Found]) -> None:
-    _, experts, checkpoint = case
-    alone = take_steps(small_config(experts, checkpoint, WIDTH), None)
-    away = difference(found[case].values, alone.values)
-    assert not away.unlike and len(alone.values) > 200
+    one = alone(case, WIDTH)
+    away = difference(found[case].values, one.values)
+    assert not away.unlike and len(one.values) > 40
     assert away.gradient < 3e-5, away.worst
     # AdamW makes a step of full size of a gradient that is rounding alone.
     assert away.value < 3e-5 and away.weight < 3e-4

@@ -41,7 +41,7 @@ def test_a_layout_is_refused_with_what_would_do(tiny: AlignConfig) -> None:
 
 def test_the_refusal_comes_before_anything_is_read(tiny: AlignConfig, tmp_path: Path) -> None:
     train = replace(tiny.train, strategy="fsdp2", devices=1)
-    with pytest.raises(UserError, match="train.strategy fsdp2: it takes 2 processes"):
+    with pytest.raises(UserError, match=r"train\.strategy fsdp2: it takes 2 processes"):
         train_align(replace(tiny, train=train, runs=str(tmp_path), data=replace(tiny.data, root="nowhere")))
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="an encoder alone is not divided"):
