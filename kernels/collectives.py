@@ -249,6 +249,13 @@ def largest_over_ranks(x: Tensor, group: Group) -> Tensor:
     return x
 
 
+def from_first_rank(x: Tensor, group: Group) -> Tensor:
+    """x of any shape, in place what the group's first rank has; returns x. Without gradients."""
+    if group is not None:
+        dist.broadcast(x, group=group, group_src=0)
+    return x
+
+
 def _parts(x: Tensor, group: Group) -> list[Tensor]:
     """x of one shape on every rank -> every rank's x, in rank order."""
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]

@@ -66,10 +66,12 @@ def small_config(experts: int = 8, checkpoint: bool = False, width: int = 32) ->
     )
 
 
-def small_run(config: AlignConfig) -> Run:
-    """The same initial weights each time."""
+def small_run(config: AlignConfig, device: str = "cpu") -> Run:
+    """The same initial weights each time; none on the meta device."""
+    vocabulary = observed_vocabulary(tokenizer(config.text.max_tokens), CAPTIONS)
     torch.manual_seed(0)
-    return build_run(config, observed_vocabulary(tokenizer(config.text.max_tokens), CAPTIONS))
+    with torch.device(device):
+        return build_run(config, vocabulary)
 
 
 @cache
@@ -152,11 +154,13 @@ def take_steps(config: AlignConfig, layout: ParallelConfig | None, steps: int = 
         layout: of the processes that torch.distributed has connected; None for this one alone.
         steps: how many.
     """
-    task = Trial(small_run(config)).train()
+    rank, _ = rank_and_size(all_ranks())
+    # The first process alone has values, as of a model that is too large for all.
+    task = Trial(small_run(config, "meta" if rank else "cpu")).train()
     meshes = None
     if layout is not None:
         meshes = Meshes.of(layout, "cpu")
-        shard(task, task.model, meshes, "training_step")
+        shard(task, task.model, meshes, torch.device("cpu"), "training_step")
     optimizer = build_optimizer(task.groups())
     found = Found()
     times = []

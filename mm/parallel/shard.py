@@ -7,8 +7,10 @@ sharded on another dimension beneath.
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DeviceMesh, DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
@@ -18,7 +20,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from kernels.collectives import sum_over_ranks
+from kernels.collectives import all_ranks, from_first_rank, sum_over_ranks
 from kernels.errors import UserError
 from mm.model.attention import Attention
 from mm.model.moe import EXPERT_WEIGHTS, MoE
@@ -26,17 +28,38 @@ from mm.parallel.experts import DividedExperts
 from mm.parallel.mesh import Meshes
 
 
-def shard(root: nn.Module, model: Any, meshes: Meshes, forward: str = "forward") -> None:
-    """Divide a model in place.
+def shard(root: nn.Module, model: Any, meshes: Meshes, device: torch.device, forward: str) -> None:
+    """Divide a model in place; of the processes only the first needs its values, and none needs room for all of it on
+    its device.
 
     Args:
-        root: holds the model, its loss, and all other parameters; on its device, or on the meta device.
+        root: holds the model, its loss, and all other parameters; on the meta device but for the first process.
         model: `MultimodalModel`, whose blocks and encoders are gathered one at a time.
         meshes: of the processes.
+        device: on which this process is to have its part.
         forward: name of the root's method that is a step: what belongs to no block or encoder is whole within it.
 
     Raises:
         UserError: the model has what cannot be divided so.
+    """
+    values = dict(root.state_dict()) if dist.get_rank() == 0 else {}
+    buffers = dict(root.named_buffers()) if dist.get_rank() == 0 else {}
+    count = sum(1 for _ in root.parameters())
+    root.to("meta")
+    if sum(1 for _ in root.parameters()) != count:
+        raise UserError("a model whose modules share a parameter cannot be divided: train it with ddp")
+    divide(root, model, meshes)
+    register_fsdp_forward_method(root, forward)
+    fill(root, device, values, buffers)
+
+
+def divide(root: nn.Module, model: Any, meshes: Meshes) -> None:
+    """Say what each process holds of a model on the meta device: heads and experts first, then everything by FSDP2.
+
+    Args:
+        root: holds the model, its loss, and all other parameters.
+        model: `MultimodalModel`, whose blocks and encoders are gathered one at a time.
+        meshes: of the processes.
     """
     for block in model.backbone.blocks:
         if meshes.layout.tp > 1:
@@ -51,8 +74,24 @@ def shard(root: nn.Module, model: Any, meshes: Meshes, forward: str = "forward")
     for encoder in model.encoders.values():
         sharded(encoder, meshes.sharded)
     sharded(root, meshes.sharded)
-    if forward != "forward":
-        register_fsdp_forward_method(root, forward)
+
+
+def fill(root: nn.Module, device: torch.device, values: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:
+    """Give every process its part of what the first one has.
+
+    Args:
+        root: divided, on the meta device.
+        device: where it goes.
+        values: all tensors of its state, whole; read on the first process.
+        buffers: all of them, those that are in no state too; read on the first process.
+    """
+    root.to_empty(device=device)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(root, values, options=options)
+    for name, buffer in root.named_buffers():
+        if buffers:
+            buffer.copy_(buffers[name])
+        from_first_rank(buffer, all_ranks())
 
 
 def sharded(module: nn.Module | list[nn.Module], mesh: DeviceMesh) -> None:

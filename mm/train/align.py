@@ -25,7 +25,7 @@ from mm.train.callbacks import PeriodicEvaluation, WeightAverage
 from mm.train.following import require_logger
 from mm.train.freeze import freeze, require_fitting
 from mm.train.identity import Identity, begin, held, samples_digest
-from mm.train.layouts import layout_of, require_layout, whole_run
+from mm.train.layouts import empty_run, is_filled_later, layout_of, require_layout, whole_run
 from mm.train.memory import keep_freed_memory
 from mm.train.task import AlignTask
 from mm.train.trainer import build_trainer, device_count, fit
@@ -61,16 +61,21 @@ def _train_align(config: AlignConfig, device: torch.device, folder: Path) -> Non
     data = AlignData(config.data, encoders_of(config), plan_of(config), config.train.precision)
     data.setup()
     require_two_modalities(data, data.train)
-    run = build_run(config, data.vocabulary)
-    task = AlignTask(run).to(device)
+    later = is_filled_later(config)
+    whole = is_main_process() or not later
+    run = build_run(config, data.vocabulary) if whole else empty_run(config, data.vocabulary)
+    task = AlignTask(run)
+    if not later:
+        task.to(device)
     require_fitting(task, config.optim.rates, "optim.rates")
     freeze(task, config.train.freeze)
     evaluated = {split: data.open(split) for split in data.evaluation_splits}
     for dataset in evaluated.values():
         require_two_modalities(data, dataset)
     data.cache_features(run.model.encoders, {config.data.train: data.train, **evaluated})
-    digests = {"initial weights": weights_digest(task), "training samples": samples_digest(data.train)}
-    begin(folder, Identity.of(config, digests), config, config.resume)
+    if whole:
+        digests = {"initial weights": weights_digest(task), "training samples": samples_digest(data.train)}
+        begin(folder, Identity.of(config, digests), config, config.resume)
     if is_main_process():
         save_seen([Collection.of(config.data, [data.train, *evaluated.values()])], folder)
     trainer = build_trainer(config.train, device, folder, callbacks(config, task, data), config.resume)
@@ -80,7 +85,7 @@ def _train_align(config: AlignConfig, device: torch.device, folder: Path) -> Non
     if layout_of(trainer) is not None:
         run = whole_run(task)
     if trainer.is_global_zero:
-        save_run(run, folder)
+        save_run(run.to(device), folder)
         phases.end("saving")
         result = evaluate_run(run, data, evaluated, folder, phases)
         show(result)

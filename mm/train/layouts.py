@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
@@ -15,8 +16,8 @@ from alignment import moment
 from kernels.collectives import divide_samples
 from kernels.errors import UserError
 from mm.artifacts.run import VOCABULARY, Run, build_run, without_pretrained_weights
-from mm.config import AlignConfig
-from mm.parallel.layout import ParallelConfig, obstacle
+from mm.config import AlignConfig, encoders_of
+from mm.parallel.layout import ParallelConfig, is_layout, obstacle
 from mm.parallel.mesh import Meshes
 from mm.parallel.shard import shard, sum_partial_gradients
 from mm.parallel.state import load_state, save_state, whole_state
@@ -47,9 +48,8 @@ class LayoutStrategy(ModelParallelStrategy):
         task: Any = self.lightning_module
         assert self.accelerator is not None and self.meshes is not None
         self.accelerator.setup(trainer)
-        task.to(self.root_device)
         task.captured.stay_eager(f"its layout is {self.layout}")
-        shard(task, task.model, self.meshes, "training_step")
+        shard(task, task.model, self.meshes, self.root_device, "training_step")
         self.model = task
         self.barrier()
         self.setup_optimizers(trainer)
@@ -102,6 +102,19 @@ def whole_root(task: LightningModule) -> Iterator[None]:
         yield
     finally:
         root.reshard()
+
+
+def is_filled_later(config: AlignConfig) -> bool:
+    """Whether processes get a run's initial weights from the first one when it is divided, and no device holds all of
+    it: not where each reads through trunks that stand still."""
+    frozen = any(getattr(encoder, "frozen", False) for encoder in encoders_of(config).values())
+    return is_layout(config.train.strategy) and not frozen
+
+
+def empty_run(config: AlignConfig, vocabulary: Tensor | None) -> Run:
+    """An untrained run on the meta device; vocabulary (V,), see `build_run`."""
+    with torch.device("meta"):
+        return replace(build_run(without_pretrained_weights(config), vocabulary), config=config)
 
 
 def whole_run(task: Any) -> Run:

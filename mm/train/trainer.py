@@ -84,12 +84,11 @@ def fit(trainer: Trainer, task: LightningModule, data: LightningDataModule, fold
     Raises ValueError where the folder holds no checkpoint.
     """
     checkpoint = newest_checkpoint(folder) if resume else None
-    device = next(task.parameters()).device
     with one_end(), TemporaryDirectory() as temporary:
         if checkpoint is not None and checkpoint.is_dir() and not isinstance(trainer.strategy, LayoutStrategy):
             checkpoint = as_file(checkpoint, Path(temporary) / "whole.ckpt")
         trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
-    task.to(device)  # Lightning leaves it on the CPU.
+    task.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU.
 
 
 def strategy_of(train: TrainConfig, device: torch.device) -> DDPStrategy | LayoutStrategy | str:

@@ -1,0 +1,52 @@
+"""The largest configuration, divided without memory: what a process would hold is what the planner says."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from kernels.collectives import divide_samples
+from mm.artifacts.run import build_run, config_from_dict, without_pretrained_weights
+from mm.parallel.cost import MACHINES, Rates, estimate
+from mm.parallel.experts import local
+from mm.parallel.layout import ParallelConfig
+from mm.parallel.mesh import Meshes
+from mm.parallel.plan import PlanConfig, of_rank, workload
+from mm.parallel.shard import divide
+
+GPUS = 256
+FILE = Path(__file__).parents[3] / "configs" / "70b.yaml"
+
+
+@pytest.fixture(scope="module")
+def config() -> PlanConfig:
+    config = config_from_dict(yaml.safe_load(FILE.read_text()))
+    return PlanConfig(**{**vars(config), "gpus": GPUS})
+
+
+@pytest.fixture
+def many() -> Iterator[None]:
+    """This process believes to be the first of 256."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=GPUS)
+    yield
+    divide_samples(None)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("word", ["fsdp256", "ddp4-fsdp64-ep8"])
+def test_a_process_holds_what_the_plan_says(word: str, config: PlanConfig, many: None) -> None:
+    layout = ParallelConfig.of_word(word)
+    with torch.device("meta"):
+        run = build_run(without_pretrained_weights(config), torch.arange(1000))
+    root: Any = nn.ModuleDict({"model": run.model, "loss": run.loss})
+    divide(root, run.model, Meshes.of(layout, "cpu"))
+    held = 4 * sum(local(parameter).numel() for parameter in root.parameters())
+    expected = estimate(of_rank(workload(config), config, layout), layout, MACHINES["h100"], Rates()).bytes
+    # Rows that the processes do not divide evenly are the first ones' more.
+    assert held == pytest.approx(expected["parameters"], rel=0.02)
