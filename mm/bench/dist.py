@@ -30,7 +30,7 @@ class DistConfig:
 
     processes: Annotated[tuple[int, ...], "[1, inf)"] = (2, 4)
     """How many processes of this machine."""
-    experts: Annotated[tuple[int, ...], "[2, inf)"] = (8, 128, 5)
+    experts: Annotated[tuple[int, ...], "[2, inf)"] = (128, 5)
     """Routed experts of the small run; what they do not divide by is left out."""
     width: Annotated[int, "[8, inf)"] = 64
     """Of its backbone."""

@@ -94,9 +94,9 @@ def obstacle(layout: ParallelConfig, model: BackboneConfig, batch_size: int) -> 
     if layout.pp > 1 and (model.layers == 0 or model.layers % layout.pp):
         return f"pp{layout.pp} does not divide the {model.layers} blocks: take one of {_divisors(model.layers)}"
     outer = layout.dp_shard // layout.ep
-    if layout.ep * layout.tp > 1 and (model.width % outer or 2 * model.moe.hidden % outer):
-        widths = f"width {model.width} and 2 x hidden {model.moe.hidden}"
-        return f"fsdp{layout.dp_shard} over ep{layout.ep} divides an expert in {outer}, which does not divide {widths}"
+    if layout.ep * layout.tp > 1 and model.width % outer:
+        what = f"fsdp{layout.dp_shard} over ep{layout.ep} divides an expert in {outer}"
+        return f"{what}, which does not divide the width {model.width}"
     if batch_size % layout.data:
         return f"{layout.data} processes with samples of their own do not divide the batch of {batch_size}"
     return None

@@ -41,12 +41,12 @@ class Stage(nn.Module):
         """Read every modality alone, as `Backbone.forward` does to embed.
 
         Args:
-            x: tokens (b, T, D) of all modalities.
-            losses: (b,), of the routers so far, a share for each row.
-            mask: (b, T) bool, True where a token is real.
+            x: tokens (B, T, D) of all modalities.
+            losses: (B,), of the routers so far, a share for each row.
+            mask: (B, T) bool, True where a token is real.
 
         Returns:
-            tokens (b, T, D), and losses (b,) with those of these blocks added.
+            tokens (B, T, D), and losses (B,) with those of these blocks added.
         """
         sizes = list(self.lengths.values())
         parts = zip(self.lengths, x.split(sizes, 1), mask.split(sizes, 1), strict=True)
@@ -95,7 +95,7 @@ class Pipeline:
 
     def schedule(self, stages: Mapping[int, Stage], count: int, group: ProcessGroup | None) -> Any:
         """1F1B of these stages, see the class."""
-        placed = []
+        placed: list[Any] = []
         for number, stage in stages.items():
             device = next(stage.parameters()).device
             placed.append(PipelineStage(stage, number, count, device, group=group))
@@ -135,6 +135,6 @@ class Pipeline:
         return None if value is None else value.detach()
 
     def against(self, output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
-        """() whose gradient by tokens (b, T, D) is the target, and which holds the routers' losses (b,)."""
+        """() whose gradient by tokens (B, T, D) is the target, and which holds the routers' losses (B,)."""
         tokens, losses = output
         return (tokens * target).sum() + losses.sum() / self.microbatches

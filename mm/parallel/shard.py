@@ -24,7 +24,7 @@ from kernels.collectives import all_ranks, from_first_rank, sum_over_ranks
 from kernels.errors import UserError
 from mm.model.attention import Attention
 from mm.model.moe import EXPERT_WEIGHTS, MoE
-from mm.parallel.experts import DividedExperts
+from mm.parallel.experts import DividedExperts, local
 from mm.parallel.mesh import Meshes
 
 
@@ -87,7 +87,8 @@ def fill(root: nn.Module, device: torch.device, values: dict[str, Tensor], buffe
     """
     root.to_empty(device=device)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_model_state_dict(root, values, options=options)
+    state: dict[str, Any] = dict(values)
+    set_model_state_dict(root, state, options=options)
     for name, buffer in root.named_buffers():
         if buffers:
             buffer.copy_(buffers[name])
@@ -95,15 +96,23 @@ def fill(root: nn.Module, device: torch.device, values: dict[str, Tensor], buffe
 
 
 def sharded(module: nn.Module | list[nn.Module], mesh: DeviceMesh) -> None:
-    """`fully_shard` what is not sharded yet; what tensors or experts divide on the first dimension, on the second."""
-    fully_shard(module, mesh=mesh, shard_placement_fn=other_dimension)
+    """`fully_shard` what is not sharded yet, see `dimension`."""
+    processes = mesh.size(mesh.ndim - 1)
+    fully_shard(module, mesh=mesh, shard_placement_fn=lambda parameter: dimension(parameter, processes))
 
 
-def other_dimension(parameter: Tensor) -> Shard | None:
-    """Where a parameter is sharded: a dimension that is not divided already, if it has one."""
-    if isinstance(parameter, DTensor) and parameter.ndim > 1 and parameter.placements[0].is_shard(0):
-        return Shard(1)
-    return None
+def dimension(parameter: Tensor, processes: int) -> Shard:
+    """Along which dimension a parameter is sharded.
+
+    The first one, in parts that may be uneven; another one that divides evenly, where the first is divided already by
+    tensors or experts, or is shorter than there are processes: of 128 experts on 256 every second one had nothing.
+    """
+    divided = isinstance(parameter, DTensor) and any(placement.is_shard(0) for placement in parameter.placements)
+    if divided or len(parameter) < processes:
+        for dim in range(1, parameter.ndim):
+            if local(parameter).shape[dim] % processes == 0:
+                return Shard(dim)
+    return Shard(0)
 
 
 def divide_attention(attention: Attention, mesh: DeviceMesh) -> None:

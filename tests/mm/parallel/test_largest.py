@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from kernels.collectives import divide_samples
@@ -19,6 +17,7 @@ from mm.parallel.layout import ParallelConfig
 from mm.parallel.mesh import Meshes
 from mm.parallel.plan import PlanConfig, of_rank, workload
 from mm.parallel.shard import divide
+from mm.train.task import AlignTask
 
 GPUS = 256
 FILE = Path(__file__).parents[3] / "configs" / "70b.yaml"
@@ -44,9 +43,9 @@ def test_a_process_holds_what_the_plan_says(word: str, config: PlanConfig, many:
     layout = ParallelConfig.of_word(word)
     with torch.device("meta"):
         run = build_run(without_pretrained_weights(config), torch.arange(1000))
-    root: Any = nn.ModuleDict({"model": run.model, "loss": run.loss})
-    divide(root, run.model, Meshes.of(layout, "cpu"))
-    held = 4 * sum(local(parameter).numel() for parameter in root.parameters())
+    task = AlignTask(run)
+    divide(task, run.model, Meshes.of(layout, "cpu"))
+    held = 4 * sum(local(parameter).numel() for parameter in task.parameters())
     expected = estimate(of_rank(workload(config), config, layout), layout, MACHINES["h100"], Rates()).bytes
     # Rows that the processes do not divide evenly are the first ones' more.
     assert held == pytest.approx(expected["parameters"], rel=0.02)

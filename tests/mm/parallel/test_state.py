@@ -24,9 +24,16 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     dist.destroy_process_group()
 
 
+def network() -> nn.Module:
+    model = nn.Sequential()
+    model.add_module("used", nn.Linear(3, 2))
+    model.add_module("unused", nn.Linear(3, 2))
+    return model
+
+
 def built(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(seed)
-    model = nn.ModuleDict({"used": nn.Linear(3, 2), "unused": nn.Linear(3, 2)})
+    model = network()
     model.register_buffer("count", torch.tensor(seed))
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
     return model, torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -85,7 +92,7 @@ def test_a_run_that_is_not_divided_reads_one_file(
 ) -> None:
     folder, model, _ = saved
     content = torch.load(as_file(folder, tmp_path / "whole.ckpt"), weights_only=True)
-    plain = nn.ModuleDict({"used": nn.Linear(3, 2), "unused": nn.Linear(3, 2)})
+    plain = network()
     plain.register_buffer("count", torch.tensor(0))
     plain.load_state_dict(content["state_dict"])
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.5)

@@ -32,7 +32,9 @@ def task() -> Toy:
 
 def steps(task: Toy, callbacks: list[Any], values: list[float]) -> Any:
     """After step n the weight is values[n - 1]; -> the trainer, after fitting."""
-    trainer: Any = SimpleNamespace(global_step=0, max_steps=len(values), is_global_zero=True, should_stop=False)
+    trainer: Any = SimpleNamespace(
+        global_step=0, max_steps=len(values), is_global_zero=True, should_stop=False, strategy=None
+    )
     for value in values:
         trainer.global_step += 1
         task.weight.data.fill_(value)
@@ -72,7 +74,7 @@ def test_evaluations_that_nobody_asked_for_stay_within_their_share(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr("mm.train.callbacks.time.perf_counter", lambda: now[0])
-    trainer: Any = SimpleNamespace(global_step=0, max_steps=100, is_global_zero=True)
+    trainer: Any = SimpleNamespace(global_step=0, max_steps=100, is_global_zero=True, strategy=None)
 
     def evaluated(seconds: float, share: float | None) -> list[int]:
         """At which steps of a run of 100 s an evaluation that takes so long is made."""
