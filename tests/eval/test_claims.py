@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 
 from eval.adapted import AdaptedRow
-from eval.claims import Evidence, adaptation, checkpointing, claims, experts, matching
+from eval.claims import Evidence, adaptation, checkpointing, claims, experts, matching, scaling, sharding
 from eval.protocols import Protocol
 from eval.studies import Study
 
@@ -80,3 +80,30 @@ def test_checkpointing_needs_both_measurements():
     assert measured.endswith(f"{without}; with checkpointing 300 MB, 5.00 ms")
     del steps["step_default"]
     assert checkpointing(Evidence([], benchmarks=steps)).measured == "not measured here"
+
+
+PLAN = {
+    "run": "70b",
+    "gpus": 256,
+    "batch_size": 4096,
+    "machine": {"name": "h100"},
+    "whole": {"memory": 1000e9},
+    "sharded": {"memory": 20e9},
+    "rows": [
+        {"layout": "fsdp128-pp2", "efficiency": 0.8, "trains": False},
+        {"layout": "fsdp256", "efficiency": 0.7, "trains": True},
+    ],
+}
+
+
+def test_sharding_is_measured_where_it_can_be_and_predicted_where_it_cannot():
+    rows = [{"layout": "fsdp2", "bytes": {"parameters": 52}, "bytes_alone": {"parameters": 100}}]
+    said = sharding(Evidence([], benchmarks={"layouts": {"rows": rows}, "plan_70b": PLAN})).measured
+    assert "fsdp2, measured on gloo: 48.0 % less" in said and "fsdp4" not in said
+    assert "70b on 256 x h100, by formula and not measured: 1,000 to 20.0 GB a GPU, 98 % less" in said
+
+
+def test_scaling_is_a_prediction_with_its_error():
+    said = scaling(Evidence([], benchmarks={"plan_70b": PLAN, "plan_published": {"error_tokens": 8.2}})).measured
+    assert said.startswith("predicted, not measured, of 70b on 256 x h100, 4,096 samples a step")
+    assert "fsdp128-pp2 80 %, fsdp256 70 %; such predictions are 8 % off published speeds" in said
