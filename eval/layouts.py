@@ -15,7 +15,8 @@ def layout_rows(result: Result) -> list[list[str]]:
         held = 100 * sum(row["bytes"].values()) / sum(row["bytes_alone"].values())
         name = f"{row['layout']}, {row['experts']} experts" + (", recomputed" if row["checkpoint"] else "")
         errors = [f"{away[name]:.0e}" for name in ("gradient", "value", "weight")]
-        rows.append([name, *errors, f"{held:.1f} %", f"{row['seconds']:.2f}", f"{row['samples_per_second']:.0f}"])
+        seconds = f"{row['seconds']:.2f} ({row['seconds_alone']:.2f})"
+        rows.append([name, *errors, f"{held:.1f} %", seconds, f"{row['samples_per_second']:.0f}"])
     return rows
 
 

@@ -299,7 +299,7 @@ LAYOUT_COLUMNS = (
     "logged values",
     "weights after three steps",
     "state that a process holds",
-    "s a step",
+    "s a step (of one process alone)",
     "samples/s of all",
 )
 PLAN_COLUMNS = (
@@ -317,7 +317,7 @@ PLAN_COLUMNS = (
 
 def layouts_table(result: Result) -> str:
     """What scripts/dist_check.py found of each layout, and below it where."""
-    where = f"{result['hardware']}, gloo, processes on one core each at most (commit {result['commit'][:7]})"
+    where = f"{result['hardware']}, gloo, all processes on the cores of one machine, which they share (commit {result['commit'][:7]})"
     return (
         f"{markdown(LAYOUT_COLUMNS, layout_rows(result))}\n\nMeasured on: {where}. By `python scripts/dist_check.py`."
     )

@@ -10,13 +10,14 @@ LAYOUT = {
     "bytes": {"parameters": 30, "moments": 20},
     "bytes_alone": {"parameters": 60, "moments": 40},
     "seconds": 0.5,
+    "seconds_alone": 0.25,
     "samples_per_second": 16.0,
 }
 
 
 def test_a_layout_says_how_far_it_is_and_what_it_holds() -> None:
     (row,) = layout_rows({"rows": [LAYOUT]})
-    assert row == ["fsdp2-ep2, 128 experts, recomputed", "3e-06", "2e-07", "1e-05", "50.0 %", "0.50", "16"]
+    assert row == ["fsdp2-ep2, 128 experts, recomputed", "3e-06", "2e-07", "1e-05", "50.0 %", "0.50 (0.25)", "16"]
     assert saved([LAYOUT], "fsdp2-ep2") == 50.0 and saved([LAYOUT], "fsdp4") is None
 
 
