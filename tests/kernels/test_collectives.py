@@ -13,13 +13,19 @@ from torch.nn.functional import normalize
 from alignment.fine_grained import CodeAgreement
 from kernels.collectives import (
     Group,
+    all_ranks,
+    divide_samples,
+    exchange,
+    from_first_rank,
     gather,
     gather_uneven,
     joint_mean,
     joint_sum,
     largest_over_ranks,
+    partial_sum,
     rank_and_size,
     rows_of_ranks,
+    shared_input,
     step_group,
     sum_over_ranks,
     world,
@@ -149,6 +155,50 @@ def test_rows_that_nobody_asks_for_change_nothing_and_an_evaluation_is_a_ranks_o
         assert flags.tolist() == [True, False] and largest.tolist() == [1, 5]
         assert rows.tolist() == [[2], [2]] and nothing == 0
         assert alone and not in_step
+
+
+def exchanged(rank: int) -> tuple[Tensor, Tensor]:
+    """Rank 0 keeps one row and sends two, rank 1 sends nothing and keeps one; each weighs what it has by 1 + its
+    number."""
+    x = (torch.arange(3.0)[: 3 - 2 * rank, None] + 10 * rank).requires_grad_()
+    found = exchange(x, [1, 2] if rank == 0 else [0, 1], [1, 0] if rank == 0 else [2, 1], world())
+    ((1 + rank) * found.sum()).backward()
+    assert x.grad is not None
+    return found.detach(), x.grad
+
+
+def test_rows_go_to_other_ranks_and_their_gradients_come_back(tmp_path: Path) -> None:
+    (first, of_first), (second, of_second) = on_two_ranks(exchanged, tmp_path)
+    assert first.tolist() == [[0]] and second.tolist() == [[1], [2], [10]]
+    assert of_first.tolist() == [[1], [2], [2]] and of_second.tolist() == [[2]]
+
+
+def in_parts(rank: int) -> tuple[Tensor, Tensor]:
+    """Both ranks have x; each multiplies it by its own number, and both go on alike with the sum."""
+    x = torch.tensor([3.0], requires_grad=True)
+    y = partial_sum(shared_input(x, world()) * (1 + rank), world())
+    (2 * y).sum().backward()
+    assert x.grad is not None
+    return y.detach(), x.grad
+
+
+def test_parts_of_one_result_have_the_gradient_of_the_whole(tmp_path: Path) -> None:
+    for y, gradient in on_two_ranks(in_parts, tmp_path):
+        assert y.tolist() == [9] and gradient.tolist() == [6]
+
+
+def samples_divided(rank: int) -> tuple[Tensor, Tensor]:
+    alone = dist.new_group([0]), dist.new_group([1])
+    divide_samples(alone[rank])
+    inside = world() is None and all_ranks() is not None
+    divide_samples(None)
+    own = torch.tensor([float(rank)])
+    return torch.tensor([inside, world() is not None]), from_first_rank(own, world())
+
+
+def test_samples_may_be_divided_among_fewer_than_all_ranks(tmp_path: Path) -> None:
+    for flags, first in on_two_ranks(samples_divided, tmp_path):
+        assert flags.tolist() == [True, True] and first.tolist() == [0]
 
 
 def summed(rank: int) -> tuple[Tensor, Tensor]:
