@@ -33,7 +33,8 @@ class DividedExperts:
 
         Of w_in and w_out this process has its own experts.
         """
-        choices, tokens, top_k = indices.numel(), len(x), indices.shape[1]
+        tokens, width = x.shape
+        choices, top_k = indices.numel(), indices.shape[1]
         dtype = compute_dtype(x)
         x = shared_input(x.to(dtype), self.tp)
         weights = shared_input(weights, self.tp)
@@ -41,7 +42,7 @@ class DividedExperts:
         rows = x.index_select(0, order // top_k)
         y = self.at_their_experts(rows, counts, local(w_in), local(w_out))
         # One place for each choice: sums of a fixed order, the same bits each time.
-        of_choices = y.new_zeros(choices, y.shape[1]).index_copy(0, order, y).view(tokens, top_k, -1)
+        of_choices = y.new_zeros(choices, width).index_copy(0, order, y).view(tokens, top_k, width)
         with torch.autocast(x.device.type, enabled=False):
             mixed = (weights[..., None].float() * of_choices.float()).sum(1)
         return partial_sum(mixed.to(dtype), self.tp)
