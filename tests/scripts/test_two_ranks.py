@@ -4,7 +4,6 @@ import csv
 import multiprocessing
 import os
 import runpy
-import shutil
 import signal
 import socket
 import sys
@@ -137,20 +136,18 @@ def test_runs_on_two_ranks_or_resumed_on_another_number_end_with_the_same_weight
     assert on_ranks(2, lambda: train("stopped", 2, *resumed), tmp_path / "stopped") == [0, 0]
     assert on_ranks(2, lambda: train("grown", 2, *resumed), tmp_path / "grown") == [0, 0]
     assert on_ranks(1, lambda: train("shrunk", 1, *resumed), tmp_path / "shrunk") == [0]
-    # Divided by data and experts, killed, and on by heads, and by one process.
+    # Divided by data and experts, killed, and on by heads.
     killed = on_ranks(
         2, lambda: train("divided", 2, "--train.strategy", "fsdp2-ep2"), tmp_path / "divided", killed_at=5
     )
     assert killed == [-signal.SIGKILL] * 2
-    shutil.copytree(tmp_path / "divided", tmp_path / "gathered")
     tensors = ["--train.strategy", "tp2", *resumed]
     assert on_ranks(2, lambda: train("divided", 2, *tensors), tmp_path / "divided") == [0, 0]
-    assert on_ranks(1, lambda: train("gathered", 1, *resumed), tmp_path / "gathered") == [0]
     expected = load_file(tmp_path / "one" / "model.safetensors")
     logged = figures(tmp_path / "one")
     assert logged["step"] == 9 and "train/itm/image_audio" in logged
     # Experts and heads that are divided are summed in another order, and AdamW enlarges what rounds otherwise.
-    bounds = dict.fromkeys(("two", "grown", "shrunk", "stopped"), 1e-5) | dict.fromkeys(("divided", "gathered"), 2e-4)
+    bounds = dict.fromkeys(("two", "grown", "shrunk", "stopped"), 1e-5) | {"divided": 2e-4}
     for name, bound in bounds.items():
         found = load_file(tmp_path / name / "model.safetensors")
         torch.testing.assert_close(found, expected, rtol=bound, atol=5 * bound)
