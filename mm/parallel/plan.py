@@ -61,22 +61,21 @@ def plan(config: PlanConfig) -> None:
         found: dict[str, Any] = {"kind": "published", **compared(config.published)}
         _show_published(found)
     else:
-        ranked = planned(config)
-        found = {"kind": "plan", **stored(config, ranked)}
+        whole = workload(config)
+        found = {"kind": "plan", **stored(config, whole, planned(config, whole))}
         _show(config, found)
     if config.json is not None:
         write_json(config.json, {**found, "commit": commit()})
 
 
-def planned(config: PlanConfig) -> list[Planned]:
-    """Every possible layout: those that fit by seconds of a step, then the others by memory.
+def planned(config: PlanConfig, whole: Workload) -> list[Planned]:
+    """Every possible layout of a step of the whole batch: those that fit by its seconds, then the others by memory.
 
     Raises:
         UserError: no layout is possible.
     """
     machine = MACHINES[config.machine]
     limit = config.memory * 1e9 or 0.9 * machine.memory
-    whole = workload(config)
     found = []
     reason = None
     for layout in layouts(config.gpus, machine.node):
@@ -150,8 +149,8 @@ def command(config: PlanConfig, layout: ParallelConfig) -> str:
     return f"{start} --config configs/{config.name}.yaml {options}"
 
 
-def stored(config: PlanConfig, ranked: Sequence[Planned]) -> dict[str, Any]:
-    """The plan as it is written to a file."""
+def stored(config: PlanConfig, whole: Workload, ranked: Sequence[Planned]) -> dict[str, Any]:
+    """The plan of a step of the whole batch as it is written to a file."""
     machine: Machine = MACHINES[config.machine]
     rows = []
     for each in ranked[: config.rows]:
@@ -177,16 +176,16 @@ def stored(config: PlanConfig, ranked: Sequence[Planned]) -> dict[str, Any]:
         "layouts": len(ranked),
         "fitting": sum(each.fits for each in ranked),
         "rates": asdict(Rates()),
-        "whole": sizes_of(config, ParallelConfig(dp_replicate=config.gpus)),
-        "sharded": sizes_of(config, ParallelConfig(dp_shard=config.gpus)),
+        "whole": sizes_of(config, whole, ParallelConfig(dp_replicate=config.gpus)),
+        "sharded": sizes_of(config, whole, ParallelConfig(dp_shard=config.gpus)),
         "command": next((command(config, each.layout) for each in ranked if each.fits and trains(each.layout)), None),
         "rows": rows,
     }
 
 
-def sizes_of(config: PlanConfig, layout: ParallelConfig) -> dict[str, Any]:
+def sizes_of(config: PlanConfig, whole: Workload, layout: ParallelConfig) -> dict[str, Any]:
     """Bytes of a GPU under one layout, by role and together."""
-    cost = estimate(of_rank(workload(config), config, layout), layout, MACHINES[config.machine], Rates())
+    cost = estimate(of_rank(whole, config, layout), layout, MACHINES[config.machine], Rates())
     return {"memory": cost.memory, "bytes": cost.bytes}
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from kernels.errors import UserError
-from mm.parallel.cost import Rates
+from mm.parallel.cost import Rates, Workload
 from mm.parallel.layout import ParallelConfig
 from mm.parallel.plan import PlanConfig, command, plan, planned, stored, workload
 from mm.parallel.published import FITTED, compared, fit, read_rows
@@ -27,32 +27,36 @@ def config() -> PlanConfig:
     return PlanConfig(gpus=8)
 
 
-def test_a_model_is_counted_without_being_built(config: PlanConfig) -> None:
-    load = workload(config)
+@pytest.fixture(scope="module")
+def load(config: PlanConfig) -> Workload:
+    return workload(config)
+
+
+def test_a_model_is_counted_without_being_built(config: PlanConfig, load: Workload) -> None:
     moe = config.model.backbone.moe
     layer = 3 * moe.num_experts * moe.hidden * config.model.backbone.width
     assert load.experts == config.model.backbone.layers * layer
     assert load.tokens % config.train.batch_size == 0 and load.recompute == "none"
 
 
-def test_layouts_that_fit_come_first_and_the_fastest_before_all(config: PlanConfig) -> None:
-    found = planned(config)
+def test_layouts_that_fit_come_first_and_the_fastest_before_all(config: PlanConfig, load: Workload) -> None:
+    found = planned(config, load)
     steps = [each.estimate.step for each in found]
     assert steps == sorted(steps) and all(each.fits for each in found)
-    few = planned(replace(config, memory=found[0].estimate.memory / 1e9 * 0.999))
+    few = planned(replace(config, memory=found[0].estimate.memory / 1e9 * 0.999), load)
     fitting = [each.fits for each in few]
     assert fitting == sorted(fitting, reverse=True) and not all(fitting)
 
 
-def test_what_cannot_be_divided_is_one_line(config: PlanConfig) -> None:
+def test_what_cannot_be_divided_is_one_line(config: PlanConfig, load: Workload) -> None:
     with pytest.raises(UserError, match=r"7 GPUs cannot be divided for this run: .* batch of 32"):
-        planned(replace(config, gpus=7))
+        planned(replace(config, gpus=7), load)
 
 
-def test_the_command_names_the_layout_and_the_machines(config: PlanConfig) -> None:
+def test_the_command_names_the_layout_and_the_machines(config: PlanConfig, load: Workload) -> None:
     said = command(replace(config, gpus=32), ParallelConfig.of_word("fsdp16-tp2"))
     assert "torchrun --nnodes 4 --nproc-per-node 8" in said and "--train.strategy fsdp16-tp2" in said
-    rows = stored(config, planned(config))["rows"]
+    rows = stored(config, load, planned(config, load))["rows"]
     assert {row["trains"] for row in rows} == {True, False}
 
 
