@@ -317,7 +317,8 @@ PLAN_COLUMNS = (
 
 def layouts_table(result: Result) -> str:
     """What scripts/dist_check.py found of each layout, and below it where."""
-    where = f"{result['hardware']}, gloo, all processes on the cores of one machine, which they share (commit {result['commit'][:7]})"
+    shared = "gloo, all processes on the cores of one machine, which they share"
+    where = f"{result['hardware']}, {shared} (commit {result['commit'][:7]})"
     return (
         f"{markdown(LAYOUT_COLUMNS, layout_rows(result))}\n\nMeasured on: {where}. By `python scripts/dist_check.py`."
     )
