@@ -38,6 +38,8 @@ class Towers(nn.Module):
         with torch.no_grad():
             encoded = [encode(self.model.encoders[m], batch, m, reconstruct=False) for m in self.pairs]
         self.lengths = {m: e.tokens.shape[1] for m, e in zip(self.pairs, encoded, strict=True)}
+        # In evaluation routers have no losses.
+        self.model.backbone.train()
         self.tokens = torch.cat([e.tokens for e in encoded], 1)
         self.mask = torch.cat([e.mask for e in encoded], 1)
 

@@ -22,28 +22,6 @@ CASES: list[Case] = [
 WIDTH = 32
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[Case, Found]:
-    """What two processes found, all layouts one after another."""
-    return checked(2, CASES, WIDTH, 100)
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
-def test_a_layout_is_one_process(case: Case, found: dict[Case, Found]) -> None:
-    one = alone(case, WIDTH)
-    away = difference(found[case].values, one.values)
-    assert not away.unlike and len(one.values) > 40
-    assert away.gradient < 3e-5, away.worst
-    # AdamW makes a step of full size of a gradient that is rounding alone.
-    assert away.value < 3e-5 and away.weight < 3e-4
-
-
-def test_each_process_holds_its_share(found: dict[Case, Found]) -> None:
-    whole = take_steps(small_config(5, False, WIDTH), None, steps=1).bytes
-    for role, size in found["fsdp2", 5, False].bytes.items():
-        assert 0.45 < size / whole[role] < 0.55
-
-
 def crowded(rank: int, folder: Path) -> None:
     """Experts of two ranks, all tokens on the first rank, all of them for experts of the first."""
     random = torch.Generator().manual_seed(0)
@@ -65,12 +43,35 @@ def crowded(rank: int, folder: Path) -> None:
         torch.save([z.detach(), there.grad, *(part.grad[:2] for part in whole)], folder / "expected.pt")  # type: ignore[index]
 
 
+# First: processes are forked, and would lack the threads of one that has differentiated.
 def test_experts_that_nobody_asks_for_and_ranks_without_tokens_wait_for_nobody(tmp_path: Path) -> None:
     on_processes(2, crowded, (), tmp_path, 60)
     expected = torch.load(tmp_path / "expected.pt", weights_only=True)
     torch.testing.assert_close(torch.load(tmp_path / "0.pt", weights_only=True), expected)
     y, x, w_in, w_out = torch.load(tmp_path / "1.pt", weights_only=True)
     assert len(y) == len(x) == 0 and not w_in.any() and not w_out.any()
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[Case, Found]:
+    """What two processes found, all layouts one after another."""
+    return checked(2, CASES, WIDTH, 100)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
+def test_a_layout_is_one_process(case: Case, found: dict[Case, Found]) -> None:
+    one = alone(case, WIDTH)
+    away = difference(found[case].values, one.values)
+    assert not away.unlike and len(one.values) > 40
+    assert away.gradient < 3e-5, away.worst
+    # AdamW makes a step of full size of a gradient that is rounding alone.
+    assert away.value < 3e-5 and away.weight < 3e-4
+
+
+def test_each_process_holds_its_share(found: dict[Case, Found]) -> None:
+    whole = take_steps(small_config(5, False, WIDTH), None, steps=1).bytes
+    for role, size in found["fsdp2", 5, False].bytes.items():
+        assert 0.45 < size / whole[role] < 0.55
 
 
 def asleep(rank: int, folder: Path) -> None:
