@@ -75,7 +75,11 @@ class ScratchTextTrunk(Trunk):
     def compact(self, ids: Tensor) -> Tensor:
         """Tokenizer ids (B, L) -> rows of the embedding (B, L), 0 where the token was never observed."""
         last = len(self.vocabulary) - 1
-        row = torch.searchsorted(self.vocabulary, ids.contiguous()).clamp(max=last)
+        if torch.compiler.is_exporting():
+            # Engines have no search: the place of an id is how many are smaller.
+            row = (self.vocabulary < ids[..., None]).sum(-1).clamp(max=last)
+        else:
+            row = torch.searchsorted(self.vocabulary, ids.contiguous()).clamp(max=last)
         return torch.where(self.vocabulary[row] == ids, row + 1, 0)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Features:
@@ -110,13 +114,20 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x (B, L, F), mask (B, L) bool, True where a token is real -> (B, L, F)."""
-        qkv = nn.functional.linear(self.attention_norm(x), self.qkv.weight, self.bias())
+        qkv = self.project(self.attention_norm(x))
         # (B, L, 3·F) -> three of (B, heads, L, F / heads)
         q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         y = attention(q, k, v, mask)
         y = y.transpose(1, 2).flatten(2)
         x = x + self.out(y)
         return x + self.mlp(self.mlp_norm(x))
+
+    def project(self, x: Tensor) -> Tensor:
+        """(B, L, F) -> queries, keys and values (B, L, 3·F)."""
+        if type(self.qkv) is nn.Linear:
+            return nn.functional.linear(x, self.qkv.weight, self.bias())
+        # What stands in the place of a linear layer, as an adapter does, has a forward of its own.
+        return self.qkv(x)
 
     def bias(self) -> Tensor:
         """The bias (3·F) of queries, keys and values, zero for keys.

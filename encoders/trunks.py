@@ -67,7 +67,10 @@ class ConvTrunk(Trunk):
         self.late = nn.Sequential(*(ConvNeXtBlock(width) for _ in range(depth)))
 
     def forward(self, image: Tensor) -> Features:
-        x = self.stem(image.contiguous(memory_format=torch.channels_last))
+        if not torch.compiler.is_exporting():
+            # An engine chooses a layout itself; ExecuTorch 1.2 flattens this one in another order.
+            image = image.contiguous(memory_format=torch.channels_last)
+        x = self.stem(image)
         x = self.late(self.halve(self.early(x)))
         x = x.flatten(2).transpose(1, 2)
         return Features(x, x.new_ones(x.shape[:2], dtype=torch.bool))
@@ -249,9 +252,9 @@ def by_length(read: Callable[[Tensor, Tensor], Tensor], ids: Tensor, mask: Tenso
     """`read` over ids (B, L) and mask (B, L) -> (B, L, F), `rows` captions of like length at a time, each group cut
     where its longest ends; zeros beyond. The captions of a batch are mostly half as long as its longest.
 
-    Padding must follow the real tokens.
+    Padding must follow the real tokens. A graph that is exported reads all at once: groups depend on values.
     """
-    if len(ids) <= rows:
+    if torch.compiler.is_exporting() or len(ids) <= rows:
         return read(ids, mask)
     lengths = mask.sum(1)
     order = lengths.argsort()

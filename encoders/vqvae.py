@@ -90,7 +90,8 @@ class Bottleneck(nn.Module):
             raise ValueError(
                 f"{x.shape[1]} tokens, but the encoder was built for at most {len(self.position)}: raise its max_tokens"
             )
-        tokens = self.position[: x.shape[1]].expand(len(x), -1, -1)
+        # len(x) would fix the batch of an exported graph.
+        tokens = self.position[: x.shape[1]].expand(x.shape[0], -1, -1)
         codes = x.new_full((*x.shape[:2], 1), -1, dtype=torch.long)
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}

@@ -303,6 +303,7 @@ CONTINUE = [
         "another schedule than the stages of mix, which stand in its place",
     ),
 ]
+COMPRESS = [Needs("learning_rate seed", lambda c: c.qat, "qat, the steps that it is of")]
 FEATURES = [
     *ENCODERS,
     Needs(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,18 @@ from mm.artifacts.adapter import Adapted, is_adapter, load_adapter, read_adapted
 from mm.artifacts.probe import probe
 from mm.artifacts.settings import settings_from_dict
 from mm.artifacts.upgrade import upgrade_config, upgrade_state
+from mm.compress.integers import Packed
 from mm.compress.lora import merge_and_unload
 from mm.compress.nf4 import dequantize
+from mm.compress.quantize import (
+    QATConfig,
+    file_of,
+    pack_state,
+    packed_of,
+    places,
+    quantize_activations,
+    unpack_state,
+)
 from mm.config import AlignConfig, encoders_of
 from mm.files import check_sha256, sha256, write_json
 from mm.modalities import build_encoder, pairs_of
@@ -36,11 +46,17 @@ REMEDY = "use the code that wrote it (the commit is in its result.json), or trai
 
 @dataclass
 class Run:
-    """Everything that is trained, saved, published and served."""
+    """Everything that is trained, saved, published and served.
+
+    compression: the bits in which its weights are stored; None for float32. packed: those weights as they were read,
+    by name.
+    """
 
     config: AlignConfig
     model: MultimodalModel
     loss: ProgressiveAlignment
+    compression: QATConfig | None = None
+    packed: dict[str, Packed] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -106,14 +122,28 @@ def build_run(config: AlignConfig, vocabulary: Tensor | None = None) -> Run:
 def save_run(run: Run, folder: Path) -> None:
     """model.safetensors and model.json, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_weights(run.state_dict(), folder / "model.safetensors")
+    write_weights(stored_state(run), folder / "model.safetensors")
     described = {
         "kind": "align",
         "config": asdict(run.config),
         "fingerprint": run.fingerprint().as_json(),
         "sha256": sha256(folder / "model.safetensors"),
     }
+    if run.compression is not None:
+        described["compression"] = asdict(run.compression)
     write_json(folder / "model.json", described)
+
+
+def stored_state(run: Run) -> dict[str, Tensor]:
+    """The tensors of a run's file. Of a compressed run the model gets the values that are stored."""
+    if run.compression is None:
+        return run.state_dict()
+    where = places(run.model, run.compression.weight_bits)
+    packed = pack_state(run.state_dict(), where, run.packed)
+    run.packed = {name: value for name, value in packed.items() if isinstance(value, Packed)}
+    tensors = file_of(packed)
+    run.load_state_dict(unpack_state(tensors, run.packed))
+    return tensors
 
 
 def load_run(folder: str | Path, adapters: tuple[Path, ...] = ()) -> Run:
@@ -141,7 +171,13 @@ def load_run(folder: str | Path, adapters: tuple[Path, ...] = ()) -> Run:
         run = build_run(without_pretrained_weights(config), state.get(VOCABULARY))
         if TERMS in state:
             run.model.add_term_bias(state[TERMS])
+        if "compression" in described:
+            run.compression = settings_from_dict(QATConfig, described["compression"], source)
+            run.packed = packed_of(state, {name: tensor.shape for name, tensor in run.state_dict().items()})
+            state = unpack_state(state, run.packed)
         run.load_state_dict(state)
+        if run.compression is not None:
+            quantize_activations(run.model, run.compression.activation_bits)
         check_sha256(folder / "model.safetensors", described.get("sha256"))
         run = replace(run, config=config)
         run.check_fingerprint(Fingerprint.of_json(described["fingerprint"]))

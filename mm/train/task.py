@@ -51,6 +51,7 @@ class AlignTask(LightningModule):
         self.config = run.config
         self.model = run.model
         self.loss = run.loss
+        self.compression = run.compression
         self.stages = pairs_of(self.model.modalities)
         self.draws = torch.Generator()
         """Of what is drawn over the global batch, in the same state on every rank; see `seed_step`."""
@@ -64,7 +65,7 @@ class AlignTask(LightningModule):
     @property
     def run(self) -> Run:
         """The config, model and loss that are trained, to be saved and evaluated."""
-        return Run(self.config, self.model, self.loss)
+        return Run(self.config, self.model, self.loss, self.compression)
 
     @property
     def progress(self) -> float:

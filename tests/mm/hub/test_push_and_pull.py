@@ -26,6 +26,7 @@ from mm.artifacts.run import Run, save_run
 from mm.artifacts.seen import save_seen
 from mm.batch import Batch
 from mm.compress.lora import LoraConfig, adapter_tensors, attach
+from mm.compress.quantize import QATConfig
 from mm.config import AlignConfig
 from mm.data.collection import Collection
 from mm.evaluation.config import EvalCoco, RerankDepths
@@ -116,6 +117,20 @@ def test_what_is_pulled_is_what_was_pushed(pushed: Any, run: Path, tmp_path: Pat
         assert name.endswith((".safetensors", ".json", ".yaml", ".md", ".gitattributes")), name
         assert str(run.parent).encode() not in content, f"{name} names a folder of this machine"
     assert mm.load_run(tmp_path / "pulled").config.data.root == "photos"
+
+
+def test_a_compressed_run_travels_as_small_as_it_is(hub: Any, run: Path, tmp_path: Path) -> None:
+    loaded = mm.load_run(run)
+    loaded.compression = QATConfig(activation_bits=32, weight_bits=4)
+    folder = tmp_path / "small"
+    shutil.copytree(run, folder)
+    save_run(loaded, folder)
+    push(folder, "org/small")
+    pulled = tmp_path / "pulled"
+    pull("org/small", pulled)
+    assert torch.equal(vectors(pulled), vectors(folder)) and not torch.equal(vectors(pulled), vectors(run))
+    sizes = [(place / "model.safetensors").stat().st_size for place in (pulled, folder, run)]
+    assert sizes[0] == sizes[1] < 0.6 * sizes[2]
 
 
 def test_a_command_reads_a_version_that_it_pulls_once(pushed: Any, run: Path, tmp_path: Path) -> None:
