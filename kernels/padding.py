@@ -2,7 +2,7 @@
 
 Dropping saves arithmetic, but its shapes depend on values. On a CPU the host reads them for nothing. On every other
 device it would wait for them, and a step whose shapes depend on values cannot be captured: there padding is computed,
-and masked.
+and masked. So it is in a graph that is exported, whatever device traces it.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 def host_reads(x: Tensor) -> bool:
     """Whether the host reads a value of x without waiting for a device."""
-    return x.device.type == "cpu"
+    return x.device.type == "cpu" and not torch.compiler.is_exporting()
 
 
 def real_rows(mask: Tensor) -> Tensor | None:

@@ -1,0 +1,36 @@
+"""AOTInductor and ExecuTorch execute what they compile; it takes minutes: `make export-check`."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from mm.artifacts.run import Run
+from mm.export.aot_inductor import open_aoti, write_aoti
+from mm.export.executorch import open_executorch, write_executorch
+from mm.export.graph import Graph, graphs_of
+from mm.model.inference import DenseExperts, prepare
+
+pytestmark = pytest.mark.skipif(not os.environ.get("MM_EXPORT_CHECK"), reason="compiles for minutes: make export-check")
+
+
+@pytest.fixture
+def text_graph(writing_run: Run) -> Graph:
+    graphs = graphs_of(writing_run.config, prepare(writing_run.model, DenseExperts))
+    return next(graph for graph in graphs if graph.name == "encode_text")
+
+
+def test_aot_inductor_does_what_the_run_does_for_any_batch(text_graph: Graph, tmp_path: Path) -> None:
+    call = open_aoti(write_aoti(text_graph, tmp_path))
+    ids, mask = text_graph.inputs.values()
+    for rows in (3, 1):
+        (found,) = call(ids[:rows].contiguous(), mask[:rows].contiguous())
+        torch.testing.assert_close(found, text_graph.eager()[0][:rows], atol=1e-5, rtol=1e-5)
+
+
+def test_executorch_does_what_the_run_does(text_graph: Graph, tmp_path: Path) -> None:
+    """Of the batch that it was traced with: one row alone ended with error 0x12."""
+    pytest.importorskip("executorch", reason="executorch is installed by hand: docs/export.md")
+    (found,) = open_executorch(write_executorch(text_graph, tmp_path))(*text_graph.inputs.values())
+    torch.testing.assert_close(found, text_graph.eager()[0], atol=1e-5, rtol=1e-5)
