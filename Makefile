@@ -11,7 +11,7 @@ BENCH := $(VENV)/.installed-bench
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-extras check bench bench-eval gpu-check dist-check soak notebooks
+.PHONY: help setup train test test-extras check bench bench-eval gpu-check dist-check export-check soak notebooks
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ gpu-check: $(BENCH)  ## everything claimed of a GPU, measured on the one here in
 
 dist-check: $(STAMP)  ## every way to divide a run, on two and four processes of this machine, beside one process (ARGS="--json rows.json")
 	$(BIN)/python scripts/dist_check.py $(ARGS)
+
+export-check: $(BENCH)  ## every engine of mm-align export, AOTInductor and ExecuTorch too, which compile for minutes
+	MM_EXPORT_CHECK=1 $(BIN)/python -m pytest tests/mm/export $(ARGS)
 
 soak: $(STAMP)  ## kill and resume a run, watch memory, train every set of modalities partly absent, read damaged files (an hour)
 	$(BIN)/python scripts/soak.py $(ARGS)

@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 
 from eval.claims import Evidence
+from eval.light import pareto_plot, points_of, price_and_speed
 from eval.serving import (
     SERVING_COLUMNS,
     batching_columns,
@@ -61,6 +62,10 @@ def draw_pictures(studies: Mapping[str, Study], benchmarks: Mapping[str, Any], f
     draw_studies(studies, folder)
     if "batching" in benchmarks:
         draw_batching(benchmarks["batching"], folder / "batching.svg")
+    if "light" in benchmarks:
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mm-align"}):
+            figure = pareto_plot(points_of(benchmarks["light"]))
+            figure.savefig(folder / "light.svg", metadata={"Date": None})
 
 
 def draw_studies(studies: Mapping[str, Study], folder: Path) -> None:
@@ -138,6 +143,7 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "memory": _memory,
     "kills": _kills,
     "kernels": _kernels,
+    "light": lambda evidence: _stored(evidence, "light", price_and_speed),
     "steps": _steps,
     "feeding": lambda evidence: _stored(evidence, "feeding", feeding_table),
     "index": lambda evidence: _stored(evidence, "index_cpu", index_table),

@@ -70,6 +70,20 @@ COMMANDS = {
         "--run runs/default --data.root DIR",
         needs="mm.effects:FINETUNE",
     ),
+    "compress": Command(
+        "store a run in eight or four bits, trained for it where asked",
+        "mm.adapt.compression:CompressConfig",
+        "mm.adapt.compression:compress",
+        "runs/default --bits 8 --qat 100",
+        positional=True,
+        needs="mm.effects:COMPRESS",
+    ),
+    "export": Command(
+        "write a run for ONNX Runtime, AOTInductor or ExecuTorch",
+        "mm.export.command:export",
+        example="runs/default --to onnx --bits 8",
+        positional=True,
+    ),
     "compare": Command(
         "put runs side by side, with paired tests",
         "mm.evaluation.compare:compare_runs",

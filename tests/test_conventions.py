@@ -64,7 +64,6 @@ TOP_LEVEL = {
 
 
 EXTRAS = {
-    "mm.bench.litserve_peer": "litserve",
     "mm.serve.app": "fastapi",
     "mm.serve.dispatcher": "zmq",
     "mm.serve.door": "fastapi",
@@ -214,8 +213,8 @@ NAMED = {
     "wandb": "mm/train/following.py",
 }
 """Packages that no module imports, and the file that has another one import them."""
-FOREIGN = {"triton"}
-"""Modules that come with another package, where they come at all."""
+FOREIGN = {"triton", "executorch"}
+"""Modules that come with another package, or are installed by hand (docs/export.md), where they come at all."""
 
 
 def installed() -> dict[str, str]:

@@ -61,12 +61,12 @@ def generated_coco(root: Path, split: str, images: int, texts: int, first_id: in
     return root
 
 
-def written_pool(folder: Path) -> list[Path]:
+def written_pool(folder: Path, count: int = DIFFERENT) -> list[Path]:
     """JPEGs with the statistics of photographs, coarse colours under fine noise, which take as long to decode."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = torch.Generator().manual_seed(0)
     files = []
-    for number in range(DIFFERENT):
+    for number in range(count):
         path = folder / f"{number:03d}.jpg"
         if not path.is_file():
             coarse = torch.rand(1, 3, 12, 16, generator=draw) * 255

@@ -10,6 +10,7 @@ from rich.console import Console
 from eval.compare import ComparedRun, compare, comparison_table, results_table
 from eval.embeddings import Embeddings
 from eval.figures import first_protocol
+from eval.light import LightRow, light_rows, light_table
 from eval.report.cards import Examples
 from eval.report.comparison import write_comparison
 from kernels.errors import UserError
@@ -18,19 +19,23 @@ from mm.data import open_split
 from mm.data.config import DataConfig
 from mm.data.dataset import CaptionDataset
 from mm.evaluation.exhibits import examples_of
+from mm.evaluation.light import milliseconds_of
 from mm.files import write_json
 
+WEIGHTS = "model.safetensors"
 NAMED = 3
 """Runs that the name of a report holds."""
 
 
-def compare_runs(runs: list[Path], json: Path | None = None, report: Path | None = None) -> None:
-    """Print runs side by side, and how each differs from the first; write a report of the queries on which they do.
+def compare_runs(runs: list[Path], json: Path | None = None, report: Path | None = None, speed: bool = False) -> None:
+    """Print runs side by side, how each differs from the first, and what each takes; write a report of the queries on
+    which they differ.
 
     Args:
         runs: folders that hold result.json and embeddings.npz; the words in front of any option are this list.
         json: where to write the comparison.
         report: where to write the report; by default compare-<runs>.html beside the first run.
+        speed: load the runs and time them, interleaved, one image and one caption at a time on one core.
     """
     results = [read_result(folder / "result.json") for folder in runs]
     compared = []
@@ -41,8 +46,12 @@ def compare_runs(runs: list[Path], json: Path | None = None, report: Path | None
     console = Console()
     console.print(results_table([run.row() for run in compared]))
     console.print(comparison_table(differences, base))
+    light = weighed(runs, compared, speed)
+    if light:
+        console.print(light_table(light))
     if json:
-        write_json(json, {"base": base, "differences": differences})
+        rows = [row.as_json() for row in light]
+        write_json(json, {"base": base, "differences": differences, "light": rows})
     path = report or default_report(runs)
     try:
         examples, absent = examples_for(compared[0].embeddings, results[0]), ""
@@ -50,6 +59,21 @@ def compare_runs(runs: list[Path], json: Path | None = None, report: Path | None
         examples, absent = None, str(error)
     write_comparison(path, compared, differences, examples, absent)
     print(f"report: {path}")
+
+
+def weighed(folders: list[Path], compared: list[ComparedRun], speed: bool) -> list[LightRow]:
+    """What runs take beside what they lose; nothing where one of the folders holds no weights, as an adapter's.
+
+    Args:
+        folders: of the runs.
+        compared: the same.
+        speed: whether they are timed.
+    """
+    files = [folder / WEIGHTS for folder in folders]
+    if not all(file.is_file() for file in files):
+        return []
+    times: list[dict[str, float]] = milliseconds_of(folders) if speed else [{} for _ in folders]
+    return light_rows(compared, [file.stat().st_size for file in files], times)
 
 
 def default_report(runs: list[Path]) -> Path:

@@ -41,6 +41,18 @@ def test_less_noise_is_better_in_every_measure_and_significantly_in_some(
     script("compare.py", f"--runs=[{a}, {b}]")
 
 
+def test_what_runs_take_stands_beside_what_they_lose(
+    script: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = write_run(tmp_path / "a", 0.5), write_run(tmp_path / "b", 1.5)
+    for folder, size in ((a, 100), (b, 25)):
+        (folder / "model.safetensors").write_bytes(bytes(size))
+    script("compare.py", a, b, "--json", tmp_path / "out.json")
+    first, second = json.loads((tmp_path / "out.json").read_text())["light"]
+    assert (first["bytes"], second["bytes"]) == (100, 25) and second["differences"]["RSUM"]["high"] < 0
+    assert "bytes against RSUM" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("change", [{"captions": 210}, {"trained_on": "trained on toy"}])
 def test_two_protocols_do_not_share_a_column(refused: Callable[..., str], tmp_path: Path, change: dict) -> None:
     a, b = write_run(tmp_path / "a", 1.0), write_run(tmp_path / "b", 1.0, **change)

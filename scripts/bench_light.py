@@ -1,0 +1,14 @@
+"""Light models: bytes against recalls, with paired intervals, and latencies beside the run as it is.
+
+    python scripts/bench_light.py --runs '[runs/default,runs/X]'
+
+The first run is what the others are compared with; `--exports` names folders of `mm-align export`, of that run, to be
+timed beside it, `--json` a file of all rows. Everything is interleaved in one process; images
+are JPEGs of 640×480, decoded and resized within what is timed.
+"""
+
+from mm.bench.light import LightConfig, bench_light
+from mm.cli import run_command
+
+if __name__ == "__main__":
+    run_command(LightConfig, bench_light)
