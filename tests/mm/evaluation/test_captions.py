@@ -1,6 +1,7 @@
 """A run's captions of a split are scored beside training captions, kept, and shown."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from eval.captions import CaptionScores
+from eval.report.exhibits import AttentionMap
 from mm.artifacts.run import build_run, save_run
 from mm.artifacts.seen import save_seen
 from mm.config import AlignConfig
@@ -18,6 +20,8 @@ from mm.data.module import AlignData
 from mm.evaluation import captions as module
 from mm.evaluation.captions import EvalCaptions, eval_captions
 from mm.infer.decoding import Decoding
+from mm.model.causal import Condition
+from mm.model.writer import Writer
 
 
 def overlap(written: Mapping[int, str], references: Mapping[int, Sequence[str]]) -> CaptionScores:
@@ -87,3 +91,28 @@ def test_the_baseline_can_be_left_out(run: Callable[..., Path], tmp_path: Path) 
 def test_a_run_that_does_not_write_is_refused(run: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match=r"does not write text: train it with model\.generate=true"):
         eval_captions(EvalCaptions(str(run(False))))
+
+
+def test_a_word_looked_where_it_was_written_from(
+    run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token is written by what was read before it: row t is of the token at place t + 1."""
+
+    def one_patch_each(writer: Writer, ids: torch.Tensor, condition: Condition) -> torch.Tensor:
+        tokens = condition.mask.shape[1]
+        prefix = tokens - math.isqrt(tokens) ** 2
+        rows = torch.arange(ids.shape[1] - 1) % (tokens - prefix)
+        return torch.eye(tokens)[prefix + rows][None, None, None]
+
+    looks: list[AttentionMap] = []
+
+    def shown(path: Path, result: object, captions: object, looked: list[AttentionMap]) -> Path:
+        looks.extend(looked)
+        return path
+
+    monkeypatch.setattr(module, "written_attention_maps", one_patch_each)
+    monkeypatch.setattr(module, "write_captions_report", shown)
+    eval_captions(EvalCaptions(str(run()), decoding=Decoding(6), nearest=False, samples=50, json=tmp_path / "out.json"))
+    assert looks
+    for look in looks:
+        assert look.weights[0].argmax() == 0 and len(look.words) == len(look.weights)
