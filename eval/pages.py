@@ -26,6 +26,7 @@ from eval.studies import Study
 from eval.tables import (
     Result,
     adapted_rows_table,
+    baseline_of,
     claims_table,
     corruption_table,
     gpu_table,
@@ -131,7 +132,7 @@ def _stored(evidence: Evidence, name: str, table: Callable[[Result], str]) -> st
 
 
 BLOCKS: dict[str, Callable[[Evidence], str]] = {
-    "headline": lambda evidence: headline_table(evidence.runs),
+    "headline": lambda evidence: f"{headline_table(evidence.runs)}\n\n{baseline_of(evidence.studies)}".rstrip(),
     "retrieval": lambda evidence: retrieval_table(evidence.runs),
     "pretraining": lambda evidence: pretraining_of(evidence.runs),
     "studies": _studies,

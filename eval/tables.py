@@ -184,6 +184,20 @@ def _reranked_cell(metrics: Mapping[str, float]) -> str:
     return f"{metrics['reranked/RSUM']:.1f}, R@1 {first}"
 
 
+def baseline_of(studies: Mapping[str, Study]) -> str:
+    """What linear heads on the default's trunks reach beside it, in a sentence; empty where it was not studied."""
+    study = studies.get("baseline")
+    if study is None:
+        return ""
+    means = {variant: f"{study.of(variant, 'RSUM').mean():.0f}" for variant in study.variants}
+    gain = study.difference("default", "linear_equal_time", "RSUM")
+    return (
+        f"The default over {len(study.of('default', 'RSUM'))} seeds: RSUM {means['default']}. The same trunks with a"
+        f" linear head each, no codes and no backbone: {means['linear']} in as many steps, {means['linear_equal_time']}"
+        f" in as much time; the default less that, by seed: {gain}."
+    )
+
+
 def studies_table(studies: Mapping[str, Study]) -> str:
     """Every study's variants, beside the difference from its first, paired by seeds.
 

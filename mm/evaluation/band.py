@@ -17,7 +17,8 @@ from mm.config import AlignConfig
 STUDY = STORED / "baseline.csv"
 DEFAULT = "default"
 LINEAR = "linear"
-"""Variants of the study."""
+LINEAR_AS_LONG = "linear_equal_time"
+"""Variants of the study: the second has the default's steps, the third its time."""
 FREE = (
     "name",
     "runs",
@@ -50,9 +51,9 @@ class Band:
         values = self.study.of(DEFAULT, measure)
         return float(values.min()), float(values.max())
 
-    def linear(self, measure: str) -> float:
+    def linear(self, measure: str, variant: str = LINEAR) -> float:
         """The mean of linear heads."""
-        return float(self.study.of(LINEAR, measure).mean())
+        return float(self.study.of(variant, measure).mean())
 
     def sentences(self, metrics: Mapping[str, float]) -> list[str]:
         """What to think of a run: inside the band or outside, against linear heads, and on what it has not seen.
@@ -64,10 +65,10 @@ class Band:
         value = metrics[measure]
         low, high = self.limits(measure)
         place = "within" if low <= value <= high else ("below" if value < low else "above")
-        gain = value - self.linear(measure)
         found = [
             f"RSUM {value:.0f} is {place} the {low:.0f} to {high:.0f} that {self.seeds(measure)} seeds of these"
-            f" settings gave, {abs(gain):.0f} {'above' if gain > 0 else 'below'} linear heads on the same trunks."
+            f" settings gave; linear heads on the same trunks reach {self.linear(measure):.0f} in as many steps and"
+            f" {self.linear(measure, LINEAR_AS_LONG):.0f} in as much time."
         ]
         gaps = _gaps(metrics)
         if gaps:

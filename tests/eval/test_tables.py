@@ -10,6 +10,7 @@ from eval.protocols import Protocol
 from eval.studies import Study
 from eval.tables import (
     adapted_rows_table,
+    baseline_of,
     corruption_table,
     gather,
     gpu_table,
@@ -77,6 +78,13 @@ def test_a_study_is_told_against_its_first_variant():
         "| made | a | 2 | 2.0 | 4.0 | – | – | – |  |",
         "| made | b | 1 | 2.0 | – | – | – | – | +1.00 (one seed: no interval) |",
     ]
+
+
+def test_the_default_is_told_against_linear_heads():
+    values = {"default": {0: 470.0, 1: 472.0}, "linear": {0: 350.0}, "linear_equal_time": {0: 500.0, 1: 501.0}}
+    said = baseline_of({"baseline": Study("baseline", {name: {"RSUM": each} for name, each in values.items()})})
+    assert "over 2 seeds: RSUM 471." in said and "350 in as many steps, 500 in as much time" in said
+    assert "-29.50 [" in said and baseline_of({}) == ""
 
 
 def test_adapted_rows_say_their_group():
