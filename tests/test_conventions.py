@@ -64,6 +64,7 @@ TOP_LEVEL = {
 
 
 EXTRAS = {
+    "mm.bench.litserve_peer": "litserve",
     "mm.serve.app": "fastapi",
     "mm.serve.dispatcher": "zmq",
     "mm.serve.door": "fastapi",

@@ -39,7 +39,7 @@ def generated_coco(root: Path, split: str, images: int, texts: int, first_id: in
     path = root / "annotations" / f"captions_{split}.json"
     if path.is_file():
         return root
-    pool = written_pool(root / "pool")
+    pool = written_pool(root / "pool", DIFFERENT)
     (root / "images").mkdir(parents=True, exist_ok=True)
     listed = []
     annotations = []
@@ -61,7 +61,7 @@ def generated_coco(root: Path, split: str, images: int, texts: int, first_id: in
     return root
 
 
-def written_pool(folder: Path, count: int = DIFFERENT) -> list[Path]:
+def written_pool(folder: Path, count: int) -> list[Path]:
     """JPEGs with the statistics of photographs, coarse colours under fine noise, which take as long to decode."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = torch.Generator().manual_seed(0)

@@ -243,7 +243,7 @@ class Stages:
             builder = module if module.startswith("mm.train") else "mm.adapt.training"
             with (
                 mock.patch(f"{module}.choose_device", lambda *_: self.device),
-                mock.patch(f"{builder}.build_trainer", lambda *_: Trainer()),
+                mock.patch(f"{builder}.build_trainer", lambda *_: Trainer(self.device)),
                 mock.patch(f"{builder}.fit", self.fits),
             ):
                 try:
@@ -265,7 +265,10 @@ class Stages:
 
 
 class Trainer:
-    """What Lightning's does with a task besides training it."""
+    """What Lightning's does with a task besides training it; its strategy knows the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.strategy = mock.Mock(root_device=device)
 
     def fit(self, task: Any, *_: Any, **__: Any) -> None:
         task.cpu()

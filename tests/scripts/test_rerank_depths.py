@@ -12,7 +12,7 @@ def test_it_says_where_the_table_is(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mm.evaluation.depths.evaluate_depth", lambda config, depth: {"seconds": 0.5 + depth})
+    monkeypatch.setattr("mm.evaluation.depths.evaluate_depth", lambda folder, config, depth: {"seconds": 0.5 + depth})
     script("rerank_depths.py", "--run", tmp_path, "--depths", "[0, 5]")
     assert f"2 depths: {tmp_path / 'rerank.csv'}" in capsys.readouterr().out
     rows = (tmp_path / "rerank.csv").read_text().splitlines()
