@@ -52,12 +52,13 @@ def _retrieval_table(figures: Figures, chances: Mapping[str, float], band: Band 
     protocol = figures.protocol
     depth = protocol.rerank_depth
     sizes = protocol.sizes().replace(" x ", ", ")
-    table = Table(title=f"{protocol.name}: {sizes}, any-hit recall in %")
-    table.add_column("direction")
+    said = "R@1 of seeds: the lowest and the highest of others; linear: of linear heads, as many steps; chance: of a random ranking"
+    table = Table(title=f"{protocol.name}: {sizes}, any-hit recall in %", caption=said if band else None)
+    table.add_column("direction", no_wrap=True)
     reranked = [f"R@1, best {depth} re-ranked"] if depth else []
-    beside = ["R@1 of other seeds", "of linear heads"] if band else []
-    for column in ("R@1", "R@5", "R@10", *reranked, *beside, "chance R@1"):
-        table.add_column(column, justify="right")
+    beside = ["seeds", "linear"] if band else []
+    for column in ("R@1", "R@5", "R@10", *reranked, *beside, "chance" if band else "chance R@1"):
+        table.add_column(column, justify="right", no_wrap=column not in reranked)
     for direction, random in chances.items():
         recalls = [figures.metrics[f"{direction}/R@{k}"] for k in (1, 5, 10)]
         cells = [f"{recall:.1f}" for recall in recalls]
