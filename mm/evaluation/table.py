@@ -52,7 +52,7 @@ def _retrieval_table(figures: Figures, chances: Mapping[str, float], band: Band 
     protocol = figures.protocol
     depth = protocol.rerank_depth
     sizes = protocol.sizes().replace(" x ", ", ")
-    said = "R@1 of seeds: the lowest and the highest of others; linear: of linear heads, as many steps; chance: of a random ranking"
+    said = "R@1 of seeds: the lowest and highest of others; linear: of linear heads, as many steps; chance: at random"
     table = Table(title=f"{protocol.name}: {sizes}, any-hit recall in %", caption=said if band else None)
     table.add_column("direction", no_wrap=True)
     reranked = [f"R@1, best {depth} re-ranked"] if depth else []
