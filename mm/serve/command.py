@@ -90,16 +90,15 @@ def gallery_of(config: ServeConfig, embedder: "Embedder", reader: "InputReader")
 def run_server(served: Served, config: ServeConfig) -> None:
     """Start engines and listen, until a signal."""
     import uvicorn
-    from litserve import LitServer
     from litserve.utils import wrap_litserve_start
 
-    from mm.serve.worker import Worker
+    from mm.serve.worker import Engines, Worker
 
     listening = listen(config)
     with tempfile.TemporaryDirectory(prefix="mm-serve-") as folder:  # which only this user can open
         address = f"ipc://{folder}/engines"
         worker = Worker(served.build, address, config.batching.size)
-        engines = LitServer(
+        engines = Engines(
             worker,
             accelerator="cpu",  # where an engine computes is its own matter
             devices=1,

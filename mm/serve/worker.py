@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import zmq
-from litserve import LitAPI
+from litserve import LitAPI, LitServer
 from litserve.loops.base import LitLoop
 
 from kernels.errors import UserError
@@ -24,6 +24,18 @@ from mm.serve.engine import Engine
 logger = logging.getLogger(__name__)
 PATIENCE = 1000
 """Milliseconds between two looks whether the server is still there."""
+
+
+class Engines(LitServer):
+    """LitServe's processes. What they share is held by one that outlives a SIGTERM to all at once, as a service manager
+    sends it: the server needs it to end."""
+
+    def _init_manager(self, num_api_servers: int) -> Any:
+        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # inherited by the process that is forked here
+        try:
+            return super()._init_manager(num_api_servers)
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 class BatchLoop(LitLoop):

@@ -70,7 +70,7 @@ def servers() -> Iterator[dict[str, Server]]:
     started: dict[str, Server] = {}
     yield started
     for server in started.values():
-        server.process.terminate()
+        os.killpg(server.process.pid, signal.SIGTERM)  # all of its processes, as a service manager does
         assert server.process.wait(60) == 0, server.log.read_text()
 
 
@@ -119,7 +119,9 @@ def started(folder: Path, *words: str) -> Server:
         command = [sys.executable, "serve.py", "serve", *words]
         root = str(Path(__file__).parents[3])
         environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
     end = time.monotonic() + 120
     while time.monotonic() < end and process.poll() is None:
         said = re.search(r"at (http://127\.0\.0\.1:\d+)", log.read_text())
