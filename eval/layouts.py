@@ -7,16 +7,20 @@ Result = Mapping[str, Any]
 GIB = 2**30
 
 
+def held(row: Result) -> float:
+    """Share of one process's parameters, gradients and moments that a process of a layout holds."""
+    return sum(row["bytes"].values()) / sum(row["bytes_alone"].values())
+
+
 def layout_rows(result: Result) -> list[list[str]]:
     """Each layout's distance from one process, what a process of it holds beside the formula, and its seconds."""
     rows = []
     for row in result["rows"]:
         away = row["difference"]
-        held = 100 * sum(row["bytes"].values()) / sum(row["bytes_alone"].values())
         name = f"{row['layout']}, {row['experts']} experts" + (", recomputed" if row["checkpoint"] else "")
         errors = [f"{away[name]:.0e}" for name in ("gradient", "value", "weight")]
         seconds = f"{row['seconds']:.2f} ({row['seconds_alone']:.2f})"
-        rows.append([name, *errors, f"{held:.1f} %", seconds, f"{row['samples_per_second']:.0f}"])
+        rows.append([name, *errors, f"{100 * held(row):.1f} %", seconds, f"{row['samples_per_second']:.0f}"])
     return rows
 
 
@@ -64,5 +68,5 @@ def saved(rows: Sequence[Result], layout: str) -> float | None:
     measured."""
     for row in rows:
         if row["layout"] == layout:
-            return 100 * (1 - sum(row["bytes"].values()) / sum(row["bytes_alone"].values()))
+            return 100 * (1 - held(row))
     return None

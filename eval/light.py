@@ -51,6 +51,21 @@ class LightRow:
             "milliseconds": dict(self.milliseconds),
         }
 
+    @classmethod
+    def of_json(cls, stored: Mapping[str, Any]) -> "LightRow":
+        """From a file of results."""
+        differences = {measure: PairedTest(**test) for measure, test in stored["differences"].items()}
+        return cls(stored["name"], stored["bytes"], stored["RSUM"], differences, stored["milliseconds"])
+
+    def cells(self, first: "LightRow") -> list[str]:
+        """Megabytes, bytes and differences beside the first run's, RSUM."""
+        found = [f"{self.bytes / MEGABYTE:.2f}", f"{self.bytes / first.bytes:.3f}", f"{self.rsum:.1f}"]
+        for measure in SHOWN:
+            test = self.differences[measure]
+            said = f"{test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}]"
+            found.append("—" if self is first else said)
+        return found
+
 
 def light_rows(
     runs: Sequence[ComparedRun], sizes: Sequence[int], milliseconds: Sequence[Mapping[str, float]]
@@ -105,13 +120,8 @@ def light_table(rows: Sequence[LightRow]) -> Table:
         table.add_column(column, justify="right")
     front = {row.name for row in pareto(rows)}
     for row in rows:
-        cells = [row.name + (" *" if row.name in front else "")]
-        cells += [f"{row.bytes / MEGABYTE:.2f}", f"{row.bytes / rows[0].bytes:.3f}", f"{row.rsum:.1f}"]
-        for measure in SHOWN:
-            test = row.differences[measure]
-            cells.append("—" if row is rows[0] else f"{test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}]")
-        cells += [f"{row.milliseconds[name]:.2f}" for name in timed]
-        table.add_row(*cells)
+        times = [f"{row.milliseconds[name]:.2f}" for name in timed]
+        table.add_row(row.name + (" *" if row.name in front else ""), *row.cells(rows[0]), *times)
     return table
 
 
@@ -136,21 +146,8 @@ def pareto_plot(points: Sequence[tuple[str, float, float]]) -> Figure:
 
 def price_and_speed(result: Mapping[str, Any]) -> str:
     """What scripts/bench_light.py stored, as two tables of Markdown under a picture."""
-    first = result["price"][0]
-    rows = []
-    for row in result["price"]:
-        cells = [
-            row["name"],
-            f"{row['bytes'] / MEGABYTE:.2f}",
-            f"{row['bytes'] / first['bytes']:.3f}",
-            f"{row['RSUM']:.1f}",
-        ]
-        for measure in SHOWN:
-            test = row["differences"][measure]
-            cells.append(
-                "—" if row is first else f"{test['difference']:+.2f} [{test['low']:+.2f}, {test['high']:+.2f}]"
-            )
-        rows.append(cells)
+    priced = [LightRow.of_json(row) for row in result["price"]]
+    rows = [[row.name, *row.cells(priced[0])] for row in priced]
     price = markdown(["run", "MB", "of the first", "RSUM", *(f"Δ {measure}" for measure in SHOWN)], rows)
     speed = [
         [

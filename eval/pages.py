@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
 from eval.claims import Evidence
 from eval.light import pareto_plot, points_of, price_and_speed
+from eval.plots import save_svg
 from eval.serving import (
     SERVING_COLUMNS,
     batching_columns,
@@ -64,17 +63,13 @@ def draw_pictures(studies: Mapping[str, Study], benchmarks: Mapping[str, Any], f
     if "batching" in benchmarks:
         draw_batching(benchmarks["batching"], folder / "batching.svg")
     if "light" in benchmarks:
-        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mm-align"}):
-            figure = pareto_plot(points_of(benchmarks["light"]))
-            figure.savefig(folder / "light.svg", metadata={"Date": None})
+        save_svg(pareto_plot(points_of(benchmarks["light"])), folder / "light.svg")
 
 
 def draw_studies(studies: Mapping[str, Study], folder: Path) -> None:
-    """The pictures that the block of the studies shows, the same bytes of the same figures."""
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mm-align"}):
-        for name, study in with_rsum(studies).items():
-            figure = study.plot(["RSUM", "image_to_text/R@1", "text_to_image/R@1"])
-            figure.savefig(folder / f"study-{name}.svg", metadata={"Date": None})
+    """The pictures that the block of the studies shows."""
+    for name, study in with_rsum(studies).items():
+        save_svg(study.plot(["RSUM", "image_to_text/R@1", "text_to_image/R@1"]), folder / f"study-{name}.svg")
 
 
 def _adapted(evidence: Evidence) -> str:
@@ -82,7 +77,7 @@ def _adapted(evidence: Evidence) -> str:
 
 
 def _gpu(evidence: Evidence) -> str:
-    return "\n\n".join(gpu_table(content) for name, content in evidence.benchmarks.items() if name.startswith("gpu_"))
+    return _each(evidence, "gpu_", gpu_table)
 
 
 def _corruption(evidence: Evidence) -> str:
@@ -98,8 +93,7 @@ def _kills(evidence: Evidence) -> str:
 
 
 def _kernels(evidence: Evidence) -> str:
-    tables = [kernels_table(rows) for name, rows in evidence.benchmarks.items() if name.startswith("kernels_cpu_")]
-    return "\n\n".join(tables)
+    return _each(evidence, "kernels_cpu_", kernels_table)
 
 
 def _steps(evidence: Evidence) -> str:
@@ -108,8 +102,7 @@ def _steps(evidence: Evidence) -> str:
 
 
 def _generation(evidence: Evidence) -> str:
-    found = {name: result for name, result in evidence.benchmarks.items() if name.startswith("generation_")}
-    return "\n\n".join(generation_table(result) for result in found.values())
+    return _each(evidence, "generation_", generation_table)
 
 
 def _batching(evidence: Evidence) -> str:
@@ -124,6 +117,11 @@ def _batching(evidence: Evidence) -> str:
 
 def _serving(evidence: Evidence) -> str:
     return _stored(evidence, "serving", lambda result: markdown(SERVING_COLUMNS, serving_rows(result)))
+
+
+def _each(evidence: Evidence, prefix: str, table: Callable[[Any], str]) -> str:
+    """The tables of all stored files whose names begin so."""
+    return "\n\n".join(table(found) for name, found in evidence.benchmarks.items() if name.startswith(prefix))
 
 
 def _stored(evidence: Evidence, name: str, table: Callable[[Result], str]) -> str:

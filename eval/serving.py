@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from eval.plots import COLOURS
+from eval.plots import COLOURS, save_svg
 
 Result = Mapping[str, Any]
 OURS = "this server"
@@ -102,7 +102,7 @@ SERVING_COLUMNS = (
 def draw_batching(result: Result, path: Path) -> None:
     """Goodput by load, a panel for each trace, a line for each rule; the same bytes of the same figures."""
     traces = result["traces"]
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mm-align", "font.size": 8}):
+    with matplotlib.rc_context({"font.size": 8}):
         figure = Figure(figsize=(2.6 * len(traces), 2.8), layout="constrained")
         panels = figure.subplots(1, len(traces), squeeze=False)[0]
         for axes, (trace, loads) in zip(panels, traces.items(), strict=True):
@@ -115,4 +115,4 @@ def draw_batching(result: Result, path: Path) -> None:
             axes.set(title=trace, xlabel="load, % of capacity", ylim=(0, 104))
         panels[0].set_ylabel("answered in time, %")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-        figure.savefig(path, metadata={"Date": None})
+        save_svg(figure, path)

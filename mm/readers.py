@@ -15,6 +15,7 @@ from torch import Tensor
 
 from encoders import AudioConfig, ImageConfig
 from kernels.ranges import check_ranges
+from kernels.threads import torch_threads
 from mm.batch import Sample
 
 Row = Any
@@ -311,9 +312,5 @@ def _resized_crop(image: Tensor, box: Box, size: int, kind: str) -> Tensor:
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2.functional import resized_crop
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         return resized_crop(image, *box, [size, size], InterpolationMode(kind), antialias=True)
-    finally:
-        torch.set_num_threads(threads)

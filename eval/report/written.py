@@ -9,6 +9,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from eval.captions import CORPUS
+from eval.report.cards import TONES
 from eval.report.exhibits import AttentionMap
 from eval.report.galleries import attention_maps
 from eval.report.markup import (
@@ -29,7 +30,6 @@ from eval.report.markup import (
 )
 from eval.report.media import Clip, photo, spectrogram
 
-TONES = {"best": "good", "usual": "open", "worst": "bad"}
 JUDGE = "CIDEr"
 """The measure by which captions are best or worst, and by which the baseline is beaten."""
 

@@ -30,7 +30,8 @@ def by_expert(x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: 
     chosen = _named(indices, len(w_in))
     order = chosen.argsort(stable=True)
     bounds = _bounds(torch.bincount(chosen, minlength=len(w_in)).tolist())
-    rows = x.to(w_in.dtype).index_select(0, order.div(indices.shape[1], rounding_mode="floor"))
+    token = order.div(indices.shape[1], rounding_mode="floor")
+    rows = x.to(w_in.dtype).index_select(0, token)
     pre = rows.new_empty(len(order), w_in.shape[1])
     for expert, part in bounds:
         torch.mm(rows[part], w_in[expert].T, out=pre[part])
@@ -40,7 +41,7 @@ def by_expert(x: Tensor, w_in: Tensor, w_out: Tensor, indices: Tensor, weights: 
         torch.mm(hidden[part], w_out[expert].T, out=out[part])
     wide = torch.promote_types(out.dtype, torch.float32)
     total = out.new_zeros(x.shape, dtype=wide)
-    return total.index_add_(0, order.div(indices.shape[1], rounding_mode="floor"), out.to(wide))
+    return total.index_add_(0, token, out.to(wide))
 
 
 def _named(indices: Tensor, num_experts: int) -> Tensor:

@@ -12,7 +12,7 @@ from kernels.ranges import check_ranges
 from mm.adapt.sets import data_of
 from mm.adapt.task import AdaptTask
 from mm.artifacts.phases import Phases
-from mm.artifacts.run import Run, load_run, save_run
+from mm.artifacts.run import WEIGHTS, Run, load_run, save_run
 from mm.artifacts.seen import load_seen, save_seen
 from mm.compress.integers import Packed
 from mm.compress.ledger import LedgerRow, file_ledger, ledger_table
@@ -27,8 +27,6 @@ from mm.train.freeze import freeze
 from mm.train.identity import Identity, begin, held, samples_digest
 from mm.train.memory import keep_freed_memory
 from mm.train.trainer import build_trainer, fit
-
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ from mm.files import check_sha256, sha256, write_json
 from mm.modalities import build_encoder, pairs_of
 from mm.model.multimodal import MultimodalModel
 
+WEIGHTS = "model.safetensors"
+"""A run's tensors, in its folder."""
 VOCABULARY = "encoders.text.trunk.vocabulary"
 TERMS = "terms.sequences"
 TEXT = "text"
@@ -122,12 +124,12 @@ def build_run(config: AlignConfig, vocabulary: Tensor | None = None) -> Run:
 def save_run(run: Run, folder: Path) -> None:
     """model.safetensors and model.json, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_weights(stored_state(run), folder / "model.safetensors")
+    write_weights(stored_state(run), folder / WEIGHTS)
     described = {
         "kind": "align",
         "config": asdict(run.config),
         "fingerprint": run.fingerprint().as_json(),
-        "sha256": sha256(folder / "model.safetensors"),
+        "sha256": sha256(folder / WEIGHTS),
     }
     if run.compression is not None:
         described["compression"] = asdict(run.compression)
@@ -163,7 +165,7 @@ def load_run(folder: str | Path, adapters: tuple[Path, ...] = ()) -> Run:
     if is_adapter(folder):
         return load_adapted(folder, adapters)
     described = _described(folder)
-    state = read_weights(folder / "model.safetensors")
+    state = read_weights(folder / WEIGHTS)
     try:
         source = str(folder / "model.json")
         config = with_own_text(config_from_dict(upgrade_config(described["config"], source), source), folder)
@@ -178,7 +180,7 @@ def load_run(folder: str | Path, adapters: tuple[Path, ...] = ()) -> Run:
         run.load_state_dict(state)
         if run.compression is not None:
             quantize_activations(run.model, run.compression.activation_bits)
-        check_sha256(folder / "model.safetensors", described.get("sha256"))
+        check_sha256(folder / WEIGHTS, described.get("sha256"))
         run = replace(run, config=config)
         run.check_fingerprint(Fingerprint.of_json(described["fingerprint"]))
     except UserError as error:
@@ -270,7 +272,7 @@ def write_config(config: Any, folder: Path) -> None:
 def _described(folder: Path) -> dict:
     """The content of model.json."""
     path = folder / "model.json"
-    if not (folder / "model.safetensors").is_file() or not path.is_file():
+    if not (folder / WEIGHTS).is_file() or not path.is_file():
         raise UserError(f"{folder} holds no finished run: expected model.safetensors and model.json in it")
     try:
         described = parse_json(path.read_bytes(), str(path))

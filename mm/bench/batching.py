@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import t as student
 
+from eval.studies import Difference
 from kernels.parsing import parse_json
 from kernels.ranges import check_ranges
 from mm.artifacts.environment import commit
@@ -190,8 +190,8 @@ def measures(setting: Setting, trace: Trace, rule: Rule) -> dict[str, float]:
 
 def interval(values: np.ndarray) -> list[float]:
     """Mean, and half the width of its 95 % interval (Student's t)."""
-    spread = float(values.std(ddof=1)) / len(values) ** 0.5
-    return [round(float(values.mean()), 4), round(float(student.ppf(0.975, len(values) - 1)) * spread, 4)]
+    found = Difference.of(values)
+    return [round(found.mean, 4), round(found.high - found.mean, 4)]
 
 
 def trace_table(name: str, loads: dict[str, Any]) -> Table:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from eval.layouts import held
 from kernels.errors import UserError
 from kernels.ranges import check_ranges
 from mm.artifacts.environment import commit, hardware
@@ -169,8 +170,7 @@ def described(case: Case, processes: int, found: Found, one: Found) -> dict[str,
 def line(row: dict[str, Any]) -> str:
     """What is printed of a row."""
     away = row["difference"]
-    held = sum(row["bytes"].values()) / sum(row["bytes_alone"].values())
     again = ", recomputed" if row["checkpoint"] else ""
     said = f"{row['layout']:<16}{row['experts']:>4} experts{again}: gradients {away['gradient']:.1e}"
-    said += f", values {away['value']:.1e}, weights {away['weight']:.1e}, holds {100 * held:.0f} %"
+    said += f", values {away['value']:.1e}, weights {away['weight']:.1e}, holds {100 * held(row):.0f} %"
     return f"{said}, {row['seconds']:.2f} s a step" + (f"; alone: {away['unlike']}" if away["unlike"] else "")

@@ -17,10 +17,11 @@ from eval.light import light_rows, light_table
 from kernels.errors import UserError
 from kernels.parsing import parse_json
 from kernels.ranges import check_ranges
+from kernels.threads import torch_threads
 from kernels.timing import Contest
 from mm.artifacts.environment import commit
 from mm.artifacts.results import read_result
-from mm.artifacts.run import load_run
+from mm.artifacts.run import WEIGHTS, load_run
 from mm.bench.generated import written_pool
 from mm.device import autocast
 from mm.export.command import DESCRIPTION, ENGINES
@@ -63,7 +64,7 @@ def bench_light(config: LightConfig) -> None:
     for folder in map(Path, config.runs):
         result = read_result(folder / "result.json")
         compared.append(ComparedRun.of(str(folder), result, Embeddings.load(folder / "embeddings.npz")))
-        sizes.append((folder / "model.safetensors").stat().st_size)
+        sizes.append((folder / WEIGHTS).stat().st_size)
     price = light_rows(compared, sizes, [{} for _ in compared])
     Console().print(light_table(price))
     speed: list[dict[str, Any]] = []
@@ -86,11 +87,9 @@ def timed(config: LightConfig, threads: int) -> list[dict[str, Any]]:
         config: what is timed, and how often.
         threads: cores of torch and of an engine.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     embedder = Embedder(load_run(config.runs[0]).to(torch.device("cpu")), config.runs[0])
     rows = []
-    with TemporaryDirectory() as folder:
+    with torch_threads(threads), TemporaryDirectory() as folder:
         files = written_pool(Path(folder), max(config.batches))
         for graph in GRAPHS:
             for batch in config.batches:
@@ -100,7 +99,6 @@ def timed(config: LightConfig, threads: int) -> list[dict[str, Any]]:
                 for row in contest.rows(config.repeats):
                     row["per_second"] = round(1e3 * batch / row["milliseconds"], 1)
                     rows.append(row)
-    torch.set_num_threads(before)
     return rows
 
 

@@ -84,9 +84,13 @@ def stored(integers: Tensor, scale: Tensor, bits: int, shape: torch.Size) -> Pac
     """Whole numbers (R, G, n) and scales (R, G, 1) of a weight of some shape, as they are kept."""
     values = integers.to(torch.int8).flatten(1)
     if bits == 4:
-        halves = (values + 8).to(torch.uint8)
-        values = halves[:, ::2] | (halves[:, 1::2] << 4)
+        values = two_a_byte((values + 8).to(torch.uint8))
     return Packed(values.contiguous(), scale[..., 0].to(torch.bfloat16), shape)
+
+
+def two_a_byte(halves: Tensor) -> Tensor:
+    """(R, I) uint8 below 16 -> (R, I / 2), the even columns in the low half of a byte."""
+    return halves[:, ::2] | (halves[:, 1::2] << 4)
 
 
 def group_of(inputs: int, bits: int) -> int:

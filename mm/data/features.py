@@ -24,6 +24,7 @@ from torch import Tensor
 from encoders import Encoder, Features
 from kernels.dispatch import compute_dtype
 from kernels.errors import UserError
+from kernels.threads import torch_threads
 from mm.device import Precision, autocast
 from mm.files import InUseError, locked, write_json
 from mm.progress import followed
@@ -97,13 +98,9 @@ class Extractor:
         _ = self.encoder  # It is made here: otherwise every thread would make one.
         rows = inputs.split(self.at_once)
         masks = repeat(None) if mask is None else mask.split(self.at_once)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # The pool's threads inherit this number.
-        try:
-            with ThreadPoolExecutor(threads) as pool:
-                parts = list(pool.map(self.read, rows, masks))
-        finally:
-            torch.set_num_threads(threads)
+        # The pool's threads inherit this number.
+        with torch_threads(1) as threads, ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(self.read, rows, masks))
         tokens = torch.cat([part.tokens for part in parts])
         real = torch.cat([part.mask for part in parts])
         return Features(tokens, real)

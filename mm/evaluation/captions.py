@@ -3,11 +3,13 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -91,7 +93,7 @@ class Described:
     written: list[str]
     nearest: list[str]
 
-    @property
+    @cached_property
     def references(self) -> dict[int, Sequence[str]]:
         """The captions of people, by image."""
         position = dict(zip(self.dataset.image_ids, range(len(self.dataset)), strict=True))
@@ -256,19 +258,26 @@ def shown_captions(
             texts = described.references[image]
             shown.append(WrittenCaption(kind, image, described.written[place], nearest, texts, score, seen, heard))
             if seen is not None and kind != "usual" and number < LOOKED and shower.grid_side():
-                looks += look_of(described, shower, image, described.written[place])
+                looks += look_of(described, shower, place, seen)
     return shown, looks
 
 
-def look_of(described: Described, shower: Shower, image: int, caption: str) -> list[AttentionMap]:
-    """Where the words of a written caption looked in its image; none of an empty one."""
-    shown = shower.as_read(image)
+def look_of(described: Described, shower: Shower, place: int, seen: Image) -> list[AttentionMap]:
+    """Where the words of a written caption looked in its image; none of an empty one.
+
+    Args:
+        described: the split.
+        shower: of it.
+        place: of the caption among those that were written.
+        seen: its image, as it was read.
+    """
+    caption = described.written[place]
     writer = TextWriter(described.run.run.model, described.run.data.tokenizer)
     words = words_of(writer.tokenizer, caption)
-    if shown is None or not words:
+    if not words:
         return []
     part = described.embeddings.parts["image"]
-    rows = (part.ids == image).nonzero().flatten()
+    rows = (part.ids == described.ids[place]).nonzero().flatten()
     beside = condition(described.run, writer, described.embeddings, "image", rows)
     ids = torch.tensor([[writer.start, *writer.tokenizer.word_ids(caption)]], device=described.run.device)
     maps = written_attention_maps(writer.writer, ids, beside)[0].mean((0, 1))
@@ -281,7 +290,7 @@ def look_of(described: Described, shower: Shower, image: int, caption: str) -> l
     for _, tokens in words:
         # Token t stands at place t of the text and was written by what was read at t - 1.
         weights.append(by_token[tokens.start - 1 : tokens.stop - 1].mean(0))
-    return [AttentionMap(shown, [word for word, _ in words], np.stack(weights))]
+    return [AttentionMap(seen, [word for word, _ in words], np.stack(weights))]
 
 
 def show(result: Mapping[str, Any]) -> None:

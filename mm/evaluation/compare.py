@@ -15,6 +15,7 @@ from eval.report.cards import Examples
 from eval.report.comparison import write_comparison
 from kernels.errors import UserError
 from mm.artifacts.results import read_result
+from mm.artifacts.run import WEIGHTS
 from mm.data import open_split
 from mm.data.config import DataConfig
 from mm.data.dataset import CaptionDataset
@@ -22,7 +23,6 @@ from mm.evaluation.exhibits import examples_of
 from mm.evaluation.light import milliseconds_of
 from mm.files import write_json
 
-WEIGHTS = "model.safetensors"
 NAMED = 3
 """Runs that the name of a report holds."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from kernels.threads import torch_threads
 from kernels.timing import Contest
 from mm.artifacts.run import Run, load_run
 from mm.config import encoders_of
@@ -22,16 +23,13 @@ def milliseconds_of(folders: Sequence[Path]) -> list[dict[str, float]]:
     Args:
         folders: of runs that read images and text.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     runs = [load_run(folder) for folder in folders]
     found: list[dict[str, float]] = [{} for _ in runs]
-    for modality in TIMED:
-        contestants = {str(number): embedding(run, modality) for number, run in enumerate(runs)}
-        rows = Contest("embed", modality, "float32", "forward", contestants).rows(REPEATS)
-        for row in rows:
-            found[int(row["implementation"])][modality] = row["milliseconds"]
-    torch.set_num_threads(threads)
+    with torch_threads(1):
+        for modality in TIMED:
+            contestants = {str(number): embedding(run, modality) for number, run in enumerate(runs)}
+            for row in Contest("embed", modality, "float32", "forward", contestants).rows(REPEATS):
+                found[int(row["implementation"])][modality] = row["milliseconds"]
     return found
 
 

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.figures import Figures, first_protocol, split_figures
+from eval.report.charts import arrow
+from eval.report.run import chances_of
 from eval.report.verdict import retrieval_verdict
 from mm.evaluation.band import Band, stored_band
 
@@ -20,10 +22,7 @@ def show(result: Mapping[str, Any]) -> None:
         result: a run's.
     """
     console = Console()
-    chances = {}
-    for name, value in result["metrics"].items():
-        if name.startswith("chance/"):
-            chances[name.split("/")[1]] = value
+    chances = chances_of(result)
     band = stored_band(result["config"])
     splits = split_figures(result)
     for split, figures in splits.items():
@@ -71,6 +70,5 @@ def _retrieval_table(figures: Figures, chances: Mapping[str, float], band: Band 
             measure = f"{prefix}{direction}/R@1"
             lowest, highest = band.limits(measure)
             cells += [f"{lowest:.1f}-{highest:.1f}", f"{band.linear(measure):.1f}"]
-        arrow = direction.replace("_to_", " → ")
-        table.add_row(arrow, *cells, f"{random:.2f}")
+        table.add_row(arrow(direction), *cells, f"{random:.2f}")
     return table

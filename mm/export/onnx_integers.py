@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from torch.nn.utils import parametrize
 
 from kernels.errors import UserError
-from mm.compress.integers import Packed
+from mm.compress.integers import Packed, two_a_byte
 from mm.compress.quantize import QuantizedLinear
 from mm.export.onnx_runtime import interleaved, router_logits, routing
 from mm.model.inference import prepare
@@ -196,6 +196,4 @@ def scales_of(packed: Packed, block: int) -> Tensor:
 def unsigned(integers: Tensor, bits: int) -> Tensor:
     """(R, I) int8 -> uint8 around the middle of their range, two of four bits in a byte, the even column low."""
     shifted = (integers.to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8)
-    if bits == 8:
-        return shifted
-    return shifted[:, ::2] | (shifted[:, 1::2] << 4)
+    return shifted if bits == 8 else two_a_byte(shifted)

@@ -66,7 +66,7 @@ def front_matter(described: Described) -> str:
         pipeline_tag=CLASSIFIES if {"image", "text"} <= set(modalities) else EMBEDS,
         tags=["mm-align", "multimodal", "retrieval", "mixture-of-experts", *modalities],
         datasets=sets_of(protocol.dataset, described),
-        model_name=described.reference.repository.partition("/")[2],
+        model_name=described.reference.name,
         eval_results=list(eval_results(described.result)),
         **more,
     ).to_yaml()

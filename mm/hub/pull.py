@@ -45,7 +45,7 @@ def pull(repository: str, out: Path | None = None) -> None:
         out: the folder that is made; by default runs/<name>.
     """
     reference = Reference.of(repository)
-    folder = out or RUNS / reference.repository.partition("/")[2]
+    folder = out or RUNS / reference.name
     if folder.exists():
         raise UserError(f"{folder} is there already: move it, or name another --out")
     _place(fetch(reference), folder)
@@ -67,7 +67,7 @@ def folder_of_run(run: str, runs: Path) -> Path:
     if not is_reference(run):
         return Path(run)
     fetched = fetch(Reference.of(run))
-    folder = runs / f"{fetched.at.repository.partition('/')[2]}-{str(fetched.at.revision)[:12]}"
+    folder = runs / f"{fetched.at.name}-{str(fetched.at.revision)[:12]}"
     if not folder.exists():
         _place(fetched, folder)
     elif origin_of(folder) != fetched.at:

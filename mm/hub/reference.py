@@ -19,6 +19,11 @@ class Reference:
     def __str__(self) -> str:
         return f"{self.repository}@{self.revision}" if self.revision else self.repository
 
+    @property
+    def name(self) -> str:
+        """The repository's, without whose it is."""
+        return self.repository.partition("/")[2]
+
     @classmethod
     def of(cls, written: str) -> "Reference":
         """Read `org/name`, `org/name@revision`, or one of them behind `hf://`.

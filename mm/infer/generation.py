@@ -51,17 +51,23 @@ class Generation:
         stops: ids of tokens that end a text.
         decoding: how tokens are chosen.
         slots: how many texts are written side by side.
-
-    `told` is called with the number of a text and its ids, its prefix included, after each token that is added to it.
+        told: is called with the number of a text and its ids, its prefix included, after each token that is added to
+            it; of beams it is not.
     """
 
-    told: Callable[[int, list[int]], None] | None = None
-
-    def __init__(self, writer: Writer, stops: Sequence[int], decoding: Decoding, slots: int = SLOTS) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        stops: Sequence[int],
+        decoding: Decoding,
+        slots: int = SLOTS,
+        told: Callable[[int, list[int]], None] | None = None,
+    ) -> None:
         self.writer = writer
         self.stops = set(stops)
         self.decoding = decoding
         self.slots = slots
+        self.told = told
 
     @torch.inference_mode()
     def __call__(self, prefixes: Sequence[Sequence[int]], condition: Condition | None) -> list[list[int]]:

@@ -59,10 +59,12 @@ class TextWriter:
         begun = []
         for prefix in prefixes:
             begun.append([self.start, *self.tokenizer.word_ids(prefix)])
-        generation = Generation(self.writer, stops, decoding)
-        if told is not None:
-            generation.told = lambda number, ids: told(number, self.tokenizer.decode(ids[1:]))
-        written = generation(begun, condition)
+
+        def told_ids(number: int, ids: list[int]) -> None:
+            if told is not None:
+                told(number, self.tokenizer.decode(ids[1:]))
+
+        written = Generation(self.writer, stops, decoding, told=told_ids)(begun, condition)
         texts = []
         for before, after in zip(begun, written, strict=True):
             texts.append(self.tokenizer.decode([*before[1:], *after]))
