@@ -1,6 +1,7 @@
 """train_align on two gloo processes: the weights and figures of one, also where a run goes on with another number."""
 
 import csv
+import faulthandler
 import multiprocessing
 import os
 import runpy
@@ -8,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from mm.data.scenes.folder import sample_at
 from mm.train.task import AlignTask
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_align.py"
+PRELOADED = [__name__, "mm.train.align", "mm.train.trainer", "mm.evaluation.retrieval", "mm.train.layouts"]
+PATIENCE = 60  # seconds
 SMALL = """
 image: {size: 32, width: 16, depth: 1}
 audio: {width: 16, depth: 1}
@@ -51,63 +54,106 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def train(root: Path, tmp_path: Path) -> Callable[..., None]:
-    """train(name, ranks, *flags) runs the script in this process, as one of so many."""
-    (tmp_path / "small.yaml").write_text(SMALL)
+@dataclass(frozen=True)
+class Rank:
+    """One process of a run, and what befalls it."""
 
-    def run(name: str, ranks: int, *flags: str) -> None:
+    words: list[str]
+    """What the script is given."""
+    rank: int
+    ranks: int
+    port: int
+    """Where they find each other, as torchrun's do."""
+    stderr: Path
+    killed_at: int
+    """The step in which it gets SIGKILL."""
+    stopped_at: int
+    """The step in which it gets SIGTERM."""
+    broken: str
+    """`image`: one does not decode; `audio`: it is not finite."""
+
+    def run(self) -> None:
+        """Run the script in this process."""
+        torch.set_num_threads(1)
+        multiprocessing.set_start_method("fork", force=True)  # of what reads: as in a process that a user starts
+        found = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.port, "WORLD_SIZE": self.ranks}
+        found |= {"RANK": self.rank, "LOCAL_RANK": self.rank}
+        if self.ranks > 1:
+            os.environ.update({name: str(value) for name, value in found.items()})
+        with self.stderr.open("w") as file:
+            os.dup2(file.fileno(), 2)
+            sys.stderr = file
+            faulthandler.dump_traceback_later(PATIENCE - 5)
+            self._spoil()
+            sys.argv = [str(SCRIPT), *self.words]
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+
+    def _spoil(self) -> None:
+        seed_step, read = AlignTask.seed_step, AlignTask.read
+
+        def begun(task: AlignTask) -> None:
+            seed_step(task)
+            if self.broken == "image":
+                raise UserError("an image does not decode")
+            if task.global_step == self.killed_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if task.global_step == self.stopped_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def infinite(task: AlignTask, batch):  # type: ignore[no-untyped-def]
+            batch.inputs["audio"] = batch.inputs["audio"] / 0
+            return read(task, batch)
+
+        AlignTask.seed_step = begun  # type: ignore[method-assign]
+        if self.broken == "audio":
+            AlignTask.read = infinite  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def train(root: Path, tmp_path: Path) -> Callable[..., list[int]]:
+    """train(name, ranks, *flags, killed_at=, stopped_at=, broken=) -> exit codes of the script's processes.
+
+    All of them are killed within step killed_at; the last of them is stopped in step stopped_at, or broken. Rank r
+    writes its stderr to <name>.<r>.
+    """
+    (tmp_path / "small.yaml").write_text(SMALL)
+    # A process forked from this one would lack the threads of whatever has computed here, and wait for them for ever.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+
+    def run(
+        name: str, ranks: int, *flags: str, killed_at: int = -1, stopped_at: int = -1, broken: str = ""
+    ) -> list[int]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
         words = ["--config", tmp_path / "small.yaml", "--data.root", root, "--data.cache", tmp_path / "cache"]
         words += ["--runs", tmp_path, "--name", name, "--train.devices", ranks, *flags]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [str(SCRIPT), *map(str, words)])
-            runpy.run_path(str(SCRIPT), run_name="__main__")
+        processes = []
+        for rank in range(ranks):
+            last = rank == ranks - 1
+            befalls = (killed_at, stopped_at if last else -1, broken if last else "")
+            one = Rank([str(word) for word in words], rank, ranks, port, tmp_path / f"{name}.{rank}", *befalls)
+            processes.append(context.Process(target=one.run))
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(PATIENCE)
+        codes = [process.exitcode for process in processes]
+        for process in processes:
+            process.kill()
+        said = [(tmp_path / f"{name}.{rank}").read_text() for rank in range(ranks)]
+        assert None not in codes, "\n".join(said)
+        return codes  # type: ignore[return-value]
 
     return run
 
 
-def on_ranks(
-    ranks: int, start: Callable[[], None], stderr: Path, killed_at: int = -1, stopped_at: int = -1
-) -> list[int]:
-    """`start` in so many forked processes that find each other as torchrun's do -> their exit codes. Nothing may have
-    trained in this process: its threads are not in the forked ones.
-
-    Rank r writes its stderr to <stderr>.<r>. killed_at: the step in which all of them get SIGKILL; stopped_at: the one
-    in which the last of them gets SIGTERM.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def child(rank: int) -> None:
-        found = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": ranks, "RANK": rank, "LOCAL_RANK": rank}
-        if ranks > 1:
-            os.environ.update({name: str(value) for name, value in found.items()})
-        with stderr.with_suffix(f".{rank}").open("w") as file:
-            os.dup2(file.fileno(), 2)
-            sys.stderr = file
-            seed_step = AlignTask.seed_step
-
-            def dying(task: AlignTask) -> None:
-                seed_step(task)
-                if task.global_step == killed_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                if task.global_step == stopped_at and rank == ranks - 1:
-                    os.kill(os.getpid(), signal.SIGTERM)
-
-            AlignTask.seed_step = dying  # type: ignore[method-assign]
-            start()
-
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=child, args=(rank,)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    return codes  # type: ignore[return-value]  # None of one that hangs
+def last_words(stderr: Path) -> str:
+    """The line with which a process ends that says why; empty where it leaves that to another."""
+    _, sign, said = stderr.read_text().partition("train_align: ")
+    assert said.count("\n") <= 1
+    return sign + said.rstrip("\n")
 
 
 def figures(run: Path) -> dict[str, float]:
@@ -118,31 +164,25 @@ def figures(run: Path) -> dict[str, float]:
 
 
 def test_runs_on_two_ranks_or_resumed_on_another_number_end_with_the_same_weights(
-    train: Callable[..., None], tmp_path: Path
+    train: Callable[..., list[int]], tmp_path: Path
 ) -> None:
     """Killed within step 5, of two in an epoch: mid-epoch. AdamW makes a step of full size of a gradient that is
     rounding alone, so that single weights may differ by more than rounding."""
-    one = on_ranks(1, lambda: train("one", 1), tmp_path / "one")
-    two = on_ranks(2, lambda: train("two", 2), tmp_path / "two")
-    killed = on_ranks(1, lambda: train("grown", 1), tmp_path / "grown", killed_at=5)
-    killed += on_ranks(2, lambda: train("shrunk", 2), tmp_path / "shrunk", killed_at=5)
-    assert one == [0] and two == [0, 0] and killed == [-signal.SIGKILL] * 3
-    stopped = on_ranks(2, lambda: train("stopped", 2), tmp_path / "stopped", stopped_at=3)
-    assert stopped == [128 + signal.SIGTERM] * 2
-    said = [(tmp_path / f"stopped.{rank}").read_text().splitlines() for rank in (0, 1)]
-    assert [len(lines) for lines in said] == [1, 1]
-    assert all("stopped by SIGTERM after step 4 of 10, which is kept; to go on: " in lines[0] for lines in said)
+    assert train("one", 1) == [0]
+    assert train("two", 2) == [0, 0]
+    assert train("grown", 1, killed_at=5) == [-signal.SIGKILL]
+    assert train("shrunk", 2, killed_at=5) == [-signal.SIGKILL] * 2
+    assert train("stopped", 2, stopped_at=3) == [128 + signal.SIGTERM] * 2
+    for rank in (0, 1):
+        said = last_words(tmp_path / f"stopped.{rank}")
+        assert "stopped by SIGTERM after step 4 of 10, which is kept; to go on: " in said
     resumed = ["--resume", "true", "--data.workers", "1"]
-    assert on_ranks(2, lambda: train("stopped", 2, *resumed), tmp_path / "stopped") == [0, 0]
-    assert on_ranks(2, lambda: train("grown", 2, *resumed), tmp_path / "grown") == [0, 0]
-    assert on_ranks(1, lambda: train("shrunk", 1, *resumed), tmp_path / "shrunk") == [0]
+    assert train("stopped", 2, *resumed) == [0, 0]
+    assert train("grown", 2, *resumed) == [0, 0]
+    assert train("shrunk", 1, *resumed) == [0]
     # Divided by data and experts, killed, and on by heads.
-    killed = on_ranks(
-        2, lambda: train("divided", 2, "--train.strategy", "fsdp2-ep2"), tmp_path / "divided", killed_at=5
-    )
-    assert killed == [-signal.SIGKILL] * 2
-    tensors = ["--train.strategy", "tp2", *resumed]
-    assert on_ranks(2, lambda: train("divided", 2, *tensors), tmp_path / "divided") == [0, 0]
+    assert train("divided", 2, "--train.strategy", "fsdp2-ep2", killed_at=5) == [-signal.SIGKILL] * 2
+    assert train("divided", 2, "--train.strategy", "tp2", *resumed) == [0, 0]
     expected = load_file(tmp_path / "one" / "model.safetensors")
     logged = figures(tmp_path / "one")
     assert logged["step"] == 9 and "train/itm/image_audio" in logged
@@ -154,33 +194,15 @@ def test_runs_on_two_ranks_or_resumed_on_another_number_end_with_the_same_weight
         assert figures(tmp_path / name) == pytest.approx(logged, rel=bound, abs=bound)
 
 
-def test_an_error_on_one_rank_ends_both_in_a_line(train: Callable[..., None], tmp_path: Path) -> None:
-    def start() -> None:
-        if os.environ["RANK"] == "1":
-            AlignTask.seed_step = broken  # type: ignore[method-assign]
-        train("broken", 2)
-
-    def broken(task: AlignTask) -> None:
-        raise UserError("an image does not decode")
-
-    assert on_ranks(2, start, tmp_path / "broken") == [2, 2]
-    said = [(tmp_path / f"broken.{rank}").read_text().splitlines() for rank in (0, 1)]
-    assert said[1] == ["train_align: an image does not decode"]
-    assert len(said[0]) == 1 and said[0][0].startswith("train_align: another process of this run has ended")
+def test_an_error_on_one_rank_ends_both_in_a_line(train: Callable[..., list[int]], tmp_path: Path) -> None:
+    assert train("broken", 2, broken="image") == [2, 2]
+    first, second = (last_words(tmp_path / f"broken.{rank}") for rank in (0, 1))
+    assert first.startswith("train_align: another process of this run has ended")
+    assert second == "train_align: an image does not decode"
 
 
-def test_a_loss_that_breaks_on_one_rank_is_said_once(train: Callable[..., None], tmp_path: Path) -> None:
-    def start() -> None:
-        if os.environ["RANK"] == "1":
-            AlignTask.read = spoiled  # type: ignore[method-assign]
-        train("spoiled", 2)
-
-    read = AlignTask.read
-
-    def spoiled(task: AlignTask, batch):  # type: ignore[no-untyped-def]
-        batch.inputs["audio"] = batch.inputs["audio"] / 0
-        return read(task, batch)
-
-    assert on_ranks(2, start, tmp_path / "spoiled") == [2, 2]
-    said = [(tmp_path / f"spoiled.{rank}").read_text().splitlines() for rank in (0, 1)]
-    assert said[1] == [] and len(said[0]) == 1 and "commitment/audio" in said[0][0] and "not finite" in said[0][0]
+def test_a_loss_that_breaks_on_one_rank_is_said_once(train: Callable[..., list[int]], tmp_path: Path) -> None:
+    assert train("spoiled", 2, broken="audio") == [2, 2]
+    first, second = (last_words(tmp_path / f"spoiled.{rank}") for rank in (0, 1))
+    assert "commitment/audio" in first and "not finite" in first
+    assert second == "" and "Traceback" not in (tmp_path / "spoiled.1").read_text()
