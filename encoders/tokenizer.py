@@ -1,6 +1,7 @@
 """Captions to token ids. The tokenizer is the trunk's own: open_clip's for its model, or transformers'."""
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,14 @@ PADDING = 0
 """What open_clip pads with, which is also a token."""
 CAPTIONS_AT_ONCE = 1024
 """Captions that are tokenized at a time to find a vocabulary."""
+
+
+@cache
+def _scratch_bpe() -> Any:
+    """open_clip's own tokenizer. Reading its merges takes as long as a small model's first batch."""
+    import open_clip
+
+    return open_clip.SimpleTokenizer()
 
 
 class Tokenizer:
@@ -45,9 +54,7 @@ class Tokenizer:
         elif library == "open_clip":
             self._take_open_clip(open_clip_tokenizer(name))
         elif library == "scratch":
-            import open_clip
-
-            self.bpe = open_clip.SimpleTokenizer(context_length=max_tokens)
+            self.bpe = _scratch_bpe()
         else:
             raise UserError(f"text.trunk={trunk!r}: use scratch, open_clip/<name> or hf/<name or folder>")
         if self.hugging_face is not None:

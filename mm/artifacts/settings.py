@@ -7,6 +7,7 @@ opens a file that is named there. A run, a config or an adapter of somebody else
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -149,6 +150,14 @@ def _check_without_class(value: Any, source: str, called: str) -> None:
             _check_without_class(inner, source, called)
 
 
+@cache
+def _parser(kind: type[Any]) -> ArgumentParser:
+    """Of settings under the name `settings`. Taking a large dataclass apart lasts a second."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "settings")
+    return parser
+
+
 def settings_from_dict(kind: type[Settings], values: Any, source: str) -> Settings:
     """asdict(settings) -> settings, with every name and type checked as on the command line.
 
@@ -163,8 +172,7 @@ def settings_from_dict(kind: type[Settings], values: Any, source: str) -> Settin
     if not isinstance(values, Mapping):
         raise UserError(f"{source}: settings must be a mapping, not {values!r}")
     nested = by_group(values, kind, source)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, "settings")
+    parser = _parser(kind)
     try:
         return parser.instantiate(parser.parse_object({"settings": nested})).settings
     except (ArgumentError, UserError) as error:

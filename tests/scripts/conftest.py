@@ -20,6 +20,7 @@ from mm.data.scenes import write_scenes
 from mm.train.task import AlignTask
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
+PATIENCE = 300  # seconds; a busy machine says nothing of the code
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def killed_at() -> Callable[[int, Callable[[], object]], None]:
 
         process = multiprocessing.get_context("fork").Process(target=child)
         process.start()
-        process.join(60)
+        process.join(PATIENCE)
         code = process.exitcode
         process.kill()  # what hangs would keep this process from its end
         assert code == -signal.SIGKILL

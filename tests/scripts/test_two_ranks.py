@@ -24,7 +24,7 @@ from mm.train.task import AlignTask
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_align.py"
 PRELOADED = [__name__, "mm.train.align", "mm.train.trainer", "mm.evaluation.retrieval", "mm.train.layouts"]
-PATIENCE = 60  # seconds
+PATIENCE = 300  # seconds; a busy machine says nothing of the code
 SMALL = """
 image: {size: 32, width: 16, depth: 1}
 audio: {width: 16, depth: 1}

@@ -181,6 +181,12 @@ def test_a_number_out_of_its_range_is_said_with_the_file() -> None:
         settings_from_dict(AlignConfig, {"train": {"ema": 2}}, "here")
 
 
+def test_settings_of_one_file_leave_none_in_the_next() -> None:
+    first = settings_from_dict(AlignConfig, {"train": {"steps": 7}, "model": {"modalities": ["image", "text"]}}, "one")
+    assert first.train.steps == 7 and first.model.modalities == ("image", "text")
+    assert settings_from_dict(AlignConfig, {}, "two") == AlignConfig()
+
+
 def test_dotted_names_are_nested_beside_the_others() -> None:
     found = by_group({"train.steps": 3, "train": {"ema": 0.5}, "name": "x", "data.augment": None}, AlignConfig, "here")
     assert found == {"train": {"steps": 3, "ema": 0.5}, "name": "x", "data": {"augment": None}}

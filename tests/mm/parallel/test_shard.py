@@ -45,7 +45,7 @@ def crowded(rank: int, folder: Path) -> None:
 
 # First: processes are forked, and would lack the threads of one that has differentiated.
 def test_experts_that_nobody_asks_for_and_ranks_without_tokens_wait_for_nobody(tmp_path: Path) -> None:
-    on_processes(2, crowded, (), tmp_path, 60)
+    on_processes(2, crowded, (), tmp_path, 300)
     expected = torch.load(tmp_path / "expected.pt", weights_only=True)
     torch.testing.assert_close(torch.load(tmp_path / "0.pt", weights_only=True), expected)
     y, x, w_in, w_out = torch.load(tmp_path / "1.pt", weights_only=True)
@@ -55,7 +55,7 @@ def test_experts_that_nobody_asks_for_and_ranks_without_tokens_wait_for_nobody(t
 @pytest.fixture(scope="module")
 def found() -> dict[Case, Found]:
     """What two processes found, all layouts one after another."""
-    return checked(2, CASES, WIDTH, 100)
+    return checked(2, CASES, WIDTH, 300)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])

@@ -53,7 +53,7 @@ class Server:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         request = urllib.request.Request(self.address + path, body, named)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=300) as answer:
                 return self._read(answer.status, answer)
         except urllib.error.HTTPError as error:
             return self._read(error.code, error)
@@ -71,7 +71,7 @@ def servers() -> Iterator[dict[str, Server]]:
     yield started
     for server in started.values():
         os.killpg(server.process.pid, signal.SIGTERM)  # all of its processes, as a service manager does
-        assert server.process.wait(60) == 0, server.log.read_text()
+        assert server.process.wait(300) == 0, server.log.read_text()
 
 
 @pytest.fixture
