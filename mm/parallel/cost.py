@@ -75,8 +75,10 @@ class Workload:
 
     Args:
         dense: parameters that every token uses.
+        outside: of these, those outside of blocks, which neither tp nor pp divides.
         experts: parameters of routed experts.
         flops: of a token, forward and backward, without attention.
+        outside_flops: of these, those outside of blocks.
         layers: blocks.
         width: D, of a token.
         attended: tokens that a token attends to, on average.
@@ -87,8 +89,8 @@ class Workload:
         microbatches: of a data rank's step, in a pipeline.
         turns: stages of a pipeline that a GPU holds.
         gathered_bytes: of a parameter when it is gathered: 2 for bf16, 4 for fp32.
-        techniques: any of `eager`, `fp8`, `async_tp`, `stock`, and `sequence_parallel` where tp divides what lies
-            between blocks, too.
+        techniques: any of `eager`, `fp8`, `async_tp`, `stock`, `grad_cache` where a pipeline runs its blocks forward
+            twice, and `sequence_parallel` where tp divides what lies between blocks, too.
     """
 
     dense: float
@@ -103,6 +105,8 @@ class Workload:
     recompute: Recompute = "none"
     microbatches: int = 1
     turns: int = 1
+    outside: float = 0.0
+    outside_flops: float = 0.0
     gathered_bytes: int = 2
     techniques: frozenset[str] = frozenset()
 
@@ -138,13 +142,16 @@ class Estimate:
 
 def estimate(load: Workload, layout: ParallelConfig, machine: Machine, rates: Rates) -> Estimate:
     """Bytes and seconds of a step on one GPU."""
-    products = _products(load, layout, machine, rates)
+    blocks, outside = _products(load, layout, machine, rates)
+    products = blocks + outside
+    again = blocks / 3 if _runs_twice(load, layout) else 0.0
     data = _data_parallel(load, layout, machine, rates)
     tensor = _tensor_parallel(load, layout, machine, rates)
     expert = _expert_parallel(load, layout, machine, rates)
-    busy = products + tensor + expert
+    busy = blocks + again + tensor + expert
     seconds = {
         "products": products,
+        "second forward": again,
         "tensor parallel": tensor,
         "expert parallel": expert,
         "data parallel": max(0.0, data - OVERLAP * products),
@@ -155,18 +162,28 @@ def estimate(load: Workload, layout: ParallelConfig, machine: Machine, rates: Ra
     return Estimate(_bytes(load, layout, rates), seconds)
 
 
-def _products(load: Workload, layout: ParallelConfig, machine: Machine, rates: Rates) -> float:
-    """Seconds of all products of a GPU."""
+def _runs_twice(load: Workload, layout: ParallelConfig) -> bool:
+    return layout.pp > 1 and "grad_cache" in load.techniques
+
+
+def _repeated(load: Workload, layout: ParallelConfig) -> int:
+    """How often a forward's collectives are repeated."""
+    return (load.recompute == "full") + _runs_twice(load, layout)
+
+
+def _products(load: Workload, layout: ParallelConfig, machine: Machine, rates: Rates) -> tuple[float, float]:
+    """Seconds of a GPU's products of blocks, and of those outside."""
     # Scores and sums take 4 · S · D a token and layer forward, twice that backward; fp8 does not speed them up.
     attention = 12 * load.layers * load.width * load.attended
-    seconds = load.flops / rates.fp8 if "fp8" in load.techniques else load.flops
-    seconds += attention
-    seconds *= (3 + RECOMPUTED[load.recompute]) / 3 / (machine.peak * rates.products)
+    flops = load.flops - load.outside_flops
+    blocks = (flops / rates.fp8 if "fp8" in load.techniques else flops) + attention
+    blocks *= (3 + RECOMPUTED[load.recompute]) / 3
+    rate = machine.peak * rates.products
     if "eager" in load.techniques:
-        seconds /= rates.eager
+        rate *= rates.eager
     if load.experts:
-        seconds /= rates.experts
-    return load.tokens * seconds / (layout.tp * layout.pp)
+        rate *= rates.experts
+    return load.tokens * blocks / rate / (layout.tp * layout.pp), load.tokens * load.outside_flops / rate
 
 
 def _bandwidth(machine: Machine, members: int, inner: int, rates: Rates) -> float:
@@ -197,7 +214,7 @@ def _data_parallel(load: Workload, layout: ParallelConfig, machine: Machine, rat
 
 def _tensor_parallel(load: Workload, layout: ParallelConfig, machine: Machine, rates: Rates) -> float:
     """Seconds of two sums of all tokens a layer forward, two backward, and what is repeated of them."""
-    sums = 4 + 2 * (load.recompute == "full")
+    sums = 4 + 2 * _repeated(load, layout)
     traffic = sums * 2 * 2 * load.tokens * load.width * (layout.tp - 1) / layout.tp
     seconds = load.layers / layout.pp * traffic / _bandwidth(machine, layout.tp, 1, rates)
     return seconds / 2 if "async_tp" in load.techniques else seconds
@@ -205,7 +222,7 @@ def _tensor_parallel(load: Workload, layout: ParallelConfig, machine: Machine, r
 
 def _expert_parallel(load: Workload, layout: ParallelConfig, machine: Machine, rates: Rates) -> float:
     """Seconds in which each token's K rows go to their experts and back, forward and backward, and what is repeated."""
-    passes = 4 + 2 * (load.recompute == "full")
+    passes = 4 + 2 * _repeated(load, layout)
     rate = rates.links * machine.nvlink
     inner = max(1, machine.node // layout.tp)
     if layout.ep > inner:
@@ -219,8 +236,9 @@ def _expert_parallel(load: Workload, layout: ParallelConfig, machine: Machine, r
 
 def _held(load: Workload, layout: ParallelConfig) -> tuple[float, float]:
     """Dense and expert parameters that a GPU holds."""
-    shared = layout.tp * layout.pp * layout.dp_shard
-    return load.dense / shared, load.experts / shared
+    divided = layout.tp * layout.pp
+    dense = load.outside + (load.dense - load.outside) / divided
+    return dense / layout.dp_shard, load.experts / (divided * layout.dp_shard)
 
 
 def _bytes(load: Workload, layout: ParallelConfig, rates: Rates) -> dict[str, float]:
@@ -228,7 +246,8 @@ def _bytes(load: Workload, layout: ParallelConfig, rates: Rates) -> dict[str, fl
     held = sum(_held(load, layout))
     gathered = 0.0
     if layout.dp_shard > 1:
-        stage = (load.dense + load.experts / layout.ep) / (layout.tp * layout.pp)
+        inside = load.dense - load.outside + load.experts / layout.ep
+        stage = load.outside + inside / (layout.tp * layout.pp)
         # A pipeline keeps parameters and fp32 gradients of its stage whole until the last microbatch; else two blocks
         # at a time are gathered.
         parameter = load.gathered_bytes

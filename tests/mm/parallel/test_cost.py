@@ -46,6 +46,21 @@ def test_a_pipeline_stands_still_for_the_stages_before_it() -> None:
     assert of("fsdp5", load)[1]["bubble"] == 0
 
 
+def test_a_loss_over_the_whole_batch_costs_a_pipeline_one_more_forward() -> None:
+    twice = replace(LOAD, techniques=frozenset({"grad_cache"}))
+    seconds = of("tp2-pp2", twice)[1]
+    assert seconds["second forward"] == pytest.approx(seconds["products"] / 3)
+    assert seconds["tensor parallel"] == pytest.approx(1.5 * of("tp2-pp2")[1]["tensor parallel"])
+    assert of("tp2", twice)[1]["second forward"] == of("tp2-pp2")[1]["second forward"] == 0
+
+
+def test_what_lies_outside_of_blocks_is_divided_by_sharding_alone() -> None:
+    load = replace(LOAD, outside=1e9, outside_flops=2e9)
+    for word, share in (("tp2", 6.5e9), ("pp2", 6.5e9), ("fsdp2", 6e9), ("fsdp2-tp2", 3.25e9)):
+        assert of(word, load)[0]["parameters"] == pytest.approx(4 * share)
+    assert of("tp2", load)[1]["products"] == pytest.approx(8000 * (2e9 + 4e9 / 2) / 1e12)
+
+
 def test_sums_of_tensor_parallelism_are_counted() -> None:
     # Four sums a layer, each sent and received: 2 · 2 bytes · tokens · width · 1/2, at NVLink's rate.
     assert of("tp2")[1]["tensor parallel"] == pytest.approx(10 * 4 * 2 * 2 * 8000 * 1000 / 2 / 1e9)
