@@ -256,6 +256,15 @@ def from_first_rank(x: Tensor, group: Group) -> Tensor:
     return x
 
 
+def gather_objects(value: Any, group: Group) -> list[Any]:
+    """Any value on each rank -> every rank's, in rank order, on every rank: pickled, so that shapes may differ."""
+    _, ranks = rank_and_size(group)
+    found: list[Any] = [value] * ranks
+    if group is not None:
+        dist.all_gather_object(found, value, group)
+    return found
+
+
 def _parts(x: Tensor, group: Group) -> list[Tensor]:
     """x of one shape on every rank -> every rank's x, in rank order."""
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]

@@ -4,7 +4,7 @@ resumable order."""
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -205,33 +205,39 @@ class AlignData(LightningDataModule):
         """A dataset without randomness, decoding the modalities that are not cached."""
         return EvalView(dataset, self.raw)
 
-    def sample_batches(self, view: EvalView, split: str, size: int) -> Iterator[Batch]:
-        """All samples of a split in order, without their captions.
+    def sample_batches(
+        self, view: EvalView, split: str, size: int, starts: Iterable[int] | None = None
+    ) -> Iterator[Batch]:
+        """Samples of a split in order, without their captions.
 
         Args:
             view: of the split.
             split: names its cached features.
             size: samples per batch; the last one may have fewer.
+            starts: the first sample of each batch; None for all.
         """
         cached = CachedView(view, self.features, split)
-        for start in range(0, len(view), size):
+        for start in range(0, len(view), size) if starts is None else starts:
             stop = min(start + size, len(view))
             examples = [cached[index] for index in range(start, stop)]
             batch = self.stack(examples)
             without_text = [m for m in batch.modalities if m != "text"]
             yield batch.select(without_text)
 
-    def caption_batches(self, view: EvalView, split: str, size: int) -> Iterator[Batch]:
-        """All captions of a split in order, none where the model reads no text.
+    def caption_batches(
+        self, view: EvalView, split: str, size: int, starts: Iterable[int] | None = None
+    ) -> Iterator[Batch]:
+        """Captions of a split in order, none where the model reads no text.
 
         Args:
             view: of the split.
             split: names its cached features.
             size: captions per batch; the last one may have fewer.
+            starts: the first caption of each batch; None for all.
         """
         if self.tokenizer is None:
             return
-        for start in range(0, len(view.captions), size):
+        for start in range(0, len(view.captions), size) if starts is None else starts:
             rows = slice(start, start + size)
             captions = view.captions[rows]
             batch = self.collate.text(captions, view.caption_image_ids[rows])

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch.utils._pytree import register_dataclass, tree_map_only
 from alignment import Pair
 from alignment.fine_grained import paired_late_interaction
 from encoders import EncoderOutput
+from kernels.collectives import Group, gather_objects, rank_and_size, sum_over_ranks
 from mm.artifacts.run import Run
 from mm.batch import Batch
 from mm.data.module import AlignData
@@ -92,8 +94,8 @@ class SplitEmbeddings:
         return arrays
 
 
-@torch.inference_mode()
-def embed_split(run: Run, data: AlignData, view: EvalView, split: str) -> SplitEmbeddings:
+@torch.no_grad()  # and not inference mode, in which FSDP2 gathers nothing
+def embed_split(run: Run, data: AlignData, view: EvalView, split: str, group: Group = None) -> SplitEmbeddings:
     """Embed all images, audio clips and captions of a split, each modality alone.
 
     Args:
@@ -101,20 +103,23 @@ def embed_split(run: Run, data: AlignData, view: EvalView, split: str) -> SplitE
         data: makes the batches.
         view: of the split.
         split: names its cached features.
+        group: whose ranks take a batch each, in turn; the model may be divided among them.
 
     Returns:
-        SplitEmbeddings of the rows that are present.
+        SplitEmbeddings of the rows that are present: on every rank those of all batches, as one process has them.
     """
     run.eval()
     precision = run.config.train.precision
     logger.info("evaluating %s on %s in %s", split, run.device, precision_name(precision, run.device))
     kept = torch.float32 if precision == "fp32" else torch.bfloat16
-    rows: dict[str, list[Embedded]] = {}
+    rows: dict[str, list[tuple[int, Embedded]]] = {}
     load: Tensor | float = 0.0
-    for batch in _all_batches(data, view, split, run.config.eval.batch_size):
+    for number, batch in _own_batches(data, view, split, run.config.eval.batch_size, group):
         batch = batch.to(run.device)
         with autocast(precision, run.device):
             output = run.model(batch, reconstruct=False)
+        if number is None:
+            continue
         load = load + output.load
         for modality, vectors in output.embeddings.items():
             present = batch.present[modality].nonzero().squeeze(1)
@@ -122,26 +127,53 @@ def embed_split(run: Run, data: AlignData, view: EvalView, split: str) -> SplitE
             encoded = select(output.encoded[modality], present)
             encoded.tokens = encoded.tokens.to(kept)
             part = Embedded(vectors[present].float(), tokens, batch.ids[present], encoded)
-            rows.setdefault(modality, []).append(part.to(CPU))
+            rows.setdefault(modality, []).append((number, part.to(CPU)))
     parts = {}
     counts = {}
-    for modality, found in rows.items():
+    for modality, found in _of_all_ranks(rows, group).items():
         parts[modality] = _concatenate(found)
         counts[modality] = count_codes(parts[modality].encoded, run.model, modality)
-    assert isinstance(load, Tensor)
+    total = sum_over_ranks(torch.as_tensor(load, device=run.device), group)
     embedded = torch.tensor([bool(caption) for caption in view.captions], dtype=torch.bool)
-    return SplitEmbeddings(parts, view.caption_ids[embedded], counts, load.cpu().numpy())
+    return SplitEmbeddings(parts, view.caption_ids[embedded], counts, total.cpu().numpy())
 
 
-def _all_batches(data: AlignData, view: EvalView, split: str, size: int) -> Iterator[Batch]:
-    """All samples of a split, then all its captions, while a line says how far they are."""
-    steps = math.ceil(len(view) / size) + math.ceil(len(view.captions) / size)
+def _own_batches(
+    data: AlignData, view: EvalView, split: str, size: int, group: Group
+) -> Iterator[tuple[int | None, Batch]]:
+    """This rank's batches of a split's samples, then of its captions, while a line says how far they are.
 
-    def batches() -> Iterator[Batch]:
-        yield from data.sample_batches(view, split, size)
-        yield from data.caption_batches(view, split, size)
+    Every rank has as many, with its number: where they do not divide, some read the last one too, whose number is then
+    None.
+    """
+    rank, ranks = rank_and_size(group)
 
+    def turns(rows: int) -> tuple[list[int | None], list[int]]:
+        count = math.ceil(rows / size)
+        own = range(rank, math.ceil(count / ranks) * ranks, ranks)
+        return [turn if turn < count else None for turn in own], [min(turn, count - 1) * size for turn in own]
+
+    def batches() -> Iterator[tuple[int | None, Batch]]:
+        numbers, starts = turns(len(view))
+        yield from zip(numbers, data.sample_batches(view, split, size, starts), strict=False)
+        numbers, starts = turns(len(view.captions))
+        yield from zip(numbers, data.caption_batches(view, split, size, starts), strict=False)
+
+    steps = math.ceil(len(view) / size / ranks) + math.ceil(len(view.captions) / size / ranks)
     yield from followed(batches(), f"evaluation: batches of {split}", steps)
+
+
+def _of_all_ranks(rows: dict[str, list[tuple[int, Embedded]]], group: Group) -> dict[str, list[Embedded]]:
+    """Embeddings by modality in the order of their batches' numbers, those of all ranks."""
+    found: dict[str, list[tuple[int, Embedded]]] = {}
+    for part in gather_objects(rows, group):
+        for modality, numbered in part.items():
+            found.setdefault(modality, []).extend(numbered)
+    ordered = {}
+    for modality in MODALITIES:
+        if modality in found:
+            ordered[modality] = [part for _, part in sorted(found[modality], key=itemgetter(0))]
+    return ordered
 
 
 def _concatenate(parts: Sequence[Embedded]) -> Embedded:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from alignment import Pair
 from eval.retrieval import RetrievalResult, reranked, retrieval_both, rsum, top_k
+from kernels.collectives import Group
 from kernels.errors import UserError
 from mm.artifacts.run import Run
 from mm.config import EvalConfig
@@ -49,7 +50,9 @@ class Evaluation:
         return found
 
 
-def evaluate_split(run: Run, data: AlignData, dataset: CaptionDataset, split: str, config: EvalConfig) -> Evaluation:
+def evaluate_split(
+    run: Run, data: AlignData, dataset: CaptionDataset, split: str, config: EvalConfig, group: Group = None
+) -> Evaluation:
     """Embed a split and evaluate every pair of modalities that any of its samples has, both ways.
 
     Args:
@@ -58,12 +61,13 @@ def evaluate_split(run: Run, data: AlignData, dataset: CaptionDataset, split: st
         dataset: the split.
         split: names its cached features.
         config: depth and weights of re-ranking.
+        group: whose ranks embed it together.
 
     Raises:
         ValueError: no sample has two of the model's modalities.
     """
     view = data.eval_view(dataset)
-    return evaluate_embedded(run, embed_split(run, data, view, split), dataset.name, config)
+    return evaluate_embedded(run, embed_split(run, data, view, split, group), dataset.name, config)
 
 
 def evaluate_embedded(run: Run, embeddings: SplitEmbeddings, name: str, config: EvalConfig) -> Evaluation:
@@ -97,7 +101,9 @@ def evaluate_embedded(run: Run, embeddings: SplitEmbeddings, name: str, config: 
     return evaluation
 
 
-def first_stage_metrics(run: Run, data: AlignData, dataset: CaptionDataset, split: str) -> dict[str, float]:
+def first_stage_metrics(
+    run: Run, data: AlignData, dataset: CaptionDataset, split: str, group: Group = None
+) -> dict[str, float]:
     """Recalls and RSUM of embeddings alone, without re-ranking, to be logged during training.
 
     Args:
@@ -105,12 +111,13 @@ def first_stage_metrics(run: Run, data: AlignData, dataset: CaptionDataset, spli
         data: makes the batches.
         dataset: the split.
         split: names its cached features.
+        group: whose ranks embed it together.
 
     Returns:
         figures by name, in percent.
     """
     config = EvalConfig(rerank=0)
-    evaluation = evaluate_split(run, data, dataset, split, config)
+    evaluation = evaluate_split(run, data, dataset, split, config, group)
     found = {}
     for name, value in evaluation.metrics().items():
         if "R@" in name or name == "RSUM":
