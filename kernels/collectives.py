@@ -20,6 +20,8 @@ Group = dist.ProcessGroup | None
 
 _samples: list[dist.ProcessGroup] = []
 """The group that samples are divided among, where it is not that of all ranks."""
+_stages: list[dist.ProcessGroup] = []
+"""The group that the stages of a pipeline are divided among, where there is one."""
 
 
 def all_ranks() -> Group:
@@ -42,6 +44,16 @@ def divide_samples(group: Group) -> None:
     Ranks outside of it compute other parts of the same samples, such as other heads.
     """
     _samples[:] = [] if group is None else [group]
+
+
+def pipeline() -> Group:
+    """The group whose ranks have the same samples and different blocks of a model; None where each has all."""
+    return _stages[0] if _stages else None
+
+
+def divide_stages(group: Group) -> None:
+    """Divide the blocks of a model among the ranks of a group; None for none."""
+    _stages[:] = [] if group is None else [group]
 
 
 def step_group() -> Group:
@@ -249,10 +261,10 @@ def largest_over_ranks(x: Tensor, group: Group) -> Tensor:
     return x
 
 
-def from_first_rank(x: Tensor, group: Group) -> Tensor:
-    """x of any shape, in place what the group's first rank has; returns x. Without gradients."""
+def from_rank(x: Tensor, rank: int, group: Group) -> Tensor:
+    """x of any shape, in place what a rank of the group has; returns x. Without gradients."""
     if group is not None:
-        dist.broadcast(x, group=group, group_src=0)
+        dist.broadcast(x, group=group, group_src=rank)
     return x
 
 

@@ -63,7 +63,8 @@ class TrainConfig:
     """Machines that train together, each of which runs the same command."""
     strategy: str = "auto"
     """auto (ddp on several devices), ddp, or a layout such as fsdp8, fsdp4-tp2 or fsdp8-ep8, see `mm-align plan`: fsdp
-    shards the whole state (ZeRO-3), tp divides heads and hidden widths, ep experts; ddp2-fsdp4 shards twice alike."""
+    shards the whole state (ZeRO-3), tp divides heads and hidden widths, ep experts, pp blocks; ddp2-fsdp4 shards twice
+    alike, pp2-vpp2 interleaves two stages a process."""
     logger: LoggerName = "csv"
     """Where losses and figures go beside metrics.csv: csv nowhere, tensorboard or wandb into the run's folder."""
 

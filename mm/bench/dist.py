@@ -1,40 +1,44 @@
 """Every layout on processes of this machine, over gloo: how far from one process, how many bytes, how fast."""
 
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from eval.layouts import held
 from kernels.errors import UserError
 from kernels.ranges import check_ranges
 from mm.artifacts.environment import commit, hardware
+from mm.bench import checkpoints, kills
 from mm.bench.parity import SAMPLES, Found, difference, small_config, take_steps
-from mm.bench.staged import staged, unstaged
+from mm.bench.processes import on_processes
+from mm.config import AlignConfig
 from mm.files import write_json
+from mm.parallel.cost import MACHINES, Rates, estimate
 from mm.parallel.layout import ParallelConfig
+from mm.parallel.plan import of_rank, workload
 
-TIMEOUT = timedelta(seconds=60)
-"""Of a collective: one that a rank does not join ends in an error, not in a wait for ever."""
+Part = Literal["layouts", "checkpoints", "kills"]
 
 
 @dataclass(frozen=True)
 class DistConfig:
-    """Which layouts are checked."""
+    """What is checked of runs that processes divide."""
 
+    parts: tuple[Part, ...] = get_args(Part)
+    """layouts: each beside one process. checkpoints: of each layout, read under every other. kills: of one rank, and
+    what is left."""
     processes: Annotated[tuple[int, ...], "[1, inf)"] = (2, 4)
     """How many processes of this machine."""
     experts: Annotated[tuple[int, ...], "[2, inf)"] = (128, 5)
     """Routed experts of the small run; what they do not divide by is left out."""
     width: Annotated[int, "[8, inf)"] = 64
     """Of its backbone."""
+    kills: Annotated[int, "[1, inf)"] = 10
+    """How many runs lose a rank."""
     seconds: Annotated[int, "[1, inf)"] = 240
     """That the layouts of one number of processes may take."""
     json: Path | None = None
@@ -44,12 +48,21 @@ class DistConfig:
         check_ranges(self, "")
 
 
-INTERLEAVED = " interleaved"
-"""Behind a pipeline whose processes have two stages each."""
 LAYOUTS = {
     1: ("fsdp1",),
-    2: ("pp2", "pp2 interleaved", "fsdp2", "ddp2", "tp2", "fsdp2-ep2"),
-    4: ("pp4", "fsdp4", "ddp2-fsdp2", "fsdp2-tp2", "tp4", "fsdp4-ep2", "fsdp4-ep4", "fsdp2-tp2-ep2", "ddp2-fsdp2-ep2"),
+    2: ("pp2", "pp2-vpp2", "fsdp2", "ddp2", "tp2", "fsdp2-ep2"),
+    4: (
+        "pp4",
+        "ddp2-pp2",
+        "fsdp4",
+        "ddp2-fsdp2",
+        "fsdp2-tp2",
+        "tp4",
+        "fsdp4-ep2",
+        "fsdp4-ep4",
+        "fsdp2-tp2-ep2",
+        "ddp2-fsdp2-ep2",
+    ),
 }
 """By number of processes."""
 
@@ -58,21 +71,54 @@ Case = tuple[str, int, bool]
 
 
 def dist_check(config: DistConfig) -> None:
-    """Check all layouts, print a line for each, and store them."""
+    """Check what is asked for, print a line for each, and store it.
+
+    Raises:
+        UserError: processes did not end in time, a checkpoint does not come back, or a killed run left none.
+    """
+    found: dict[str, Any] = {"kind": "layouts"}
+    if "layouts" in config.parts:
+        found["rows"] = compared(config)
+    read: list[checkpoints.Reading] = []
+    if "checkpoints" in config.parts:
+        words = [word for word in checkpoints.MATRIX if checkpoints.processes_of(word) in (1, *config.processes)]
+        read = checkpoints.read_everywhere(words, config.seconds)
+        print(checkpoints.described(read))
+        found["checkpoints"] = [asdict(each) for each in read]
+    lost: list[kills.Killed] = []
+    if "kills" in config.parts:
+        lost = kills.killed_runs(config.kills)
+        print(kills.described(lost))
+        found["kills"] = [asdict(each) for each in lost]
+    if config.json is not None:
+        where = {"hardware": hardware(torch.device("cpu")), "commit": commit(), "width": config.width}
+        write_json(config.json, {**found, **where})
+    if any(each.differ for each in read) or not all(each.exact for each in lost):
+        raise UserError("a checkpoint is not what was kept: see above")
+
+
+def compared(config: DistConfig) -> list[dict[str, Any]]:
+    """A row for every layout beside one process."""
     rows: list[dict[str, Any]] = []
     known: dict[tuple[bool, int, bool], Found] = {}
     for processes in config.processes:
         cases = cases_of(processes, config.experts)
         for case, found in checked(processes, cases, config.width, config.seconds).items():
-            kind = case[0].startswith("pp"), *case[1:]
+            kind = is_pipeline(case), *case[1:]
             if kind not in known:
                 known[kind] = alone(case, config.width)
             row = described(case, processes, found, known[kind])
+            row["predicted"] = predicted(case, config.width)
             rows.append(row)
             print(line(row))
-    if config.json is not None:
-        where = {"hardware": hardware(torch.device("cpu")), "commit": commit(), "width": config.width}
-        write_json(config.json, {"kind": "layouts", "rows": rows, **where})
+    return rows
+
+
+def predicted(case: Case, width: int) -> dict[str, float]:
+    """Bytes of a process by role, as `mm.parallel.plan` predicts them."""
+    config = config_of(case, width)
+    layout = ParallelConfig.of_word(case[0])
+    return estimate(of_rank(workload(config), config, layout), layout, MACHINES["h100"], Rates()).bytes
 
 
 def cases_of(processes: int, experts: Sequence[int]) -> list[Case]:
@@ -81,7 +127,7 @@ def cases_of(processes: int, experts: Sequence[int]) -> list[Case]:
         raise UserError(f"--processes {processes}: there are layouts of {', '.join(map(str, LAYOUTS))}")
     found: list[Case] = []
     for word in LAYOUTS[processes]:
-        layout = ParallelConfig.of_word(word.removesuffix(INTERLEAVED))
+        layout = ParallelConfig.of_word(word)
         found += [(word, number, False) for number in experts if number % (layout.ep * layout.tp) == 0]
     word, number, _ = found[-1]
     return [*found, (word, number, True)]
@@ -101,60 +147,33 @@ def checked(processes: int, cases: Sequence[Case], width: int, seconds: float) -
             parts.append(torch.load(Path(folder) / f"{rank}.pt", weights_only=False))
     found: dict[Case, Found] = parts[0]
     for part in parts[1:]:
-        for case, of_rank in part.items():
+        for case, own in part.items():
             # Of a pipeline each process has the gradients of its stages; else all have all.
-            found[case].values = of_rank.values | found[case].values
+            found[case].values = own.values | found[case].values
     return found
 
 
 def _take_all(rank: int, cases: list[Case], width: int, folder: Path) -> None:
     found = {}
-    for word, experts, checkpoint in cases:
-        config = small_config(experts, checkpoint, width)
-        layout = ParallelConfig.of_word(word.removesuffix(INTERLEAVED))
-        if layout.pp > 1:
-            found[word, experts, checkpoint] = staged(config, layout.pp, 2 if word.endswith(INTERLEAVED) else 1)
-        else:
-            found[word, experts, checkpoint] = take_steps(config, layout)
+    for case in cases:
+        found[case] = take_steps(config_of(case, width), ParallelConfig.of_word(case[0]))
     torch.save(found, folder / f"{rank}.pt")
 
 
 def alone(case: Case, width: int) -> Found:
     """What one process finds of the same steps."""
-    word, experts, checkpoint = case
-    config = small_config(experts, checkpoint, width)
-    return unstaged(config) if word.startswith("pp") else take_steps(config, None)
+    return take_steps(config_of(case, width), None)
 
 
-def on_processes(
-    processes: int, task: Callable[..., None], arguments: tuple[Any, ...], folder: Path, seconds: float
-) -> None:
-    """`task(rank, *arguments, folder)` in so many processes that torch.distributed connects over gloo.
-
-    Raises:
-        UserError: they did not end in time; all of them are killed.
-    """
-    started = time.monotonic()
-    context = mp.start_processes(
-        _connected, (processes, task, arguments, folder), nprocs=processes, join=False, start_method="fork"
-    )
-    assert context is not None
-    try:
-        while not context.join(timeout=1):
-            if time.monotonic() - started > seconds:
-                raise UserError(f"{processes} processes did not end in {seconds:.0f} s: one waits for another")
-    finally:
-        for process in context.processes:
-            process.kill()
+def config_of(case: Case, width: int) -> AlignConfig:
+    """The small run of a case."""
+    _, experts, checkpoint = case
+    return small_config(experts, checkpoint, width, is_pipeline(case))
 
 
-def _connected(rank: int, processes: int, task: Callable[..., None], arguments: tuple[Any, ...], folder: Path) -> None:
-    torch.set_num_threads(1)
-    address = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=processes, timeout=TIMEOUT)
-    task(rank, *arguments, folder)
-    dist.barrier()
-    dist.destroy_process_group()
+def is_pipeline(case: Case) -> bool:
+    """Whether its processes divide blocks."""
+    return ParallelConfig.of_word(case[0]).pp > 1
 
 
 def described(case: Case, processes: int, found: Found, one: Found) -> dict[str, Any]:
@@ -163,6 +182,7 @@ def described(case: Case, processes: int, found: Found, one: Found) -> dict[str,
     row = {"layout": word, "processes": processes, "experts": experts, "checkpoint": checkpoint}
     row |= {"difference": asdict(difference(found.values, one.values))}
     row |= {"bytes": found.bytes, "bytes_alone": one.bytes, "seconds": found.seconds, "seconds_alone": one.seconds}
+    row |= {"activations": found.activations, "activations_alone": one.activations}
     row |= {"samples_per_second": SAMPLES / found.seconds}
     return row
 

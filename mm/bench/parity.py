@@ -13,14 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from alignment import LossConfig, ScheduleConfig
 from encoders import AudioConfig, BottleneckConfig, ImageConfig, TextConfig
 from encoders.quantizer import QuantizerConfig
 from encoders.tokenizer import Tokenizer, observed_vocabulary
-from kernels.collectives import all_ranks, largest_over_ranks, rank_and_size, world
+from kernels.collectives import all_ranks, largest_over_ranks, pipeline, rank_and_size, world
 from mm.artifacts.run import Run, build_run
 from mm.batch import Batch
+from mm.bench.alive import LargestAlive
 from mm.config import AlignConfig, OptimConfig, TrainConfig
 from mm.model.backbone import BackboneConfig
 from mm.model.moe import MoEConfig
@@ -29,7 +31,8 @@ from mm.parallel.experts import local
 from mm.parallel.gradients import clip_by_norm, whole
 from mm.parallel.layout import ParallelConfig
 from mm.parallel.mesh import Meshes
-from mm.parallel.shard import shard, sum_partial_gradients
+from mm.parallel.shard import complete_gradients, shard
+from mm.parallel.stages import whole_tensors
 from mm.train.optim import build_optimizer
 from mm.train.task import AlignTask
 
@@ -41,18 +44,20 @@ PROGRESS = 0.8
 RUN_STEPS = 10
 
 
-def small_config(experts: int = 8, checkpoint: bool = False, width: int = 32) -> AlignConfig:
+def small_config(experts: int = 8, checkpoint: bool = False, width: int = 32, pipeline: bool = False) -> AlignConfig:
     """All three modalities from scratch in two small blocks.
 
     Args:
         experts: how many, of which at most 8 are active.
         checkpoint: whether blocks are recomputed.
         width: of the backbone, its heads and experts with it.
+        pipeline: whether it is for one: four blocks, and of the routers' losses the one that microbatches do not
+            change.
     """
-    moe = MoEConfig(
-        num_experts=experts, top_k=min(8, max(2, experts // 4)), hidden=width // 4, shared=width, balance=0.1
-    )
-    backbone = BackboneConfig(width=width, layers=2, heads=4, checkpoint=checkpoint, moe=moe)
+    balance = 0.0 if pipeline else 0.1
+    top_k = min(8, max(2, experts // 4))
+    moe = MoEConfig(num_experts=experts, top_k=top_k, hidden=width // 4, shared=width, balance=balance)
+    backbone = BackboneConfig(width=width, layers=4 if pipeline else 2, heads=4, checkpoint=checkpoint, moe=moe)
     return AlignConfig(
         model=ModelConfig(embedding=16, token_embedding=8, backbone=backbone),
         image=ImageConfig(size=32, width=16, depth=1),
@@ -138,11 +143,14 @@ class Found:
     Args:
         values: whole tensors by name, for comparison.
         bytes: that this process holds, by role; the largest of all processes.
+        activations: bytes of what the first step makes and holds at once, but for its gradients; the largest of all
+            processes.
         seconds: of a step, without the first.
     """
 
     values: dict[str, Tensor] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
+    activations: int = 0
     seconds: float = 0.0
 
 
@@ -154,45 +162,72 @@ def take_steps(config: AlignConfig, layout: ParallelConfig | None, steps: int = 
         layout: of the processes that torch.distributed has connected; None for this one alone.
         steps: how many.
     """
-    rank, _ = rank_and_size(all_ranks())
-    # The first process alone has values, as of a model that is too large for all.
-    task = Trial(small_run(config, "meta" if rank else "cpu")).train()
-    meshes = None
-    if layout is not None:
-        meshes = Meshes.of(layout, "cpu")
-        shard(task, task.model, meshes, torch.device("cpu"), "training_step")
-    optimizer = build_optimizer(task.groups())
+    task, optimizer, meshes = built(small_run(config, initial_device()), layout)
     found = Found()
     times = []
     for number in range(steps):
         started = time.perf_counter()
-        batch = share(global_batch(config, number, config.train.batch_size), *rank_and_size(world()))
-        total = task.training_step(batch, number)
-        total.backward()
-        task.on_after_backward()
-        if meshes is not None:
-            sum_partial_gradients(task.model, meshes)
         if number == 0:
+            with LargestAlive() as alive:
+                differentiate(task, meshes, number)
             found.values |= gradients_of(task)
-        norm = clip_by_norm(list(task.parameters()), config.optim.clip)
-        if number == 0:
             found.bytes = bytes_held(task)
-        optimizer.step()
-        task.clamp_scales()
-        optimizer.zero_grad()
-        task.taken += 1
+            found.activations = alive.bytes - found.bytes["gradients"]
+        else:
+            differentiate(task, meshes, number)
+        found.values[f"step {number}: norm"] = update(task, optimizer)
         times.append(time.perf_counter() - started)
-        found.values[f"step {number}: norm"] = norm.detach()
         for name, value in task.logged.items():
             found.values[f"step {number}: {name}"] = torch.tensor(value)
     found.bytes["moments"] = bytes_held_by(t for state in optimizer.state.values() for t in state.values())
     for role in found.bytes:
-        most = largest_over_ranks(torch.tensor(found.bytes[role]), all_ranks())
-        found.bytes[role] = int(most)
-    for name, tensor in task.state_dict().items():
-        found.values[f"end: {name}"] = whole(tensor).detach().clone()
+        found.bytes[role] = of_largest(found.bytes[role])
+    found.activations = of_largest(found.activations)
+    for name, tensor in whole_tensors(task.state_dict(), pipeline()):
+        found.values[f"end: {name}"] = tensor.detach().clone()
     found.seconds = min(times[1:] or times)
     return found
+
+
+def of_largest(number: int) -> int:
+    """The largest of all processes' numbers."""
+    return int(largest_over_ranks(torch.tensor(number), all_ranks()))
+
+
+def initial_device() -> str:
+    """Where a process builds a run: the first one alone has values, as of a model that is too large for all."""
+    rank, _ = rank_and_size(all_ranks())
+    return "meta" if rank else "cpu"
+
+
+def built(run: Run, layout: ParallelConfig | None) -> tuple[Trial, Optimizer, Meshes | None]:
+    """A run divided among the processes that torch.distributed has connected, and its optimizer; layout: None for this
+    process alone."""
+    task = Trial(run).train()
+    meshes = None
+    if layout is not None:
+        meshes = Meshes.of(layout, "cpu")
+        shard(task, task.model, meshes, torch.device("cpu"), "training_step")
+    return task, build_optimizer(task.groups()), meshes
+
+
+def differentiate(task: Trial, meshes: Meshes | None, number: int) -> None:
+    """Forward and backward of a step, of this process's share of its batch."""
+    batch = share(global_batch(task.config, number, task.config.train.batch_size), *rank_and_size(world()))
+    task.training_step(batch, number).backward()
+    task.on_after_backward()
+    if meshes is not None:
+        complete_gradients(task, task.model, meshes)
+
+
+def update(task: Trial, optimizer: Optimizer) -> Tensor:
+    """The rest of a step -> the norm () of its gradients."""
+    norm = clip_by_norm(list(task.parameters()), task.config.optim.clip)
+    optimizer.step()
+    task.clamp_scales()
+    optimizer.zero_grad()
+    task.taken += 1
+    return norm.detach()
 
 
 def gradients_of(task: AlignTask) -> dict[str, Tensor]:

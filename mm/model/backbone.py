@@ -1,6 +1,6 @@
 """The backbone: self-attention → cross-modal attention → mixture of experts, one weight set for all modalities."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -54,7 +54,25 @@ class BackboneOutput:
     seen: list[Reading] = field(default_factory=list)
 
 
-register_dataclass(BackboneOutput)
+@dataclass
+class Passed:
+    """What some blocks return.
+
+    Args:
+        x: tokens of all streams (N, D).
+        losses: the router's, weighted, summed by name.
+        load: assignments (blocks, M, E).
+        seen: of every block tokens (N, D) as others see them; empty unless asked for.
+    """
+
+    x: Tensor
+    losses: dict[str, Tensor]
+    load: Tensor
+    seen: list[Tensor] = field(default_factory=list)
+
+
+for result in (BackboneOutput, Passed):
+    register_dataclass(result)
 
 
 class Block(nn.Module):
@@ -151,6 +169,8 @@ class Backbone(nn.Module):
         self.modalities = tuple(modalities)
         self.blocks: Any = nn.ModuleList(Block(config, len(modalities)) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
+        self.pipeline: Callable[[list[Reading], bool], Passed] | None = None
+        """Passes readings through blocks, fused or not, where processes divide them; None where this one has all."""
 
     def forward(self, readings: list[Reading], fuse: bool, hold: bool = False, keep: bool = False) -> BackboneOutput:
         """Read streams alone (to embed them) or together (to match them).
@@ -166,26 +186,37 @@ class Backbone(nn.Module):
         """
         with held(self.modality.values() if hold else ()):
             tagged = [self.tagged(reading) for reading in readings]
-        x, layout = pack(tagged, self.modalities, fuse)
+        if self.pipeline is None:
+            x, layout = pack(tagged, self.modalities, fuse)
+            passed = self.through(self.blocks, x, layout, hold, keep)
+        else:
+            passed = self.pipeline(tagged, fuse)
+        with held(self.norm.parameters() if hold else ()):
+            x = self.norm(passed.x)
+        seen = [unpack(other, readings, self.modalities)[0] for other in passed.seen]
+        return BackboneOutput(unpack(x, readings, self.modalities), passed.losses, passed.load, seen)
+
+    def through(
+        self, blocks: Iterable[Any], x: Tensor, layout: Layout, hold: bool = False, keep: bool = False
+    ) -> Passed:
+        """Pass tokens of all streams (N, D) through blocks, see `forward`."""
         losses: dict[str, Tensor] = {}
         loads = []
         seen = []
-        for block in self.blocks:
+        for block in blocks:
             if self.checkpoint and torch.is_grad_enabled():
                 draws = draws_numbers(block)
                 out, other = checkpoint(read, block, x, layout, hold, use_reentrant=False, preserve_rng_state=draws)
             else:
                 out, other = read(block, x, layout, hold)
             if keep:
-                seen.append(unpack(other, readings, self.modalities)[0])
+                seen.append(other)
             x = out.x
             loads.append(out.load)
             for name, value in out.losses.items():
                 losses[name] = losses[name] + value if name in losses else value
-        with held(self.norm.parameters() if hold else ()):
-            x = self.norm(x)
         load = torch.stack(loads) if loads else x.new_zeros(0, len(self.modalities), self.num_experts)
-        return BackboneOutput(unpack(x, readings, self.modalities), losses, load, seen)
+        return Passed(x, losses, load, seen)
 
     def tagged(self, reading: Reading) -> Reading:
         """Every token (B, T, D) with the embedding (D,) of its modality added."""

@@ -22,6 +22,8 @@ from kernels.ranges import check_ranges
 
 EXPERT_WEIGHTS = ("w_in", "w_out")
 """Last names of the parameters that hold all experts of a MoE: (E, 2H, D) and (E, D, H)."""
+ROUTER_LOSSES = ("z", "balance", "entropy")
+"""Names of the router's losses, whose weights `MoEConfig` has."""
 
 
 @dataclass(frozen=True)

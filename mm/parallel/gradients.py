@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DeviceMesh, DTensor
 
-from kernels.collectives import sum_over_ranks
+from kernels.collectives import pipeline, sum_over_ranks
 from mm.parallel.experts import local
 
 Way = tuple[DeviceMesh, tuple[int, ...]] | None
 """Processes and those of their dimensions that divide a tensor; None for a tensor that is whole."""
+IN_STAGE = "_is_in_stage"
+"""Marks a parameter that one process of a pipeline has alone."""
 
 
 def clip_by_norm(parameters: Iterable[Tensor], largest: float) -> Tensor:
@@ -24,18 +26,28 @@ def clip_by_norm(parameters: Iterable[Tensor], largest: float) -> Tensor:
     Returns:
         the norm () before, of all gradients of all processes.
     """
-    alike: dict[Way, list[Tensor]] = {}
+    parameters = list(parameters)
+    alike: dict[tuple[Way, bool], list[Tensor]] = {}
     for parameter in parameters:
         if parameter.grad is not None:
-            alike.setdefault(way_of(parameter.grad), []).append(local(parameter.grad))
-    if not alike:
+            alike.setdefault((way_of(parameter.grad), is_in_stage(parameter)), []).append(local(parameter.grad))
+    if not alike and pipeline() is None:
         return torch.zeros(())
-    squares = [sum_of_squares(way, gradients) for way, gradients in alike.items()]
+    squares = [sum_of_squares(way, gradients) for (way, in_stage), gradients in alike.items() if not in_stage]
+    in_stages = [sum_of_squares(way, gradients) for (way, in_stage), gradients in alike.items() if in_stage]
+    if pipeline() is not None:
+        own = torch.stack(in_stages).sum() if in_stages else torch.zeros((), device=parameters[0].device)
+        squares.append(sum_over_ranks(own, pipeline()))
     norm = torch.stack(squares).sum().sqrt()
     factor = (largest / (norm + 1e-6)).clamp(max=1.0)
     for gradients in alike.values():
         torch._foreach_mul_(gradients, factor)
     return norm
+
+
+def is_in_stage(parameter: Tensor) -> bool:
+    """Whether one process of a pipeline has this parameter alone."""
+    return getattr(parameter, IN_STAGE, False)
 
 
 def way_of(x: Tensor) -> Way:

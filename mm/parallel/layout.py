@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from kernels.errors import UserError
 from mm.model.backbone import BackboneConfig
 
-WORDS = {"ddp": "dp_replicate", "fsdp": "dp_shard", "tp": "tp", "pp": "pp", "ep": "ep"}
+WORDS = {"ddp": "dp_replicate", "fsdp": "dp_shard", "tp": "tp", "pp": "pp", "vpp": "turns", "ep": "ep"}
 """What a layout's parts are called in a word."""
 PART = re.compile(r"([a-z]+)([1-9]\d*)")
+MICROBATCHES = 4
+"""Of a pipeline, for each of its processes."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,9 @@ class ParallelConfig:
         dp_replicate: groups that hold the whole state, and average gradients.
         dp_shard: processes that hold a share of parameters, gradients and moments each (ZeRO-3).
         tp: processes that divide heads, the shared expert's hidden width and routed experts.
-        pp: stages of blocks.
+        pp: processes that hold different blocks.
         ep: processes that hold different experts.
+        turns: stages of a process of pp, whose schedule is then interleaved (Megatron's virtual pipeline).
     """
 
     dp_replicate: int = 1
@@ -32,10 +35,15 @@ class ParallelConfig:
     tp: int = 1
     pp: int = 1
     ep: int = 1
+    turns: int = 1
 
     def __post_init__(self) -> None:
         if self.dp_shard % self.ep:
             raise UserError(f"layout {self}: ep{self.ep} does not divide fsdp{self.dp_shard}, whose processes it takes")
+        if self.turns > 1 and self.pp == 1:
+            raise UserError(
+                f"layout {self}: vpp{self.turns} are the stages of a process of ppN: add pp2, or leave it out"
+            )
 
     @classmethod
     def of_word(cls, word: str) -> "ParallelConfig":
@@ -49,7 +57,9 @@ class ParallelConfig:
             match = PART.fullmatch(part)
             name = WORDS.get(match[1]) if match else None
             if match is None or name is None or name in found:
-                raise UserError(f"layout {word!r}: {part!r} is none of ddpN, fsdpN, tpN, ppN, epN, each at most once")
+                raise UserError(
+                    f"layout {word!r}: {part!r} is none of ddpN, fsdpN, tpN, ppN, vppN, epN, each at most once"
+                )
             found[name] = int(match[2])
         return cls(**found)
 
@@ -91,8 +101,12 @@ def obstacle(layout: ParallelConfig, model: BackboneConfig, batch_size: int) -> 
         return f"{shares} does not divide the {experts} experts: the product has to be one of {_divisors(experts)}"
     if model.moe.shared % layout.tp:
         return f"tp{layout.tp} does not divide the shared expert's width {model.moe.shared}"
-    if layout.pp > 1 and (model.layers == 0 or model.layers % layout.pp):
-        return f"pp{layout.pp} does not divide the {model.layers} blocks: take one of {_divisors(model.layers)}"
+    stages = layout.pp * layout.turns
+    if stages > 1 and (model.layers == 0 or model.layers % stages):
+        what = f"pp{layout.pp}" if layout.turns == 1 else f"pp{layout.pp} times vpp{layout.turns}"
+        return f"{what} does not divide the {model.layers} blocks: take one of {_divisors(model.layers)}"
+    if layout.pp > 1 and model.dropout:
+        return "a pipeline runs its blocks twice, and dropout would draw anew: set model.backbone.dropout=0"
     outer = layout.dp_shard // layout.ep
     if layout.ep * layout.tp > 1 and model.width % outer:
         what = f"fsdp{layout.dp_shard} over ep{layout.ep} divides an expert in {outer}"
@@ -100,6 +114,18 @@ def obstacle(layout: ParallelConfig, model: BackboneConfig, batch_size: int) -> 
     if batch_size % layout.data:
         return f"{layout.data} processes with samples of their own do not divide the batch of {batch_size}"
     return None
+
+
+def untrained(layout: ParallelConfig) -> str | None:
+    """Why train_align does not have a layout that the planner knows, and what would do; None where it has it."""
+    if layout.pp > 1 and layout.dp_shard * layout.tp > 1:
+        return "a pipeline (pp) trains beside ddp alone: write ddp for fsdp and leave ep and tp out, or leave pp out"
+    return None
+
+
+def microbatches(rows: int, layout: ParallelConfig) -> int:
+    """Into how many parts a pipeline divides rows: a multiple of its processes, for the interleaved schedule."""
+    return layout.pp * min(MICROBATCHES, max(1, rows // layout.pp))
 
 
 def layouts(processes: int, node: int) -> Iterator[ParallelConfig]:

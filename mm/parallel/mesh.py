@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from kernels.collectives import divide_samples
+from kernels.collectives import divide_samples, divide_stages
 from mm.parallel.layout import ParallelConfig
 
 
@@ -27,7 +27,7 @@ class Meshes:
 
     @classmethod
     def of(cls, layout: ParallelConfig, device_type: str) -> "Meshes":
-        """The meshes of all processes, which torch.distributed has connected; samples are divided accordingly."""
+        """The meshes of all processes, which torch.distributed has connected; samples and stages are divided so."""
         world = init_device_mesh(device_type, (layout.processes,), mesh_dim_names=("world",))
         outer = layout.dp_shard // layout.ep
         stages = (layout.pp, layout.dp_replicate)
@@ -35,7 +35,9 @@ class Meshes:
         sparse = world._unflatten(0, (*stages, outer, layout.ep, layout.tp), ("pp", "replicate", "outer", "ep", "part"))
         samples = dense["replicate", "shard"]._flatten("samples").get_group()
         divide_samples(samples)
-        return cls(layout, dense, sparse, samples)
+        meshes = cls(layout, dense, sparse, samples)
+        divide_stages(meshes.group("pp"))
+        return meshes
 
     @property
     def sharded(self) -> DeviceMesh:

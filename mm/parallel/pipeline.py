@@ -1,140 +1,254 @@
-"""A pipeline of blocks by torch's schedules, and a loss over the whole batch behind it.
+"""The blocks of a backbone in stages of several processes, by torch's schedules.
 
-Blocks are divided into stages, a batch into microbatches of one shape. What passes between stages is float and used
-(torch 2.11 asks for it): tokens, and the routers' losses of each row; masks come to every stage by themselves. Losses
-of the routers are means of a microbatch.
+Every process of a pipeline has the same samples, and all but the blocks: it computes encoders, heads and losses as one
+process does. The rows of each stream are divided into microbatches of one shape. What passes between stages is float
+and used (torch 2.11 asks for it): tokens, and the routers' losses; masks come to every stage by themselves.
 
 A contrastive loss needs all embeddings at once, a pipeline has those of one microbatch. GradCache (Gao et al. 2021):
-the blocks run twice, first without gradients for all outputs, of which the loss has gradients; then with them, each
-microbatch against the gradients of its own outputs. That is exact without dropout, and costs one more forward.
+the blocks run twice, first for all outputs, of which whatever follows has gradients; then, in its backward, under 1F1B
+(Narayanan et al. 2019), each microbatch against the gradients of its own outputs. That is exact without dropout, and
+costs one more forward. Losses of the routers are means of a microbatch, weighted by its tokens: `z` is then that of the
+batch, `balance` and `entropy`, which are no means over tokens, are not.
 """
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
+from torch.nn.functional import pad
 
-from mm.model.backbone import Backbone
-from mm.model.packed import Stream, pack, unpack
+from kernels.collectives import Group, from_rank, rank_and_size, step_group, sum_over_ranks
+from mm.model.backbone import Backbone, Passed
+from mm.model.moe import ROUTER_LOSSES
+from mm.model.packed import Reading, Span, Stream, pack, spans_of
+from mm.parallel.layout import ParallelConfig, microbatches
+
+
+@dataclass(frozen=True)
+class Microbatches:
+    """Rows of every stream in parts of one shape.
+
+    Args:
+        spans: where each stream stands among all tokens, by number of its reading and modality, in their order.
+        count: how many parts.
+    """
+
+    spans: Mapping[tuple[int, str], Span]
+    count: int
+
+    def rows(self, span: Span) -> int:
+        """Of a stream in a part; the last parts may have fewer real ones."""
+        return -(-span.rows // self.count)
+
+    def divided(self, x: Tensor) -> Tensor:
+        """x (N, ...) of all tokens -> (count, n, ...), zeros (False) behind a stream's last row."""
+        parts = []
+        for span in self.spans.values():
+            stream = x[span.start : span.stop].reshape(span.size, -1)
+            missing = self.rows(span) * self.count * span.length - span.size
+            parts.append(pad(stream, (0, 0, 0, missing)).view(self.count, -1, *x.shape[1:]))
+        return torch.cat(parts, 1)
+
+    def joined(self, x: Tensor) -> Tensor:
+        """The inverse of `divided`."""
+        sizes = [self.rows(span) * span.length for span in self.spans.values()]
+        parts = []
+        for span, part in zip(self.spans.values(), x.split(sizes, 1), strict=True):
+            parts.append(part.flatten(0, 1)[: span.size])
+        return torch.cat(parts)
+
+    def readings(self, x: Tensor, mask: Tensor) -> list[Reading]:
+        """Tokens x (n, D) and mask (n,) of one part -> its readings."""
+        sizes = [self.rows(span) * span.length for span in self.spans.values()]
+        found: dict[int, Reading] = {}
+        for (number, m), tokens, real in zip(self.spans, x.split(sizes), mask.split(sizes), strict=True):
+            shape = (-1, self.spans[number, m].length)
+            found.setdefault(number, {})[m] = Stream(tokens.unflatten(0, shape), real.unflatten(0, shape))
+        return [found[number] for number in sorted(found)]
 
 
 class Stage(nn.Module):
-    """Some blocks of a backbone, in their order, and its last norm behind the last of them.
+    """Some blocks of a backbone, in their order, that read one microbatch after another.
 
     Args:
         backbone: whose blocks they are.
-        blocks: their numbers.
-        lengths: tokens of each modality that the stage is given, one after another.
+        numbers: of these blocks.
+        passage: of which this is a part.
     """
 
-    def __init__(self, backbone: Backbone, blocks: range, lengths: Mapping[str, int]) -> None:
+    def __init__(self, backbone: Backbone, numbers: range, passage: "Passage") -> None:
         super().__init__()
-        self.blocks: Any = nn.ModuleList(backbone.blocks[number] for number in blocks)
-        self.norm = backbone.norm if blocks.stop == len(backbone.blocks) else nn.Identity()
+        self.blocks: Any = nn.ModuleList(backbone.blocks[number] for number in numbers)
+        self.through = backbone.through
         self.modalities = backbone.modalities
-        self.lengths = dict(lengths)
+        self.numbers = numbers
+        self.passage = passage
 
-    def forward(self, x: Tensor, losses: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Read every modality alone, as `Backbone.forward` does to embed.
+    def forward(self, x: Tensor, losses: Tensor, mask: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Pass a microbatch through the blocks, and add its load to the passage's.
 
         Args:
-            x: tokens (B, T, D) of all modalities.
-            losses: (B,), of the routers so far, a share for each row.
-            mask: (B, T) bool, True where a token is real.
+            x: tokens (1, n, D) of all streams.
+            losses: (1, 3), `ROUTER_LOSSES` of the blocks so far.
+            mask: (1, n) bool, True where a token is real.
+            weight: (1,), share of all real tokens.
 
         Returns:
-            tokens (B, T, D), and losses (B,) with those of these blocks added.
+            tokens (1, n, D), and losses (1, 3) with those of these blocks added.
         """
-        sizes = list(self.lengths.values())
-        parts = zip(self.lengths, x.split(sizes, 1), mask.split(sizes, 1), strict=True)
-        reading = {m: Stream(tokens, real) for m, tokens, real in parts}
-        tokens, layout = pack([reading], self.modalities, fuse=False)
-        for block in self.blocks:
-            out, _ = block(tokens, layout)
-            tokens = out.x
-            losses = losses + sum(out.losses.values()) / len(losses)
-        (reading,) = unpack(tokens, [reading], self.modalities)
-        return self.norm(torch.cat([reading[m].x for m in self.lengths], 1)), losses
-
-
-def stages_of(backbone: Backbone, rank: int, ranks: int, turns: int, lengths: Mapping[str, int]) -> dict[int, Stage]:
-    """The stages of a rank by their numbers: with several turns those that are `ranks` apart.
-
-    Args:
-        backbone: whose blocks ranks · turns divides.
-        rank: of the pipeline.
-        ranks: of it.
-        turns: stages of a rank.
-        lengths: see `Stage`.
-    """
-    size = len(backbone.blocks) // (ranks * turns)
-    numbers = range(rank, ranks * turns, ranks)
-    return {number: Stage(backbone, range(number * size, (number + 1) * size), lengths) for number in numbers}
+        once_more = torch.is_grad_enabled()
+        # The first time, too: so that losses are of all ranks, and no kernel rounds otherwise.
+        with torch.set_grad_enabled(self.passage.trains):
+            readings = self.passage.parts.readings(x[0], mask[0])
+            tokens, layout = pack(readings, self.modalities, self.passage.fuse)
+            out = self.through(self.blocks, tokens, layout)
+            own = [out.losses.get(name, losses.new_zeros(())) for name in ROUTER_LOSSES]
+            losses = losses + weight[:, None] * torch.stack(own)
+        self.passage.load[self.numbers.start : self.numbers.stop] += out.load
+        y = out.x[None].to(x.dtype)
+        return (y, losses) if once_more else (y.detach(), losses.detach())
 
 
 class Pipeline:
-    """The stages of this rank under 1F1B (Narayanan et al. 2019), interleaved where it has several.
+    """What `Backbone.forward` calls instead of its blocks where processes divide them.
 
     Args:
-        stages: of this rank, see `stages_of`.
-        count: stages of all ranks.
-        microbatches: that a batch is divided into.
-        group: of the ranks.
+        backbone: of whose blocks this process has its own.
+        layout: of the processes.
+        group: of those that divide the blocks.
     """
 
-    def __init__(self, stages: Mapping[int, Stage], count: int, microbatches: int, group: ProcessGroup | None) -> None:
-        self.first = 0 in stages
-        self.last = count - 1 in stages
-        self.microbatches = microbatches
-        # A schedule of torch 2.11 whose first call was forward alone receives no gradients in later ones.
-        self.forward = self.schedule(stages, count, group)
-        self.both = self.schedule(stages, count, group)
+    def __init__(self, backbone: Backbone, layout: ParallelConfig, group: Group) -> None:
+        self.backbone = backbone
+        self.layout = layout
+        self.group = group
+        rank, _ = rank_and_size(group)
+        self.stages = stages_of(len(backbone.blocks), layout, rank)
+        # torch's stages look for gradients at the parts of a batch, which are no leaves; the batch itself has them.
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed")
 
-    def schedule(self, stages: Mapping[int, Stage], count: int, group: ProcessGroup | None) -> Any:
-        """1F1B of these stages, see the class."""
-        placed: list[Any] = []
-        for number, stage in stages.items():
-            device = next(stage.parameters()).device
-            placed.append(PipelineStage(stage, number, count, device, group=group))
-        # What each microbatch is run against is a sum already.
-        options: dict[str, Any] = {"loss_fn": self.against, "scale_grads": False}
-        if len(placed) == 1:
-            return Schedule1F1B(placed[0], self.microbatches, **options)
-        return ScheduleInterleaved1F1B(placed, self.microbatches, **options)
+    def __call__(self, readings: list[Reading], fuse: bool) -> Passed:
+        """Pass readings of streams (B, T, D) through all blocks; called by all processes."""
+        spans = spans_of(readings, self.backbone.modalities)
+        streams = [readings[number][m] for number, m in spans]
+        x = torch.cat([stream.x.flatten(0, 1) for stream in streams])
+        parts = Microbatches(spans, microbatches(max(span.rows for span in spans.values()), self.layout))
+        mask = parts.divided(torch.cat([stream.mask.flatten() for stream in streams]))
+        tokens = sum_over_ranks(mask.sum(1).float(), step_group())
+        weight = tokens / tokens.sum().clamp(min=1)
+        load = x.new_zeros(len(self.backbone.blocks), len(self.backbone.modalities), self.backbone.num_experts).float()
+        passage = Passage(self, parts, fuse, mask, weight, load, torch.is_grad_enabled())
+        if passage.trains and not x.requires_grad:
+            # What stands before may be frozen; the blocks learn all the same.
+            x = x.detach().requires_grad_()
+        y, losses = _Through.apply(parts.divided(x), passage)
+        named = dict(zip(ROUTER_LOSSES, losses.unbind(), strict=True))
+        config = self.backbone.blocks[0].moe.config
+        on = [name for name in ROUTER_LOSSES if getattr(config, name) and self.backbone.training]
+        return Passed(parts.joined(y), {name: named[name] for name in on}, passage.load)
 
-    def backward(self, x: Tensor | None, mask: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor | None:
-        """Forward and backward of a batch; called by all ranks.
+
+@dataclass
+class Passage:
+    """One batch on its way through the blocks, and its gradients on their way back.
+
+    Args:
+        pipeline: of these processes.
+        parts: how it is divided.
+        fuse: whether modalities attend to each other.
+        mask: (count, n) bool, True where a token is real.
+        weight: (count,), share of all real tokens that a microbatch has.
+        load: (layers, M, E), to which stages add.
+        trains: whether gradients are asked for.
+    """
+
+    pipeline: Pipeline
+    parts: Microbatches
+    fuse: bool
+    mask: Tensor
+    weight: Tensor
+    load: Tensor
+    trains: bool
+
+    def outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens x (count, n, D), read on the first process -> tokens (count, n, D) and the routers' losses (3,), on
+        all."""
+        group, last = self.pipeline.group, self.pipeline.layout.pp - 1
+        start = x.new_zeros(len(x), len(ROUTER_LOSSES), dtype=torch.float32)
+        found = self.run(x, start, None, None)
+        y, losses = (torch.empty_like(x), start) if found is None else found
+        sum_over_ranks(self.load, group)
+        return from_rank(y.contiguous(), last, group), from_rank(losses.sum(0), last, group)
+
+    def gradient(self, x: Tensor, of_tokens: Tensor, of_losses: Tensor) -> Tensor:
+        """Give the parameters of all blocks their gradients.
 
         Args:
-            x: tokens (B, T, D) on the first rank, which get a gradient; None elsewhere.
-            mask: (B, T) bool, on every rank.
-            loss: of all output tokens (B, T, D), on the last rank; what it reads beside them gets its gradients, too.
+            x: tokens (count, n, D).
+            of_tokens: (count, n, D), the gradient of the outputs, on all processes.
+            of_losses: (3,), of the losses.
 
         Returns:
-            its value () on the last rank; the routers' losses, means over microbatches, have their gradients and are
-            not in it.
+            (count, n, D), that of the tokens, on all processes.
         """
-        given: tuple[Tensor, ...] = ()
-        if self.first:
-            assert x is not None
-            given = (x, x.new_zeros(len(x), requires_grad=True))
-        with torch.no_grad():
-            nothing = mask.new_zeros(len(mask), 1, 1, dtype=torch.float32)
-            outputs = self.forward.eval(*(part.detach() for part in given), mask=mask, target=nothing)
-        value = None
-        target = None
-        if self.last:
-            cached = outputs[0].detach().requires_grad_()
-            value = loss(cached)
-            value.backward()
-            target = cached.grad
-        self.both.step(*given, mask=mask, target=target)
-        return None if value is None else value.detach()
+        self.load = torch.zeros_like(self.load)
+        target = torch.cat([of_tokens.flatten(1), of_losses.expand(len(x), -1)], 1)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            start = x.new_zeros(len(x), len(ROUTER_LOSSES), dtype=torch.float32, requires_grad=True)
+            self.run(leaf, start, target, against)
+        grad = torch.empty_like(x) if leaf.grad is None else leaf.grad
+        return from_rank(grad, 0, self.pipeline.group)
 
-    def against(self, output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
-        """() whose gradient by tokens (B, T, D) is the target, and which holds the routers' losses (B,)."""
-        tokens, losses = output
-        return (tokens * target).sum() + losses.sum() / self.microbatches
+    def run(self, x: Tensor, losses: Tensor, target: Tensor | None, loss: Any) -> Sequence[Tensor] | None:
+        """Forward, with a loss backward too; what comes out of the last stage, on its process."""
+        layout = self.pipeline.layout
+        shapes = tuple(part[:1].to("meta") for part in (x.detach(), losses.detach()))
+        placed: list[Any] = []
+        for number, blocks in self.pipeline.stages.items():
+            stage = Stage(self.pipeline.backbone, blocks, self)
+            count = layout.pp * layout.turns
+            placed.append(PipelineStage(stage, number, count, x.device, shapes, shapes, group=self.pipeline.group))
+        # What each microbatch is run against is a sum already.
+        options: dict[str, Any] = {"loss_fn": loss, "scale_grads": False}
+        schedule: Any
+        if len(placed) == 1:
+            schedule = Schedule1F1B(placed[0], self.parts.count, **options)
+        else:
+            schedule = ScheduleInterleaved1F1B(placed, self.parts.count, **options)
+        given = (x, losses) if placed[0].is_first else ()
+        return schedule.step(*given, mask=self.mask, weight=self.weight, target=target if placed[-1].is_last else None)
+
+
+class _Through(torch.autograd.Function):
+    """The outputs of a passage now, its gradients when whatever follows has its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, passage: Passage) -> tuple[Tensor, Tensor]:
+        ctx.passage = passage
+        ctx.save_for_backward(x)
+        kind = x.device.type
+        ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        return passage.outputs(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        with torch.autocast(*ctx.autocast):
+            return ctx.passage.gradient(x, *grads), None
+
+
+def against(output: Sequence[Tensor], target: Tensor) -> Tensor:
+    """() whose gradients by tokens (1, n, D) and losses (1, 3) are the target (1, n·D + 3)."""
+    return (torch.cat([part.flatten(1).float() for part in output], 1) * target).sum()
+
+
+def stages_of(blocks: int, layout: ParallelConfig, rank: int) -> dict[int, range]:
+    """The stages of a process of a pipeline: numbers of their blocks by their own, which are pp apart."""
+    count = layout.pp * layout.turns
+    size = blocks // count
+    return {number: range(number * size, (number + 1) * size) for number in range(rank, count, layout.pp)}

@@ -5,14 +5,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from eval.layouts import published_errors
 from kernels.errors import UserError
 from kernels.ranges import check_ranges
 from mm.config import AlignConfig
 from mm.parallel.cost import MACHINES, Estimate, Machine, Rates, Workload, estimate
-from mm.parallel.layout import ParallelConfig, layouts, obstacle
-
-MICROBATCHES = 4
-"""Of a pipeline, for each of its stages."""
+from mm.parallel.layout import ParallelConfig, layouts, microbatches, obstacle, untrained
 
 
 @dataclass(frozen=True)
@@ -103,10 +101,12 @@ def workload(config: AlignConfig) -> Workload:
     total = sum(parameter.numel() for parameter in model.parameters())
     experts = 0
     blocks = 0
+    inside = 0
     for block in model.backbone.blocks:
         experts += block.moe.w_in.numel() + block.moe.w_out.numel()
         # Embedding reads each modality alone: cross-modal attention is of the few pairs that are matched.
         blocks += sum(parameter.numel() for parameter in block.embedding_parameters())
+        inside += sum(parameter.numel() for parameter in block.parameters())
     active = blocks - experts + experts * moe.top_k / moe.num_experts
     lengths = {m: len(encoder.bottleneck.position) for m, encoder in model.encoders.items()}
     encoded = sum(sum(p.numel() for p in encoder.parameters()) * lengths[m] for m, encoder in model.encoders.items())
@@ -122,22 +122,19 @@ def workload(config: AlignConfig) -> Workload:
         top_k=moe.top_k,
         recompute="full" if backbone.checkpoint else "none",
         # What train_align does: fp32 parameters, as autocast wants them, neither compiled steps nor kernels of its own
-        # for all-to-all.
+        # for all-to-all; a pipeline whose loss reads all rows at once.
         gathered_bytes=4,
-        techniques=frozenset({"eager", "stock"}),
+        techniques=frozenset({"eager", "stock", "grad_cache"}),
+        outside=total - inside,
+        outside_flops=6 * encoded / tokens,
     )
 
 
 def of_rank(whole: Workload, config: AlignConfig, layout: ParallelConfig) -> Workload:
     """The share of a data rank."""
     samples = config.train.batch_size // layout.data
-    microbatches = min(samples, MICROBATCHES * layout.pp) if layout.pp > 1 else 1
-    return replace(whole, tokens=whole.tokens / layout.data, microbatches=microbatches)
-
-
-def trains(layout: ParallelConfig) -> bool:
-    """Whether train_align has this layout: it has no pipeline."""
-    return layout.pp == 1
+    parts = microbatches(samples, layout) if layout.pp > 1 else 1
+    return replace(whole, tokens=whole.tokens / layout.data, microbatches=parts, turns=layout.turns)
 
 
 def command(config: PlanConfig, layout: ParallelConfig) -> str:
@@ -164,7 +161,7 @@ def stored(config: PlanConfig, whole: Workload, ranked: Sequence[Planned]) -> di
                 "step": cost.step,
                 "seconds": cost.seconds,
                 "efficiency": cost.efficiency,
-                "trains": trains(each.layout),
+                "trains": untrained(each.layout) is None,
             }
         )
     return {
@@ -178,7 +175,9 @@ def stored(config: PlanConfig, whole: Workload, ranked: Sequence[Planned]) -> di
         "rates": asdict(Rates()),
         "whole": sizes_of(config, whole, ParallelConfig(dp_replicate=config.gpus)),
         "sharded": sizes_of(config, whole, ParallelConfig(dp_shard=config.gpus)),
-        "command": next((command(config, each.layout) for each in ranked if each.fits and trains(each.layout)), None),
+        "command": next(
+            (command(config, each.layout) for each in ranked if each.fits and untrained(each.layout) is None), None
+        ),
         "rows": rows,
     }
 
@@ -215,7 +214,4 @@ def _show_published(found: dict[str, Any]) -> None:
         ratio = row["predicted_tokens"] / row["tokens"]
         kind = "fitted" if row["fitted"] else "held out"
         print(f"{row['run']}, {row['layout']}: {row['tokens']:,.0f} tokens/s, predicted {ratio:.2f} of it ({kind})")
-    print(
-        f"held out, mean error: speed {found['error_tokens']:.0f} % (largest {found['largest_error_tokens']:.0f} %),"
-        f" memory {found['error_memory']:.0f} % (largest {found['largest_error_memory']:.0f} %)"
-    )
+    print(published_errors(found))

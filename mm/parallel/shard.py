@@ -2,15 +2,15 @@
 
 Heads and hidden widths by torch's tensor parallelism, experts by `mm.parallel.experts`, everything by FSDP2
 (`fully_shard`; Zhao et al. 2023, Rajbhandari et al. 2020). The order matters: what is divided by tensors and experts is
-sharded on another dimension beneath.
+sharded on another dimension beneath. A pipeline (`mm.parallel.pipeline`) instead leaves every process its own blocks.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DeviceMesh, DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
@@ -20,12 +20,15 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from kernels.collectives import all_ranks, from_first_rank, sum_over_ranks
+from kernels.collectives import all_ranks, from_rank, sum_over_ranks, world
 from kernels.errors import UserError
 from mm.model.attention import Attention
 from mm.model.moe import EXPERT_WEIGHTS, MoE
 from mm.parallel.experts import DividedExperts, local
+from mm.parallel.gradients import is_in_stage
 from mm.parallel.mesh import Meshes
+from mm.parallel.pipeline import Pipeline
+from mm.parallel.stages import empty, is_elsewhere, mark_stages
 
 
 def shard(root: nn.Module, model: Any, meshes: Meshes, device: torch.device, forward: str) -> None:
@@ -48,19 +51,26 @@ def shard(root: nn.Module, model: Any, meshes: Meshes, device: torch.device, for
     root.to("meta")
     if sum(1 for _ in root.parameters()) != count:
         raise UserError("a model whose modules share a parameter cannot be divided: train it with ddp")
+    shapes = root.state_dict()
     divide(root, model, meshes)
-    register_fsdp_forward_method(root, forward)
-    fill(root, device, values, buffers)
+    if meshes.layout.pp == 1:
+        register_fsdp_forward_method(root, forward)
+    fill(root, device, shapes, values, buffers)
+    if meshes.layout.pp > 1:
+        mark_stages(model.backbone.blocks)
 
 
 def divide(root: nn.Module, model: Any, meshes: Meshes) -> None:
-    """Say what each process holds of a model on the meta device: heads and experts first, then everything by FSDP2.
+    """Say what each process holds of a model on the meta device: its blocks, or heads and experts and then by FSDP2.
 
     Args:
         root: holds the model, its loss, and all other parameters.
         model: `MultimodalModel`, whose blocks and encoders are gathered one at a time.
         meshes: of the processes.
     """
+    if meshes.layout.pp > 1:
+        divide_blocks(model.backbone, meshes)
+        return
     for block in model.backbone.blocks:
         if meshes.layout.tp > 1:
             divide_attention(block.self_attention, meshes.tensors)
@@ -76,23 +86,43 @@ def divide(root: nn.Module, model: Any, meshes: Meshes) -> None:
     sharded(root, meshes.sharded)
 
 
-def fill(root: nn.Module, device: torch.device, values: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:
+def divide_blocks(backbone: Any, meshes: Meshes) -> None:
+    """Leave this process of a pipeline its own blocks."""
+    if any(block.self_attention.term_bias is not None for block in backbone.blocks):
+        raise UserError("a model with a bias towards terms has no pipeline: leave pp out of the layout")
+    backbone.pipeline = Pipeline(backbone, meshes.layout, meshes.group("pp"))
+    own: set[int] = set()
+    for blocks in backbone.pipeline.stages.values():
+        own.update(blocks)
+    for number, block in enumerate(backbone.blocks):
+        if number not in own:
+            empty(block)
+
+
+def fill(
+    root: nn.Module,
+    device: torch.device,
+    shapes: Mapping[str, Tensor],
+    values: dict[str, Tensor],
+    buffers: dict[str, Tensor],
+) -> None:
     """Give every process its part of what the first one has.
 
     Args:
         root: divided, on the meta device.
         device: where it goes.
-        values: all tensors of its state, whole; read on the first process.
+        shapes: all tensors of its state, whole, on the meta device.
+        values: the same with their values; read on the first process.
         buffers: all of them, those that are in no state too; read on the first process.
     """
     root.to_empty(device=device)
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    state: dict[str, Any] = dict(values)
-    set_model_state_dict(root, state, options=options)
+    for name, part in root.state_dict().items():
+        tensor = values[name].to(device) if values else torch.empty_like(shapes[name], device=device)
+        put(part, from_rank(tensor.contiguous(), 0, all_ranks()))
     for name, buffer in root.named_buffers():
         if buffers:
             buffer.copy_(buffers[name])
-        from_first_rank(buffer, all_ranks())
+        from_rank(buffer, 0, all_ranks())
 
 
 def sharded(module: nn.Module | list[nn.Module], mesh: DeviceMesh) -> None:
@@ -165,8 +195,23 @@ def shard_experts(moe: MoE, meshes: Meshes) -> None:
         wrapped.set_force_sum_reduction_for_comms(True)
 
 
+def complete_gradients(root: nn.Module, model: Any, meshes: Meshes) -> None:
+    """Make the gradients behind a backward those of one process, where neither FSDP2 nor the backward itself did."""
+    sum_partial_gradients(model, meshes)
+    if meshes.layout.pp == 1:
+        return
+    for parameter in root.parameters():
+        grad = parameter.grad
+        if grad is None:
+            continue
+        if not is_in_stage(parameter):
+            # The same on all, but for what a GPU adds in no fixed order: they shall not drift apart.
+            from_rank(grad, 0, meshes.group("pp"))
+        sum_over_ranks(grad, world()).div_(meshes.layout.data)
+
+
 def sum_partial_gradients(model: Any, meshes: Meshes) -> None:
-    """Add, behind a backward, what the ranks of tp found for their own heads: gains of queries and keys are of all."""
+    """Add what the ranks of tp found for their own heads: gains of queries and keys are of all."""
     group = meshes.group("tp")
     if group is None:
         return
@@ -179,6 +224,15 @@ def sum_partial_gradients(model: Any, meshes: Meshes) -> None:
 
 def divided_like(x: Tensor, parameter: Tensor) -> Tensor:
     """A tensor that every process has whole, divided as a parameter is; one that is divided stays as it is."""
+    if is_elsewhere(parameter):
+        return torch.empty_like(parameter)
     if not isinstance(parameter, DTensor) or isinstance(x, DTensor):
         return x
     return distribute_tensor(x, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def put(part: Tensor, whole: Tensor) -> None:
+    """Copy a tensor that this process has whole into its part of it."""
+    if not is_elsewhere(part):
+        local(part).copy_(local(divided_like(whole, part)))

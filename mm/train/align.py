@@ -7,6 +7,7 @@ import torch
 from lightning import Callback, seed_everything
 
 from encoders.state import weights_digest
+from kernels.collectives import world
 from kernels.errors import UserError
 from mm.artifacts.environment import is_main_process
 from mm.artifacts.phases import Phases
@@ -25,7 +26,7 @@ from mm.train.callbacks import PeriodicEvaluation, WeightAverage
 from mm.train.following import require_logger
 from mm.train.freeze import freeze, require_fitting
 from mm.train.identity import Identity, begin, held, samples_digest
-from mm.train.layouts import empty_run, is_filled_later, layout_of, require_layout, whole_run
+from mm.train.layouts import empty_run, is_filled_later, meshes_of, require_layout, whole_run
 from mm.train.memory import keep_freed_memory
 from mm.train.task import AlignTask
 from mm.train.trainer import build_trainer, device_count, fit
@@ -82,8 +83,9 @@ def _train_align(config: AlignConfig, device: torch.device, folder: Path) -> Non
     phases.end("preparation")
     fit(trainer, task, data, folder, config.resume)
     phases.end("training")
-    if layout_of(trainer) is not None:
-        run = whole_run(task)
+    meshes = meshes_of(trainer)
+    if meshes is not None:
+        run = whole_run(task, meshes)
     if trainer.is_global_zero:
         save_run(run.to(device), folder)
         phases.end("saving")
@@ -130,7 +132,7 @@ def callbacks(config: AlignConfig, task: AlignTask, data: AlignData) -> list[Cal
 
         def score() -> dict[str, float]:
             dataset = data.open(split)
-            return first_stage_metrics(task.run, data, dataset, split)
+            return first_stage_metrics(task.run, data, dataset, split, world())
 
         share = SHARE if train.evaluate_every == "auto" else None
         found.append(PeriodicEvaluation(train.evaluation_steps, score, share))

@@ -4,7 +4,6 @@ import csv
 import logging
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from kernels.collectives import pipeline
 from mm.parallel.experts import local
-from mm.parallel.gradients import whole
 from mm.parallel.shard import divided_like
-from mm.train.layouts import layout_of, whole_root
+from mm.parallel.stages import whole_tensors
+from mm.train.layouts import whole_root
 from mm.train.memory import memory_in_use
 
 logger = logging.getLogger(__name__)
@@ -147,8 +147,7 @@ class WeightAverage(Callback):
         restore(pl_module, self.averaged)
 
     def state_dict(self) -> dict[str, Any]:
-        averaged = {name: whole(tensor) for name, tensor in self.averaged.items()}
-        return {"averaged": averaged, "updates": self.updates}
+        return {"averaged": dict(whole_tensors(self.averaged, pipeline())), "updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.averaged = state_dict["averaged"]
@@ -212,15 +211,9 @@ class PeriodicEvaluation(Callback):
         return self.every > 0 and trainer.global_step % self.every == 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        """Evaluate on the first rank; on all that divide a model, of which none can compute alone."""
-        divided = layout_of(trainer) is not None
-        if not self.is_due(trainer) or not (divided or trainer.is_global_zero):
-            return
-        affordable = self.is_affordable(trainer)
-        if divided:
-            affordable = trainer.strategy.broadcast(affordable)
-        if affordable:
-            with whole_root(pl_module) if divided else nullcontext():
+        """Evaluate, on all ranks together: they divide the split, and may divide the model."""
+        if self.is_due(trainer) and trainer.strategy.broadcast(self.is_affordable(trainer)):
+            with whole_root(pl_module):
                 found = self.timed_score()
             pl_module.train()
             figures = {f"val/{name}": value for name, value in found.items()}

@@ -1,6 +1,7 @@
 """Lightning's seat for a divided run: `train.strategy fsdp4-tp2`."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -11,16 +12,18 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed import ProcessGroup, new_group
+from torch.distributed.fsdp import FSDPModule
 
 from alignment import moment
-from kernels.collectives import divide_samples
+from kernels.collectives import divide_samples, divide_stages
 from kernels.errors import UserError
 from mm.artifacts.run import VOCABULARY, Run, build_run, without_pretrained_weights
 from mm.config import AlignConfig, encoders_of
-from mm.parallel.layout import ParallelConfig, is_layout, obstacle
+from mm.parallel.layout import ParallelConfig, is_layout, obstacle, untrained
 from mm.parallel.mesh import Meshes
-from mm.parallel.shard import shard, sum_partial_gradients
-from mm.parallel.state import load_state, save_state, whole_state
+from mm.parallel.shard import complete_gradients, shard
+from mm.parallel.state import begin_saving, load_file, load_state, whole_state
 
 
 class LayoutStrategy(ModelParallelStrategy):
@@ -35,6 +38,9 @@ class LayoutStrategy(ModelParallelStrategy):
         super().__init__(layout.data, layout.tp, timeout=timeout)
         self.layout = layout
         self.meshes: Meshes | None = None
+        self.writers: ProcessGroup | None = None
+        """All processes, over gloo whatever trains: checkpoints are written beside the next steps."""
+        self.saving: Future[None] | None = None
 
     def setup_environment(self) -> None:
         """Connect the processes, and say which of them have samples of their own."""
@@ -42,6 +48,7 @@ class LayoutStrategy(ModelParallelStrategy):
         self.accelerator.setup_device(self.root_device)
         self._setup_distributed()
         self.meshes = Meshes.of(self.layout, self.root_device.type)
+        self.writers = new_group(backend="gloo", timeout=self._timeout)
 
     def setup(self, trainer: Trainer) -> None:
         """Divide the task, then build the optimizer of what this process has of it."""
@@ -57,24 +64,31 @@ class LayoutStrategy(ModelParallelStrategy):
         self.setup_precision_plugin()
 
     def post_backward(self, closure_loss: Tensor) -> None:
-        """Complete the gradients that tensor parallelism leaves in parts."""
+        """Complete the gradients that tensor parallelism and pipelines leave in parts."""
         task: Any = self.lightning_module
         assert self.meshes is not None
-        sum_partial_gradients(task.model, self.meshes)
+        complete_gradients(task, task.model, self.meshes)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write a folder; the state of model and optimizer is taken from themselves."""
+        """Begin to write a folder, when the one before is whole; model and optimizer are asked for their state."""
+        self.finish_saving()
         rest = {name: value for name, value in checkpoint.items() if name not in ("state_dict", "optimizer_states")}
         task: Any = self.lightning_module
-        save_state(Path(self.broadcast(str(filepath))), task, self.optimizers[0], rest)
+        folder = Path(self.broadcast(str(filepath)))
+        self.saving = begin_saving(folder, task, self.optimizers[0], rest, self.writers)
+
+    def finish_saving(self) -> None:
+        """Wait until the newest checkpoint is whole. Raises what was in its way."""
+        saving, self.saving = self.saving, None
+        if saving is not None:
+            saving.result()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a folder that any layout wrote, or the file of a run that was not divided."""
         path = Path(self.broadcast(str(checkpoint_path)))
-        if path.is_file():
-            return super().load_checkpoint(path, weights_only)
         task: Any = self.lightning_module
-        return load_state(path, task, self.optimizers[0])
+        read = load_file if path.is_file() else load_state
+        return read(path, task, self.optimizers[0])
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Nothing: `save_checkpoint` asks the model."""
@@ -85,19 +99,24 @@ class LayoutStrategy(ModelParallelStrategy):
         return {}
 
     def teardown(self) -> None:
+        self.finish_saving()
         divide_samples(None)
+        divide_stages(None)
         super().teardown()
 
 
-def layout_of(trainer: Trainer) -> ParallelConfig | None:
-    """The layout of a trainer; None where the run is not divided."""
-    return trainer.strategy.layout if isinstance(trainer.strategy, LayoutStrategy) else None
+def meshes_of(trainer: Trainer) -> Meshes | None:
+    """The processes that divide a trainer's run; None where none do."""
+    return trainer.strategy.meshes if isinstance(trainer.strategy, LayoutStrategy) else None
 
 
 @contextmanager
 def whole_root(task: LightningModule) -> Iterator[None]:
     """What belongs to no block or encoder is whole within, as in a step: for an evaluation by all processes."""
     root: Any = task
+    if not isinstance(task, FSDPModule):
+        yield
+        return
     root.unshard()
     try:
         yield
@@ -118,10 +137,10 @@ def empty_run(config: AlignConfig, vocabulary: Tensor | None) -> Run:
         return replace(build_run(without_pretrained_weights(config), vocabulary), config=config)
 
 
-def whole_run(task: Any) -> Run:
-    """A divided task's run as one process has it, on the CPU of the first process, called by all; on the others the
+def whole_run(task: Any, meshes: Meshes) -> Run:
+    """A task's run that processes divide as one has it, on the CPU of the first one, called by all; on the others the
     divided one."""
-    state = whole_state(task)
+    state = whole_state(task, meshes.group("pp"))
     if not state:
         return task.run
     config = task.config
@@ -149,8 +168,8 @@ def require_layout(config: AlignConfig, layout: ParallelConfig, processes: int) 
             f"it takes {layout.processes} processes, train.devices times train.num_nodes are {processes}:"
             f" --train.devices {layout.processes} of one machine"
         )
-    elif layout.pp > 1:
-        reason = "train_align has no pipeline: leave pp out"
+    elif (lacks := untrained(layout)) is not None:
+        reason = lacks
     elif config.model.generate:
         reason = "a model that writes (model.generate) is not divided: train it with ddp"
     elif any(moment(config.schedule, progress).merge != "sum" for progress in (0.0, 1.0)):

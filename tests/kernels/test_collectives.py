@@ -16,7 +16,7 @@ from kernels.collectives import (
     all_ranks,
     divide_samples,
     exchange,
-    from_first_rank,
+    from_rank,
     gather,
     gather_uneven,
     joint_mean,
@@ -193,7 +193,7 @@ def samples_divided(rank: int) -> tuple[Tensor, Tensor]:
     inside = world() is None and all_ranks() is not None
     divide_samples(None)
     own = torch.tensor([float(rank)])
-    return torch.tensor([inside, world() is not None]), from_first_rank(own, world())
+    return torch.tensor([inside, world() is not None]), from_rank(own, 0, world())
 
 
 def test_samples_may_be_divided_among_fewer_than_all_ranks(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ bottleneck: {quantizer: {num_codes: 4, width: 8}, reconstruct: 6}
 model:
   embedding: 16
   token_embedding: 8
-  backbone: {width: 32, layers: 1, heads: 2, moe: {num_experts: 8, top_k: 2, hidden: 8, shared: 16}}
+  backbone: {width: 32, layers: 2, heads: 2, moe: {num_experts: 8, top_k: 2, hidden: 8, shared: 16}}
 loss: {filip_rows: 6, itm_rows: 4}
 schedule: {kind: progressive, stage2: 0.2, stage3: 0.4}
 train: {steps: 10, batch_size: 8, precision: fp32, accelerator: cpu, checkpoint_every: 2, strategy: ddp, ema: 0.5}
@@ -180,9 +180,10 @@ def test_runs_on_two_ranks_or_resumed_on_another_number_end_with_the_same_weight
     assert train("stopped", 2, *resumed) == [0, 0]
     assert train("grown", 2, *resumed) == [0, 0]
     assert train("shrunk", 1, *resumed) == [0]
-    # Divided by data and experts, killed, and on by heads.
+    # Divided by data and experts, killed, on by heads, killed, and on by blocks.
     assert train("divided", 2, "--train.strategy", "fsdp2-ep2", killed_at=5) == [-signal.SIGKILL] * 2
-    assert train("divided", 2, "--train.strategy", "tp2", *resumed) == [0, 0]
+    assert train("divided", 2, "--train.strategy", "tp2", "--resume", "true", killed_at=7) == [-signal.SIGKILL] * 2
+    assert train("divided", 2, "--train.strategy", "pp2", *resumed) == [0, 0]
     expected = load_file(tmp_path / "one" / "model.safetensors")
     logged = figures(tmp_path / "one")
     assert logged["step"] == 9 and "train/itm/image_audio" in logged

@@ -9,15 +9,16 @@ import torch
 from kernels.collectives import all_ranks
 from kernels.errors import UserError
 from kernels.grouped_mlp import grouped_mlp
-from mm.bench.dist import Case, alone, checked, on_processes
+from mm.bench.dist import Case, alone, checked
 from mm.bench.parity import Found, difference, small_config, take_steps
+from mm.bench.processes import on_processes
 from mm.parallel.experts import DividedExperts
 
 CASES: list[Case] = [
     ("fsdp2", 5, False),  # which are not divided evenly
     ("fsdp2-ep2", 128, True),
     ("tp2", 8, False),
-    ("pp2 interleaved", 8, True),
+    ("pp2-vpp2", 8, True),
 ]
 WIDTH = 32
 

@@ -100,4 +100,4 @@ def test_a_run_that_is_not_divided_reads_one_file(
     used = plain.get_parameter("used.weight")
     assert content["global_step"] == 2 and optimizer.param_groups[0]["lr"] == 0.1
     assert list(optimizer.state) == [used] and optimizer.state[used]["step"] == 2
-    assert torch.equal(whole_state(model)["used.weight"], used)
+    assert torch.equal(whole_state(model, None)["used.weight"], used)

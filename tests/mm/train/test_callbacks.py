@@ -10,6 +10,9 @@ from torch import nn
 
 from mm.train.callbacks import KeepBest, PeriodicEvaluation, WeightAverage, restore, snapshot
 
+ALONE = SimpleNamespace(broadcast=lambda found: found)
+"""The strategy of one process."""
+
 
 class Toy(LightningModule):
     def __init__(self) -> None:
@@ -33,7 +36,7 @@ def task() -> Toy:
 def steps(task: Toy, callbacks: list[Any], values: list[float]) -> Any:
     """After step n the weight is values[n - 1]; -> the trainer, after fitting."""
     trainer: Any = SimpleNamespace(
-        global_step=0, max_steps=len(values), is_global_zero=True, should_stop=False, strategy=None
+        global_step=0, max_steps=len(values), is_global_zero=True, should_stop=False, strategy=ALONE
     )
     for value in values:
         trainer.global_step += 1
@@ -74,7 +77,7 @@ def test_evaluations_that_nobody_asked_for_stay_within_their_share(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr("mm.train.callbacks.time.perf_counter", lambda: now[0])
-    trainer: Any = SimpleNamespace(global_step=0, max_steps=100, is_global_zero=True, strategy=None)
+    trainer: Any = SimpleNamespace(global_step=0, max_steps=100, strategy=ALONE)
 
     def evaluated(seconds: float, share: float | None) -> list[int]:
         """At which steps of a run of 100 s an evaluation that takes so long is made."""
