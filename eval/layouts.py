@@ -5,6 +5,8 @@ from typing import Any
 
 Result = Mapping[str, Any]
 GIB = 2**30
+STATE = ("parameters", "gradients", "moments")
+"""Roles of the bytes that are held from step to step."""
 
 
 def held(row: Result) -> float:
@@ -22,6 +24,47 @@ def layout_rows(result: Result) -> list[list[str]]:
         seconds = f"{row['seconds']:.2f} ({row['seconds_alone']:.2f})"
         rows.append([name, *errors, f"{100 * held(row):.1f} %", seconds, f"{row['samples_per_second']:.0f}"])
     return rows
+
+
+def bytes_rows(result: Result) -> list[list[str]]:
+    """MB of a process of each layout whose blocks are not recomputed: its state beside the planner's formula, and what
+    a step makes beside what one process alone makes."""
+    rows = []
+    for row in result["rows"]:
+        if row["checkpoint"] or "predicted" not in row:
+            continue
+        state = [sum(row["bytes"].values()), sum(row["predicted"][role] for role in STATE)]
+        made = [row["activations"], row["activations_alone"]]
+        name = f"{row['layout']}, {row['experts']} experts"
+        rows.append([name, *(f"{size / 1e6:.1f}" for size in (*state, *made))])
+    return rows
+
+
+def checkpoint_rows(result: Result) -> list[list[str]]:
+    """By the layout that wrote a checkpoint: how many of its tensors came back to the bit under each that read it."""
+    readers = list(dict.fromkeys(each["loaded"] for each in result["checkpoints"]))
+    found: dict[str, dict[str, str]] = {}
+    for each in result["checkpoints"]:
+        exact = each["tensors"] - len(each["differ"])
+        found.setdefault(each["saved"], {})[each["loaded"]] = f"{exact} of {each['tensors']}"
+    return [
+        ["written under", *readers],
+        *([saved, *(cells[word] for word in readers)] for saved, cells in found.items()),
+    ]
+
+
+def kills_said(result: Result) -> str:
+    """What runs left that lost a rank."""
+    kills = result["kills"]
+    exact = sum(each["exact"] for each in kills)
+    saving = sum(each["saving"] for each in kills)
+    noticed = sum(each["noticed"] for each in kills)
+    words = " and ".join(sorted({each["layout"] for each in kills}))
+    return (
+        f"Killed (SIGKILL to one rank of {words}): {exact} of {len(kills)} runs left a whole checkpoint that is, to the"
+        f" bit, what a run that nobody killed had after that step; in {saving} a checkpoint was being written; in"
+        f" {noticed} the other rank ended by itself."
+    )
 
 
 def plan_rows(result: Result) -> list[list[str]]:

@@ -10,7 +10,15 @@ from eval.claims import Evidence, claims
 from eval.coco import DIRECTIONS
 from eval.figures import first_protocol
 from eval.gpu import BOTH, beside, contests, described_gpu, gpu_lines
-from eval.layouts import layout_rows, plan_rows, published_errors, published_rows
+from eval.layouts import (
+    bytes_rows,
+    checkpoint_rows,
+    kills_said,
+    layout_rows,
+    plan_rows,
+    published_errors,
+    published_rows,
+)
 from eval.measures import random_recall
 from eval.retrieval import RECALL_AT
 from eval.studies import Study
@@ -333,9 +341,23 @@ def layouts_table(result: Result) -> str:
     """What scripts/dist_check.py found of each layout, and below it where."""
     shared = "gloo, all processes on the cores of one machine, which they share"
     where = f"{result['hardware']}, {shared} (commit {result['commit'][:7]})"
-    return (
-        f"{markdown(LAYOUT_COLUMNS, layout_rows(result))}\n\nMeasured on: {where}. By `python scripts/dist_check.py`."
-    )
+    command = "By `python scripts/dist_check.py --parts '[layouts]'`"
+    return f"{markdown(LAYOUT_COLUMNS, layout_rows(result))}\n\nMeasured on: {where}. {command}."
+
+
+def bytes_table(result: Result) -> str:
+    """What a process of each layout holds and makes, where it was measured."""
+    columns = ("layout", "state, MB", "by formula, MB", "made by a step, MB", "by one process alone, MB")
+    rows = bytes_rows(result)
+    return markdown(columns, rows) if rows else ""
+
+
+def recovery_table(result: Result) -> str:
+    """Checkpoints read under every layout, and what runs left that lost a rank."""
+    columns, *rows = checkpoint_rows(result)
+    where = f"{result['hardware']}, gloo (commit {result['commit'][:7]})"
+    command = "By `python scripts/dist_check.py --parts '[checkpoints,kills]'`"
+    return f"{markdown(columns, rows)}\n\n{kills_said(result)}\n\nMeasured on: {where}. {command}."
 
 
 def plan_table(result: Result) -> str:
