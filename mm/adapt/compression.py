@@ -12,11 +12,11 @@ from kernels.ranges import check_ranges
 from mm.adapt.sets import data_of
 from mm.adapt.task import AdaptTask
 from mm.artifacts.phases import Phases
-from mm.artifacts.run import WEIGHTS, Run, load_run, save_run
+from mm.artifacts.run import WEIGHTS, Run, load_run, quantize_run, save_run
 from mm.artifacts.seen import load_seen, save_seen
 from mm.compress.integers import Packed
 from mm.compress.ledger import LedgerRow, file_ledger, ledger_table
-from mm.compress.quantize import QATConfig, convert, prepare_qat, quantize_activations
+from mm.compress.quantize import QATConfig, convert, prepare_qat
 from mm.config import AlignConfig
 from mm.data.module import AlignData
 from mm.device import choose_device
@@ -111,10 +111,10 @@ def _compress(config: CompressConfig, device: torch.device) -> None:
     phases.end("preparation")
     if config.qat:
         run.packed = train_quantized(run, data, config)
+        run.compression = bits_of(config)
         phases.end("training")
     else:
-        quantize_activations(run.model, config.activation_bits)
-    run.compression = bits_of(config)
+        quantize_run(run, bits_of(config))
     save_run(run, folder)
     result = evaluate_run(run, data, {val: dataset}, folder, phases)
     rows = file_ledger(folder / WEIGHTS)

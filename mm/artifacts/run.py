@@ -148,6 +148,24 @@ def stored_state(run: Run) -> dict[str, Tensor]:
     return tensors
 
 
+def quantize_run(run: Run, bits: QATConfig) -> Run:
+    """Give a run the weights that its file would hold in so many bits; its layers read as that file's do.
+
+    Args:
+        run: in float32, changed in place.
+        bits: of weights and activations.
+
+    Raises:
+        ValueError: it is in fewer bits already: rounding twice is another model.
+    """
+    if run.compression is not None:
+        raise UserError(f"compressed already, to {run.compression.weight_bits} bits: name the run it came from")
+    quantize_activations(run.model, bits.activation_bits)
+    run.compression = bits
+    stored_state(run)
+    return run
+
+
 def load_run(folder: str | Path, adapters: tuple[Path, ...] = ()) -> Run:
     """Load a finished run, checked to behave as it did when it was saved. Nothing of the folder is executed.
 

@@ -31,7 +31,7 @@ from mm.infer.decoding import Decoding
 from mm.optional import require
 from mm.serve.command import Served, run_server, serve
 from mm.serve.config import BatchingConfig, ServeConfig
-from mm.serve.engine import WORDS, Engine, ServeRun, Told
+from mm.serve.engine import FLOAT, WORDS, Engine, ServeRun, Told
 from mm.serve.inputs import Row
 
 NOTHING = 0.004
@@ -66,6 +66,7 @@ class Idle:
 
     kinds: Sequence[str] = ("text",)
     digest = "nothing"
+    bits = FLOAT
 
     def run(self, kind: str, payloads: Sequence[Any], told: Told) -> Sequence[Any]:
         """N texts -> N numbers (1,), their own."""

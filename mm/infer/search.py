@@ -8,6 +8,7 @@ from kernels.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from mm.infer.base import BaseEmbedder
     from mm.infer.index import Hit, Index
 
 
@@ -69,7 +70,21 @@ def open_index(folder: Path, images: Path | None, model: str | None, device: str
     if known is not None:
         loaded = known.model
     assert loaded is not None
-    built = Index.build(loaded, images, known)
+    return index_images(folder, images, loaded, known)
+
+
+def index_images(folder: Path, images: Path, model: "BaseEmbedder", known: "Index | None") -> "Index":
+    """Build an index of a folder of images and write it.
+
+    Args:
+        folder: where it is written.
+        images: to be indexed.
+        model: that makes vectors.
+        known: the index that is there, of which only files that changed are read again.
+    """
+    from mm.infer.index import Index
+
+    built = Index.build(model, images, known)
     built.save(folder)
     return built
 

@@ -116,14 +116,17 @@ class Handlers:
         return Response(shown.content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"})
 
     async def health(self) -> Response:
-        """200 where an engine is ready, 503 where none is."""
-        ready = self.service.dispatcher.engines
-        return _json({"engines": ready, "kinds": list(self.service.kinds)}, 200 if ready else 503)
+        """200 where an engine is ready, 503 where none is; the bits of its weights."""
+        dispatcher = self.service.dispatcher
+        state = {"engines": dispatcher.engines, "kinds": list(self.service.kinds), "bits": dispatcher.bits}
+        return _json(state, 200 if dispatcher.engines else 503)
 
     async def metrics(self) -> Response:
         """For Prometheus."""
         dispatcher = self.service.dispatcher
         now = {"mm_waiting_items": float(len(dispatcher.batcher)), "mm_engines": float(dispatcher.engines)}
+        if dispatcher.bits is not None:
+            now["mm_weight_bits"] = float(dispatcher.bits)
         return Response(dispatcher.metrics.text(now), media_type=CONTENT_TYPE)
 
     async def index_page(self) -> Response:

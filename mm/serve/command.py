@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernels.errors import UserError
@@ -59,22 +60,28 @@ def served_run(config: ServeConfig) -> Served:
     """Read what is served: the run, to read inputs as it does, and the index."""
     import torch
 
-    from mm.infer.embedder import Embedder
-    from mm.infer.loading import load
-    from mm.infer.search import open_index
-    from mm.serve.engine import ServeRun, kinds_of
+    from mm.serve.engine import ServeRun, kinds_of, load_in_bits
     from mm.serve.inputs import InputReader
 
     torch.set_num_threads(1)  # of this process, which decodes: cores are for engines
-    embedder = load(config.model, "cpu")
-    if not isinstance(embedder, Embedder):
-        raise UserError(f"{config.model} is no finished run, which is what can be served")
+    embedder = load_in_bits(config.model, "cpu", config.bits)
     if config.images is not None:
-        assert config.index is not None  # the settings have checked
-        open_index(config.index, config.images, config.model, config.device)
+        bring_up_to_date(config, config.images)
     reader = InputReader(embedder.processor, config.limits)
-    build = ServeRun(config.model, config.device, config.decoding)
+    build = ServeRun(config.model, config.device, config.decoding, config.bits)
     return Served(build, reader, kinds_of(embedder), gallery_of(config, embedder, reader))
+
+
+def bring_up_to_date(config: ServeConfig, images: Path) -> None:
+    """Index a folder of images by the model that is served, of an index that is there only what changed."""
+    from mm.infer.index import FILE, Index
+    from mm.infer.search import index_images
+    from mm.serve.engine import load_in_bits
+
+    assert config.index is not None  # the settings have checked
+    model = load_in_bits(config.model, config.device, config.bits)
+    known = Index.load(config.index, model, config.device) if (config.index / FILE).is_file() else None
+    index_images(config.index, images, model, known)
 
 
 def gallery_of(config: ServeConfig, embedder: "Embedder", reader: "InputReader") -> "Gallery | None":

@@ -3,7 +3,7 @@
 import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from kernels.errors import UserError
 from kernels.ranges import check_ranges
@@ -84,6 +84,9 @@ class ServeConfig:
     """What requests must bring as `Authorization: Bearer TOKEN`, and a browser once as /?token=TOKEN."""
     workers: Annotated[int, "[1, inf)"] = 1
     """Processes that compute, each with the run's weights."""
+    bits: Literal[4, 8] | None = None
+    """In which the run is computed, its weights rounded as `mm-align compress` rounds them; without it, in those in
+    which it is stored."""
     device: str = "auto"
     """Of these: auto is the GPU where there is one; or a device as torch names it."""
     batching: BatchingConfig = BatchingConfig()

@@ -69,6 +69,7 @@ class Dispatcher:
         self.alive = alive
         self.most = most
         self.digest: str | None = None
+        self.bits: int | None = None
         self.measured: dict[str, tuple[float, float]] = {}
         """Seconds of a batch of one and of a full one, by kind, of the engines' warm-up."""
         self.idle: list[bytes] = []
@@ -173,6 +174,7 @@ class Dispatcher:
     def _ready(self, engine: bytes, facts: dict[str, Any]) -> None:
         logger.info("engine %s is ready: %s", engine.decode(), ", ".join(facts["kinds"]))
         self.digest = facts["digest"]
+        self.bits = facts["bits"]
         self.measured = facts["seconds"]
         self._free(engine)
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 
+from kernels.errors import UserError
+from mm.artifacts.run import quantize_run
 from mm.batch import Batch
+from mm.compress.quantize import QATConfig
 from mm.infer.decoding import Decoding
 from mm.infer.embedder import Embedder
 from mm.infer.loading import load
@@ -17,6 +20,8 @@ from mm.serve.inputs import packed
 
 MATCH = "match"
 """The kind of pairs of an image and a text."""
+FLOAT = 32
+"""Bits of a weight that is not compressed."""
 CAPTION = "caption/"
 """Before a modality: the kind of what is described."""
 WORDS = "a red circle left of two small blue squares"
@@ -32,6 +37,8 @@ class Engine(Protocol):
     """That it computes."""
     digest: str
     """Equal for engines that give equal answers."""
+    bits: int
+    """Of a weight."""
 
     def run(self, kind: str, payloads: Sequence[Any], told: Told) -> Sequence[Any]:
         """N payloads of a kind -> N results."""
@@ -48,17 +55,17 @@ class ServeRun:
         model: as `mm.load` takes it.
         device: as `mm.load` takes it.
         decoding: how captions are written.
+        bits: of weights, see `load_in_bits`.
     """
 
     model: str
     device: str
     decoding: Decoding
+    bits: Literal[4, 8] | None = None
 
     def __call__(self) -> "RunEngine":
         """Load the run."""
-        opened = load(self.model, self.device)
-        assert isinstance(opened, Embedder)  # the command has checked
-        return RunEngine(opened, self.decoding)
+        return RunEngine(load_in_bits(self.model, self.device, self.bits), self.decoding)
 
 
 class RunEngine:
@@ -73,6 +80,7 @@ class RunEngine:
         self.embedder = embedder
         self.decoding = decoding
         self.digest = embedder.digest
+        self.bits = FLOAT if embedder.run.compression is None else embedder.run.compression.weight_bits
         self.kinds: Sequence[str] = kinds_of(embedder)
 
     def run(self, kind: str, payloads: Sequence[Any], told: Told) -> Sequence[Any]:
@@ -124,6 +132,29 @@ class RunEngine:
         writer = TextWriter(run.model, self.embedder.processor.tokenizer)
         condition = writer.condition([self._batch(modality, payloads).to(run.device)], modality)
         return writer.write([""] * len(payloads), condition, self.decoding, told)
+
+
+def load_in_bits(model: str, device: str, bits: Literal[4, 8] | None) -> Embedder:
+    """Load a run that is served.
+
+    Args:
+        model: as `mm.load` takes it.
+        device: as `mm.load` takes it.
+        bits: to which weights are rounded; None leaves them as they are stored, and so does what they are stored in.
+
+    Raises:
+        ValueError: it is no finished run, or is stored in other bits, which cannot be rounded again.
+    """
+    opened = load(model, device)
+    if not isinstance(opened, Embedder):
+        raise UserError(f"{model} is no finished run, which is what can be served")
+    stored = opened.run.compression
+    if bits is None or (stored is not None and stored.weight_bits == bits):
+        return opened
+    try:
+        return Embedder(quantize_run(opened.run, QATConfig(weight_bits=bits)), model)
+    except UserError as error:
+        raise UserError(f"{model} cannot be served in {bits} bits: {error}") from error
 
 
 def kinds_of(embedder: Embedder) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ class BatchLoop(LitLoop):
         socket.setsockopt(zmq.IDENTITY, str(os.getpid()).encode())
         socket.connect(lit_api.address)
         engine = lit_api.engine
-        facts = {"kinds": engine.kinds, "digest": engine.digest, "seconds": lit_api.seconds}
+        facts = {"kinds": engine.kinds, "digest": engine.digest, "bits": engine.bits, "seconds": lit_api.seconds}
         socket.send(pickle.dumps(("ready", facts)))
         while os.getppid() == server:
             if socket.poll(PATIENCE):

@@ -28,7 +28,7 @@ class Engine:
         self.socket.connect(address)
 
     async def ready(self) -> None:
-        await self.socket.send(pickle.dumps(("ready", {"kinds": ["text"], "digest": "d", "seconds": {}})))
+        await self.socket.send(pickle.dumps(("ready", {"kinds": ["text"], "digest": "d", "bits": 32, "seconds": {}})))
 
     async def batch(self) -> tuple[int, str, list[Any]]:
         return pickle.loads(await asyncio.wait_for(self.socket.recv(), 10))

@@ -109,6 +109,7 @@ def test_what_is_counted_can_be_scraped(server: Any) -> None:
     lines = body.decode().splitlines()
     assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
     assert any(line.startswith('mm_requests_total{path="/embed",status="200"} ') for line in lines)
+    assert "mm_weight_bits 32" in lines and server.ask("/health")[1]["bits"] == 32
     counts = [int(line.split()[-1]) for line in lines if line.startswith("mm_item_seconds_bucket")]
     assert counts == sorted(counts) and counts[-1] > 0
     paths = server.ask("/openapi.json")[1]["paths"]
