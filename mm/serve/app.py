@@ -124,7 +124,7 @@ class Handlers:
     async def metrics(self) -> Response:
         """For Prometheus."""
         dispatcher = self.service.dispatcher
-        now = {"mm_waiting_items": float(len(dispatcher.batcher)), "mm_engines": float(dispatcher.engines)}
+        now = {"mm_waiting_items": float(dispatcher.waiting), "mm_engines": float(dispatcher.engines)}
         if dispatcher.bits is not None:
             now["mm_weight_bits"] = float(dispatcher.bits)
         return Response(dispatcher.metrics.text(now), media_type=CONTENT_TYPE)

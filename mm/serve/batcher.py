@@ -242,28 +242,45 @@ class Batcher:
 
     def _held_until(self, batch: Sequence[Item], now: float, idle_since: float) -> float:
         """When to look at a batch again; `now` if it leaves."""
+        hold = self.hold(batch, now, idle_since)
+        if hold <= 0:
+            return now
+        return now + min(max(SHORTEST, hold / 4), self._longest_hold(batch, now, idle_since))
+
+    def _longest_hold(self, batch: Sequence[Item], now: float, idle_since: float) -> float:
+        """Seconds that a batch may be held, so that no item waits too long or is answered too late."""
+        waited = now - max(idle_since, batch[0].arrived)
+        longest = max(item.tokens for item in batch)
+        after = self.seconds(batch[0].kind, longest, len(batch) + 1)
+        return min(self.limits.delay - waited, batch[0].deadline - now - after)
+
+    def hold(self, batch: Sequence[Item], now: float, idle_since: float) -> float:
+        """Seconds for which a batch is best held for others, as things are expected now; 0 if it leaves.
+
+        Args:
+            batch: items of one kind, the oldest first.
+            now: seconds of the items' clock.
+            idle_since: when the engine became idle.
+        """
         room = self.limits.size - len(batch)
         kind, count = batch[0].kind, len(batch)
         if kind not in self.forecasts or room <= 0:
-            return now
+            return 0.0
         longest = max(item.tokens for item in batch)
         alone = self.seconds(kind, longest, 1)
         before = self.seconds(kind, longest, count)
         after = self.seconds(kind, longest, count + 1)
         # One that joins spares a batch, and makes all that were there wait for the part it adds.
         spared = before + alone - after - count * (after - before)
-        waited = now - max(idle_since, batch[0].arrived)
-        longest_hold = min(self.limits.delay - waited, batch[0].deadline - now - after)
+        longest_hold = self._longest_hold(batch, now, idle_since)
         if spared <= 0 or longest_hold <= 0:
-            return now
+            return 0.0
         steps = np.arange(1, STEPS + 1) * (longest_hold / STEPS)
         joining = np.minimum(self.forecasts[kind].expected(now, steps), room)
         waits = np.cumsum(joining) * steps[0]  # of those that join, until all leave
         gains = joining * spared - len(self) * steps - waits
         best = int(gains.argmax())
-        if gains[best] <= 0:
-            return now
-        return now + min(max(SHORTEST, float(steps[best]) / 4), longest_hold)
+        return float(steps[best]) if gains[best] > 0 else 0.0
 
 
 def bisected(run: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any]) -> list[Any]:

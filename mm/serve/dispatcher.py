@@ -80,6 +80,11 @@ class Dispatcher:
         self.tasks: list[asyncio.Task[None]] = []
 
     @property
+    def waiting(self) -> int:
+        """Inputs that no engine computes yet."""
+        return len(self.batcher)
+
+    @property
     def engines(self) -> int:
         """How many are ready or at work."""
         return len(self.idle) + len(self.running)

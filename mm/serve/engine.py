@@ -1,5 +1,6 @@
 """What computes batches, in a process of its own: a finished run."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -165,3 +166,18 @@ def kinds_of(embedder: Embedder) -> tuple[str, ...]:
     if embedder.run.model.causal is not None:
         kinds += [f"{CAPTION}{modality}" for modality in ("image", "audio") if modality in embedder.modalities]
     return tuple(kinds)
+
+
+def timed(engine: Engine, kind: str, payload: Any, size: int) -> tuple[float, float]:
+    """Seconds of a batch of one and of a full one."""
+    one = list(_timed(engine, kind, [payload]))
+    full = list(_timed(engine, kind, [payload] * size))
+    return min(one), min(full)
+
+
+def _timed(engine: Engine, kind: str, payloads: list[Any]) -> Iterator[float]:
+    """Seconds of two runs; the first one pays for what is made once."""
+    for _ in range(2):
+        started = time.perf_counter()
+        engine.run(kind, payloads, lambda place, text: None)
+        yield time.perf_counter() - started

@@ -7,21 +7,43 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from mm.infer.ahead import THREADS
 from mm.serve.batcher import Item
-from mm.serve.dispatcher import Dispatcher
 from mm.serve.engine import CAPTION, MATCH
 from mm.serve.gallery import Found, Gallery
 from mm.serve.inputs import Given, InputReader, Refused, Row, one_modality
+from mm.serve.metrics import Metrics
 
 WRITING = 10
 """How many times as long a caption may take as anything else."""
 RERANKED = 20
 """Images that are re-ranked, the nearest."""
+
+
+class Dispatching(Protocol):
+    """Gets inputs computed: by processes of this machine (`Dispatcher`), or by a replica of Ray Serve."""
+
+    metrics: Metrics
+    digest: str | None
+    bits: int | None
+
+    @property
+    def engines(self) -> int:
+        """How many are ready or at work."""
+
+    @property
+    def waiting(self) -> int:
+        """Inputs that no engine computes yet."""
+
+    def submit(self, kind: str, tokens: int, payload: Any, seconds: float) -> Item:
+        """Take in one input; its result is awaited at `item.payload.result`. Raises Refused where too many wait."""
+
+    def withdraw(self, item: Item) -> None:
+        """Nobody waits for an item any more."""
 
 
 class Service:
@@ -37,7 +59,7 @@ class Service:
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        dispatcher: Dispatching,
         reader: InputReader,
         kinds: Sequence[str],
         seconds: float,

@@ -9,8 +9,7 @@ import logging
 import os
 import pickle
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import zmq
@@ -19,7 +18,7 @@ from litserve.loops.base import LitLoop
 
 from kernels.errors import UserError
 from mm.serve.batcher import bisected
-from mm.serve.engine import Engine
+from mm.serve.engine import Engine, timed
 
 logger = logging.getLogger(__name__)
 PATIENCE = 1000
@@ -84,9 +83,7 @@ class Worker(LitAPI):
         """Build the engine, and warm it up: a batch of one and a full one of each kind, whose seconds are kept."""
         self.engine = self.build()
         for kind, payload in self.engine.examples():
-            one = list(_timed(self.engine, kind, [payload]))
-            full = list(_timed(self.engine, kind, [payload] * self.size))
-            self.seconds[kind] = min(one), min(full)
+            self.seconds[kind] = timed(self.engine, kind, payload, self.size)
 
     def predict(self, x: Any, **_: Any) -> Any:
         """LitServe's own loop would call it; ours does not."""
@@ -114,11 +111,3 @@ def _sendable(result: Any) -> Any:
         return UserError(said)
     logger.error("an item fails alone", exc_info=result)
     return RuntimeError(f"{type(result).__name__}: {said}")
-
-
-def _timed(engine: Engine, kind: str, payloads: list[Any]) -> Iterator[float]:
-    """Seconds of two runs; the first one pays for what is made once."""
-    for _ in range(2):
-        started = time.perf_counter()
-        engine.run(kind, payloads, lambda place, text: None)
-        yield time.perf_counter() - started

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from mm.artifacts.run import Run, save_run
@@ -94,6 +96,52 @@ def server(
         words += ["--limits.seconds", "1", "--decoding.max_tokens", "4", "--device", "cpu", "--batching.size", "8"]
         servers["server"] = started(folder, "run", *words)
     return servers["server"]
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path, Path], Server]]:
+    """deployed(run, file) -> `serve run` of a deployment file of Ray Serve with that run, when both replicas answer."""
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def deploy(run: Path, file: Path) -> Server:
+        folder = tmp_path_factory.mktemp("deployed")
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        content = yaml.safe_load(file.read_text())
+        content["http_options"]["port"] = port
+        (application,) = content["applications"]
+        application["args"]["model"] = str(run)
+        application["deployments"][0]["ray_actor_options"]["num_cpus"] = 0.1
+        (folder / "ray.yaml").write_text(yaml.safe_dump(content))
+        log = folder / "log.txt"
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "RAY_DEDUP_LOGS": "0"}
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "ray.serve.scripts", "run", "ray.yaml"],
+                cwd=folder,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        begun.append(process)
+        server = Server(process, f"http://127.0.0.1:{port}", folder, log)
+        end = time.monotonic() + 180
+        while time.monotonic() < end and process.poll() is None:
+            with contextlib.suppress(OSError):
+                answering = server.ask("/health")[0] == 200
+                if answering and len(set(re.findall(r"Replica pid=(\d+)", log.read_text()))) == 2:
+                    return server
+            time.sleep(0.3)
+        raise AssertionError(log.read_text())
+
+    yield deploy
+    for process in begun:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def index_of(run: Run, folder: Path) -> None:
