@@ -73,8 +73,8 @@ class Collate:
                 several ranks are those of one process.
         """
         rows = self.token_rows(captions)
-        ids = _stack([row for row, _ in rows])
-        mask = _stack([real for _, real in rows])
+        ids = stack_rows([row for row, _ in rows])
+        mask = stack_rows([real for _, real in rows])
         batch.put("text", ids, mask)
         present = [bool(caption) for caption in captions]
         batch.present["text"] = torch.tensor(present)
@@ -106,7 +106,7 @@ def _lengths(mask: Tensor) -> list[int]:
     return (mask * positions).amax(1).tolist()
 
 
-def _stack(rows: Sequence[Tensor]) -> Tensor:
+def stack_rows(rows: Sequence[Tensor]) -> Tensor:
     """Token rows (L_i,) -> (B, max L), padded with zeros (False in a mask)."""
     lengths = {len(row) for row in rows}
     if len(lengths) == 1:

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import logging
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from starlette.exceptions import HTTPException as RoutingException
 from starlette.requests import ClientDisconnect
 
 from mm.serve.config import ServeConfig, is_local
-from mm.serve.door import Door
+from mm.serve.connection import WHOLE
+from mm.serve.door import App, Door, Scope
 from mm.serve.gallery import described
 from mm.serve.inputs import Given, Refused, given_in, given_of, json_object
 from mm.serve.metrics import CONTENT_TYPE
 from mm.serve.page import POLICY, hits_html, search_page
 from mm.serve.service import Service
 
+logger = logging.getLogger(__name__)
 VECTORS = "application/octet-stream"
 LINES = "application/x-ndjson"
 MOST_FOUND = 100
@@ -145,7 +148,7 @@ class Handlers:
         parts: list[bytes] = []
         size = 0
         try:
-            async with asyncio.timeout(self.limits.seconds):
+            async with asyncio.timeout(None if request.scope.get(WHOLE) else self.limits.seconds):
                 async for part in request.stream():
                     size += len(part)
                     if size > self.limits.bytes:
@@ -160,7 +163,7 @@ class Handlers:
         return b"".join(parts), request.headers.get("content-type", "")
 
 
-def build_app(service: Service, config: ServeConfig, lifespan: Lifespan) -> FastAPI:
+def build_app(service: Service, config: ServeConfig, lifespan: Lifespan) -> Door:
     """An ASGI application.
 
     Args:
@@ -187,14 +190,32 @@ def build_app(service: Service, config: ServeConfig, lifespan: Lifespan) -> Fast
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(RoutingException, _not_there)
     app.add_exception_handler(HTTPException, _not_there)
-    app.add_middleware(
-        Door,
+    app.add_exception_handler(Exception, _failed)
+    return Door(
+        app,
+        {path: direct(routes[path]) for path in ("/embed", "/match", "/caption")},
         metrics=service.dispatcher.metrics,
         token=config.token,
         local=is_local(config.host),
         paths={*routes, "/health", "/metrics", "/"},
     )
-    return app
+
+
+def direct(handler: Callable[[Request], Awaitable[Response]]) -> App:
+    """A handler as an ASGI application of its own, whose refusals are answered as FastAPI's are."""
+
+    async def answer(scope: Scope, receive: Any, send: Any) -> None:
+        request = Request(scope, receive)
+        try:
+            response = await handler(request)
+        except Refused as error:
+            response = await _refused(request, error)
+        except Exception as error:
+            logger.exception("%s failed", scope["path"])
+            response = await _failed(request, error)
+        await response(scope, receive, send)
+
+    return answer
 
 
 def _json(content: Any, status: int = 200) -> Response:
@@ -227,6 +248,10 @@ async def _refused(request: Request, error: Exception) -> Response:
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     return response
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return _json({"error": f"{request.url.path} failed; the server's log says how"}, 500)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

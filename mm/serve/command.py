@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,7 @@ def run_server(served: Served, config: ServeConfig) -> None:
     import uvicorn
     from litserve.utils import wrap_litserve_start
 
+    from mm.serve.connection import PatientProtocol
     from mm.serve.worker import Engines, Worker
 
     listening = listen(config)
@@ -115,7 +117,15 @@ def run_server(served: Served, config: ServeConfig) -> None:
         )
         app = app_of(served, config, engines, address)
         server = uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE)
+            uvicorn.Config(
+                app,
+                http=partial(PatientProtocol, seconds=config.limits.seconds),
+                ws="none",
+                proxy_headers=False,
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=GRACE,
+            )
         )
         host, port = listening.getsockname()[:2]
         logger.info("serving %s at http://%s:%d", config.model, f"[{host}]" if ":" in host else host, port)

@@ -53,7 +53,7 @@ class RequestLimits:
     waiting: Annotated[int, "[1, inf)"] = 512
     """Inputs that may wait for an engine; further ones are answered 429."""
     seconds: Annotated[float, "(0, inf)"] = 30.0
-    """In which a body must have come."""
+    """In which a header must have come, and then its body."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "limits")

@@ -199,8 +199,8 @@ class Dispatcher:
         if running is None:  # of an engine that was taken for dead
             return
         now = time.monotonic()
-        self.batcher.done(running.batch, now - running.began)
         self._free(running.engine)  # first: an engine that waits costs more than an answer that does
+        self.batcher.done(running.batch, now - running.began)
         for item, result in zip(running.batch, results, strict=True):
             self.metrics.latency.observe(now - item.arrived)
             if isinstance(result, Exception):

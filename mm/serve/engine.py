@@ -96,7 +96,10 @@ class RunEngine:
     def examples(self) -> Iterator[tuple[str, Any]]:
         """A text of some words, a grey image, a second of silence; what is made of them."""
         processor = self.embedder.processor
-        rows: dict[str, Any] = {"text": WORDS}
+        rows: dict[str, Any] = {}
+        if "text" in processor.encoders:
+            words = processor.text([WORDS])
+            rows["text"] = (words.inputs["text"][0].numpy(), words.masks["text"][0].numpy())
         if "image" in processor.encoders:
             grey = processor.images([np.full((64, 64, 3), 128, dtype=np.uint8)])
             rows["image"] = (grey.inputs["image"][0].numpy(), None)
@@ -110,11 +113,8 @@ class RunEngine:
                 yield kind, rows[kind.removeprefix(CAPTION)]
 
     def _batch(self, modality: str, payloads: Sequence[Any]) -> Batch:
-        if modality == "text":
-            return self.embedder.processor.text(list(payloads))
-        inputs, mask = packed(payloads)
         batch = Batch(torch.arange(len(payloads)))
-        batch.put(modality, torch.from_numpy(inputs), None if mask is None else torch.from_numpy(mask))
+        batch.put(modality, *packed(payloads))
         return batch
 
     def _match(self, pairs: Sequence[Any]) -> list[float]:

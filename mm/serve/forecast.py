@@ -33,8 +33,8 @@ class Pace:
 
     def __init__(self) -> None:
         self.last = -math.inf
-        self.fast = np.zeros(2)  # gaps, and seconds of them
-        self.slow = np.zeros(2)
+        self.fast = (0.0, 0.0)  # gaps, and seconds of them
+        self.slow = (0.0, 0.0)
         self.burst = 0.5  # probability right after the last arrival
 
     @property
@@ -50,16 +50,15 @@ class Pace:
         if first:
             return
         if not self.known:
-            self.fast[:] = 1.0, gap / 2
-            self.slow[:] = 1.0, gap * 2
+            self.fast = (1.0, gap / 2)
+            self.slow = (1.0, gap * 2)
             return
         fast, slow = self._rates()
         likely = self.burst * fast * math.exp(-fast * gap)
         other = (1 - self.burst) * slow * math.exp(-slow * gap)
         share = likely / (likely + other) if likely + other > 0 else 0.0
-        for counted, weight in ((self.fast, share), (self.slow, 1 - share)):
-            counted *= 1 - (1 - MEMORY) * weight
-            counted += weight * np.array([1.0, gap])
+        self.fast = _weighted(self.fast, gap, share)
+        self.slow = _weighted(self.slow, gap, 1 - share)
         self.burst = share * (1 - SWITCH) + (1 - share) * SWITCH
 
     def rate(self, now: float) -> float:
@@ -77,6 +76,13 @@ class Pace:
         fast = self.fast[0] / self.fast[1]
         slow = self.slow[0] / self.slow[1]
         return max(fast, slow), min(fast, slow)
+
+
+def _weighted(counted: tuple[float, float], gap: float, weight: float) -> tuple[float, float]:
+    """Gaps and seconds of them, with one more that has a weight."""
+    gaps, seconds = counted
+    kept = 1 - (1 - MEMORY) * weight
+    return gaps * kept + weight, seconds * kept + weight * gap
 
 
 class Period:

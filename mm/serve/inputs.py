@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import soundfile
+import torch
+from torch import Tensor
 
 from kernels.errors import UserError
 from kernels.parsing import parse_json
+from mm.data.collate import stack_rows
 from mm.data.media import IMAGE_FORMATS, decode_audio, decode_image
 from mm.infer.processor import Processor
 from mm.serve.config import RequestLimits
@@ -45,7 +47,7 @@ class Row:
     Args:
         kind: its modality.
         tokens: how long it is, in any unit of that modality.
-        payload: a string, or the arrays (inputs, mask) of one row of a batch.
+        payload: the arrays (inputs, mask) of one row of a batch.
     """
 
     kind: str
@@ -85,8 +87,9 @@ class InputReader:
             raise Refused(422, "the text is blank")
         if len(text) > self.limits.characters:
             raise Refused(413, f"the text has {len(text):,} characters; {self.limits.characters:,} are taken")
-        ids = self.processor.text([text]).inputs["text"]
-        return Row("text", ids.shape[1], text)
+        assert self.processor.tokenizer is not None  # of a run that reads text
+        ids, mask = self.processor.tokenizer([text])
+        return Row("text", ids.shape[1], (ids[0].numpy(), mask[0].numpy()))
 
     def _image(self, content: bytes) -> Row:
         check_pixels(content, self.limits.megapixels)
@@ -185,11 +188,11 @@ def one_modality(given: Given) -> tuple[str, list[Any]]:
     return found
 
 
-def packed(rows: Sequence[Any]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Arrays (inputs, mask) of N rows -> one array (N, ...) of each."""
-    inputs = np.stack([row for row, _ in rows])
-    masks = [mask for _, mask in rows if mask is not None]
-    return inputs, np.stack(masks) if masks else None
+def packed(rows: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+    """Arrays (inputs, mask) of N rows -> one tensor (N, ...) of each, token rows padded as everywhere."""
+    inputs = stack_rows([torch.from_numpy(row) for row, _ in rows])
+    masks = [torch.from_numpy(mask) for _, mask in rows if mask is not None]
+    return inputs, stack_rows(masks) if masks else None
 
 
 def _given(modality: str, item: Any) -> Any:

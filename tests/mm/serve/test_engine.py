@@ -16,8 +16,9 @@ from mm.commands import main
 from mm.compress.quantize import QATConfig
 from mm.config import AlignConfig
 from mm.infer.decoding import Decoding
-from mm.serve.config import ServeConfig
+from mm.serve.config import RequestLimits, ServeConfig
 from mm.serve.engine import RunEngine, ServeRun
+from mm.serve.inputs import InputReader
 
 TEXTS = ["a red circle", "two blue squares"]
 
@@ -44,7 +45,9 @@ def engine(run: Path, bits: object = None) -> RunEngine:
 
 
 def vectors(engine: RunEngine) -> np.ndarray:
-    return np.stack(engine.run("text", TEXTS, lambda place, text: None))
+    reader = InputReader(engine.embedder.processor, RequestLimits())
+    rows = [reader.read("text", text).payload for text in TEXTS]
+    return np.stack(engine.run("text", rows, lambda place, text: None))
 
 
 def test_a_run_in_8_bits_computes_what_the_compressed_run_does(runs: Path) -> None:

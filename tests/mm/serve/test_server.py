@@ -2,10 +2,14 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
+import os
 import random
+import resource
 import shutil
+import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -236,6 +240,33 @@ def test_slow_and_cut_bodies_hold_up_nobody(server: Any) -> None:
         assert nonsense.recv(4096).startswith(b"HTTP/1.1 400 ")
 
 
+def test_a_header_that_dribbles_or_never_ends_is_refused(server: Any) -> None:
+    """uvicorn would wait for ever; so it would for one that begins behind an answered request of its connection."""
+    whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for before in (b"", whole):
+        with connected(server) as dribbling:
+            dribbling.sendall(before + b"GET /health HTTP/1.1\r\nHost: loc")
+            said = b""
+            for _ in range(40):
+                time.sleep(0.05)
+                dribbling.sendall(b"a") if b" 408 " not in said else None
+                dribbling.settimeout(0.01)
+                with contextlib.suppress(TimeoutError):
+                    said += dribbling.recv(4096)
+                if b" 408 " in said:
+                    break
+            assert b"HTTP/1.1 408 " in said and b'{"error": "the header did not come within 1 seconds"}' in said
+    with connected(server) as endless:
+        endless.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 70_000)
+        assert endless.recv(4096).startswith(b"HTTP/1.1 431 ")
+    with connected(server) as silent:
+        assert silent.recv(4096).startswith(b"HTTP/1.1 408 ")
+    with connected(server) as together:
+        together.sendall(whole * 3)
+        time.sleep(0.2)
+        assert together.recv(65536).count(b"HTTP/1.1 200 ") == 3
+
+
 def test_other_names_of_this_machine_are_not_answered(server: Any) -> None:
     assert server.ask("/health", Host="attacker.example")[0] == 421
 
@@ -254,6 +285,64 @@ def test_an_index_that_is_replaced_is_searched_and_a_damaged_one_is_not(server: 
     assert server.ask("/search", {"text": TITLES[0]})[1]["hits"][0]["image"] == 4
     kept.replace(file)
     assert server.ask("/search", {"text": TITLES[0]})[1]["hits"][0]["image"] == 0
+
+
+def test_a_fault_of_ours_is_one_line_that_tells_nothing() -> None:
+    pytest.importorskip("fastapi", reason="serving needs the extra serve")
+    from mm.serve.app import direct
+
+    async def broken(request: Any) -> Any:
+        raise RuntimeError("secret")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    sent: list[Any] = []
+    scope = {"type": "http", "method": "POST", "path": "/embed", "headers": [], "query_string": b""}
+    asyncio.run(direct(broken)(scope, None, send))
+    assert sent[0]["status"] == 500 and b"/embed failed" in sent[1]["body"] and b"secret" not in sent[1]["body"]
+
+
+def processes_of(server: Any) -> list[int]:
+    """The server's own number, and those of what it has started."""
+    first = server.process.pid
+    return [first, *map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())]
+
+
+def test_a_full_disk_stops_nothing(server: Any) -> None:
+    """No byte can be written to a file, the log included: what is asked for is answered, and refused, as before."""
+    for process in processes_of(server):
+        resource.prlimit(process, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    try:
+        for path in ("/embed", "/search", "/search?stage=reranked"):
+            assert server.ask(path, {"text": "a red circle"})[0] == 200
+        assert server.ask("/caption", png(), Content_Type="image/png")[0] == 200
+        assert server.ask("/images/1")[0] == server.ask("/metrics")[0] == 200
+        assert server.ask("/embed", {"image": "?"})[0] == 422
+        with connected(server) as nonsense:
+            nonsense.sendall(b"no HTTP\r\n\r\n")  # of which the log would speak
+            assert nonsense.recv(4096).startswith(b"HTTP/1.1 400 ")
+    finally:
+        for process in processes_of(server):
+            resource.prlimit(process, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def test_an_engine_that_is_killed_is_started_again_and_what_it_had_is_answered(server: Any) -> None:
+    def memory(process: int) -> int:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1])
+
+    engine = max(processes_of(server)[1:], key=memory)  # beside it runs what LitServe shares between processes
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(server.ask, "/embed", {"text": f"a red circle {number}"}) for number in range(8)]
+        os.kill(engine, signal.SIGKILL)
+        later = [pool.submit(server.ask, "/embed", {"text": f"a star {number}"}) for number in range(8)]
+        statuses = {each.result()[0] for each in (*asked, *later)}
+    assert statuses <= {200, 503}, "503: it took longer to start again than a request may wait"
+    end = time.monotonic() + 120
+    while server.ask("/health")[0] != 200 and time.monotonic() < end:
+        time.sleep(0.2)
+    assert server.ask("/embed", {"text": "a red circle"})[0] == 200
+    assert engine not in processes_of(server)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "example.org", "::"])
