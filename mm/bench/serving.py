@@ -31,7 +31,7 @@ from mm.infer.decoding import Decoding
 from mm.optional import require
 from mm.serve.command import Served, run_server, serve
 from mm.serve.config import BatchingConfig, ServeConfig
-from mm.serve.engine import FLOAT, WORDS, Engine, ServeRun, Told
+from mm.serve.engine import FLOAT, WORDS, Continuing, Engine, ServeRun, Told
 from mm.serve.inputs import Row
 
 NOTHING = 0.004
@@ -67,8 +67,11 @@ class Idle:
     kinds: Sequence[str] = ("text",)
     digest = "nothing"
     bits = FLOAT
+    joins: Sequence[str] = ()
 
-    def run(self, kind: str, payloads: Sequence[Any], told: Told) -> Sequence[Any]:
+    def run(
+        self, kind: str, payloads: Sequence[Any], told: Told, continuing: Continuing | None = None
+    ) -> Sequence[Any]:
         """N texts -> N numbers (1,), their own."""
         time.sleep(NOTHING)
         return [np.array([float(payload)]) for payload in payloads]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from kernels.errors import UserError
 from mm.infer.decoding import Decoding, check_finite, choose
@@ -30,17 +30,34 @@ class Text:
         number: its place among all that are asked for.
         ids: the start token, its prefix, and what was written so far.
         prefix: how many of them were given.
+        beside: what it is written beside, of one that joined later; the others' is the condition of all.
     """
 
     number: int
     ids: list[int]
     prefix: int
     draws: torch.Generator = field(default_factory=torch.Generator)
+    beside: Condition | None = None
 
     @property
     def written(self) -> list[int]:
         """What was written."""
         return self.ids[self.prefix :]
+
+
+@dataclass(frozen=True)
+class Joining:
+    """Texts that begin while others are written, and each text as soon as it stands.
+
+    Args:
+        more: is asked between two tokens how many more begin, with how many may: a prefix, and the condition of one
+            sequence that it is written beside, for each.
+        ended: is called with the number of a text and the ids that were written; numbers go on from those of the texts
+            that were there at first, in the order in which others join.
+    """
+
+    more: Callable[[int], Sequence[tuple[Sequence[int], Condition | None]]]
+    ended: Callable[[int, list[int]], None]
 
 
 class Generation:
@@ -53,6 +70,7 @@ class Generation:
         slots: how many texts are written side by side.
         told: is called with the number of a text and its ids, its prefix included, after each token that is added to
             it; of beams it is not.
+        joining: texts that come later, which beams cannot be beside; None for none.
     """
 
     def __init__(
@@ -62,12 +80,14 @@ class Generation:
         decoding: Decoding,
         slots: int = SLOTS,
         told: Callable[[int, list[int]], None] | None = None,
+        joining: Joining | None = None,
     ) -> None:
         self.writer = writer
         self.stops = set(stops)
         self.decoding = decoding
         self.slots = slots
         self.told = told
+        self.joining = joining
 
     @torch.inference_mode()
     def __call__(self, prefixes: Sequence[Sequence[int]], condition: Condition | None) -> list[list[int]]:
@@ -78,7 +98,8 @@ class Generation:
             condition: N sequences, or None.
 
         Returns:
-            the ids that were written behind each prefix, without the one that ended it.
+            the ids that were written behind each prefix, without the one that ended it; last those of texts that
+            joined.
 
         Raises:
             ValueError: a prefix is empty or leaves no room in the context, or logits are not finite.
@@ -88,10 +109,14 @@ class Generation:
             return [self._search(text, _rows(condition, [text.number])) for text in texts]
         waiting = deque(texts)
         active: dict[int, Text] = {}
-        self.cache = self.writer.cache(min(self.slots, len(texts)))
+        self.cache = self.writer.cache(self.slots if self.joining is not None else min(self.slots, len(texts)))
         self.beside = _rows(condition, [0] * self.cache.slots)
         while waiting or active:
             free = [slot for slot in range(self.cache.slots) if slot not in active]
+            if self.joining is not None and len(free) > len(waiting):
+                for prefix, beside in self.joining.more(len(free) - len(waiting)):
+                    texts.append(replace(self._begun(len(texts), prefix), beside=beside))
+                    waiting.append(texts[-1])
             for run in neighbours(free[: len(waiting)]):
                 self._admit(run, [waiting.popleft() for _ in run], active, condition)
             if active:
@@ -109,7 +134,7 @@ class Generation:
 
     def _admit(self, slots: list[int], texts: list[Text], active: dict[int, Text], condition: Condition | None) -> None:
         """Read the prefixes of texts into empty slots beside each other, and write the first token of each."""
-        beside = _rows(condition, [text.number for text in texts])
+        beside = _beside(texts, condition)
         for slot, text in zip(slots, texts, strict=True):
             self.cache.clear(slot)
             active[slot] = text
@@ -122,8 +147,10 @@ class Generation:
 
     def _step(self, active: dict[int, Text]) -> None:
         """Write one token of every active text."""
-        ids = [active[slot].ids[-1:] if slot in active else [] for slot in range(self.cache.slots)]
-        logits = self._read(ids, self.cache.new([len(row) for row in ids]), self.beside)
+        used = range(max(active) + 1)  # slots behind the last one that is taken would be computed for nothing
+        ids = [active[slot].ids[-1:] if slot in active else [] for slot in used]
+        beside = None if self.beside is None else tree_map(lambda x: x[: len(used)], self.beside)
+        logits = self._read(ids, self.cache.new([len(row) for row in ids]), beside)
         self._append(active, {slot: slot for slot in list(active)}, logits)
 
     def _append(self, active: dict[int, Text], rows: dict[int, int], logits: Tensor) -> None:
@@ -142,6 +169,8 @@ class Generation:
                     self.told(text.number, text.ids)
             if ended or self._is_full(text):
                 del active[slot]
+                if self.joining is not None:
+                    self.joining.ended(text.number, text.written)
 
     def _is_full(self, text: Text) -> bool:
         return len(text.written) >= self.decoding.max_tokens or len(text.ids) >= self.writer.causal.context
@@ -202,6 +231,14 @@ def neighbours(slots: Sequence[int]) -> list[list[int]]:
         else:
             runs.append([slot])
     return runs
+
+
+def _beside(texts: Sequence[Text], condition: Condition | None) -> Condition | None:
+    """What some texts are written beside, of all of which there is a condition or of none."""
+    if all(text.beside is None for text in texts):
+        return _rows(condition, [text.number for text in texts])
+    parts = [text.beside or _rows(condition, [text.number]) for text in texts]
+    return Condition.joined([part for part in parts if part is not None])
 
 
 def _rows(condition: Condition | None, numbers: list[int]) -> Condition | None:

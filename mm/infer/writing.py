@@ -1,6 +1,7 @@
 """What an embedder writes: captions of images and of sounds, each continued from a prefix."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,10 +10,24 @@ from encoders.tokenizer import Tokenizer
 from kernels.errors import UserError
 from mm.batch import Batch
 from mm.infer.decoding import Decoding
-from mm.infer.generation import Generation
+from mm.infer.generation import Generation, Joining
 from mm.model.causal import Condition
 from mm.model.multimodal import MultimodalModel
 from mm.model.writer import Writer
+
+
+@dataclass(frozen=True)
+class JoiningTexts:
+    """Texts without a prefix that begin while others are written, and each text as soon as it stands.
+
+    Args:
+        more: gives what each of those is written beside that begin now, of one sequence each, at most as many as it is
+            called with.
+        ended: is called with the number of a text and all of it.
+    """
+
+    more: Callable[[int], Sequence[Condition]]
+    ended: Callable[[int, str], None]
 
 
 class TextWriter:
@@ -38,6 +53,7 @@ class TextWriter:
         condition: Condition | None,
         decoding: Decoding,
         told: Callable[[int, str], None] | None = None,
+        joining: JoiningTexts | None = None,
     ) -> list[str]:
         """Write one text behind each prefix.
 
@@ -46,9 +62,10 @@ class TextWriter:
             condition: what each is written beside, or None.
             decoding: how.
             told: is called with the number of a text and what stands of it, after each token; of beams it is not.
+            joining: texts that begin while these are written, not beside beams; None for none.
 
         Returns:
-            N texts, their prefixes included.
+            N texts, their prefixes included; behind them what joined.
 
         Raises:
             ValueError: a prefix is too long, or a stop token is none of the tokenizer's.
@@ -64,7 +81,19 @@ class TextWriter:
             if told is not None:
                 told(number, self.tokenizer.decode(ids[1:]))
 
-        written = Generation(self.writer, stops, decoding, told=told_ids)(begun, condition)
+        def more(most: int) -> list[tuple[list[int], Condition | None]]:
+            joined: list[tuple[list[int], Condition | None]] = []
+            for beside in joining.more(most) if joining is not None else []:
+                begun.append([self.start])
+                joined.append((begun[-1], beside))
+            return joined
+
+        def ended(number: int, ids: list[int]) -> None:
+            if joining is not None:
+                joining.ended(number, self.tokenizer.decode([*begun[number][1:], *ids]))
+
+        later = None if joining is None else Joining(more, ended)
+        written = Generation(self.writer, stops, decoding, told=told_ids, joining=later)(begun, condition)
         texts = []
         for before, after in zip(begun, written, strict=True):
             texts.append(self.tokenizer.decode([*before[1:], *after]))

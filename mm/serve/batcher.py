@@ -165,6 +165,22 @@ class Batcher:
         lane.extend(kept)
         return Decision(tuple(batch), (*expired, *late))
 
+    def joining(self, kind: str, most: int, now: float) -> Decision:
+        """What may join a batch of a kind that is computed, the oldest first.
+
+        Nothing does while items of another kind wait: an engine that others join for ever is never free for them.
+
+        Args:
+            kind: of the batch.
+            most: items at most.
+            now: seconds of the items' clock.
+        """
+        expired = tuple(self._expired(now))
+        lane = self.lanes.get(kind, deque())
+        if len(lane) < len(self):
+            return Decision(expired=expired)
+        return Decision(tuple(lane.popleft() for _ in range(min(most, len(lane)))), expired)
+
     def done(self, batch: Sequence[Item], seconds: float) -> None:
         """Learn what a batch took."""
         longest = max(item.tokens for item in batch)

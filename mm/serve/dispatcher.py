@@ -4,7 +4,7 @@ import asyncio
 import logging
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,11 +46,26 @@ class Job:
 
 @dataclass(eq=False)
 class Running:
-    """A batch that an engine computes."""
+    """A batch that an engine computes.
 
-    batch: tuple[Item, ...]
+    Args:
+        batch: its items; behind those that it began with, what has joined.
+        engine: that computes it.
+        began: when, by the monotonic clock.
+        settled: places of items whose results have come.
+        joined: whether any has joined.
+    """
+
+    batch: list[Item]
     engine: bytes
     began: float = field(default_factory=time.monotonic)
+    settled: set[int] = field(default_factory=set)
+    joined: bool = False
+
+    @property
+    def open(self) -> int:
+        """Items whose results have not come."""
+        return len(self.batch) - len(self.settled)
 
 
 class Dispatcher:
@@ -70,6 +85,8 @@ class Dispatcher:
         self.most = most
         self.digest: str | None = None
         self.bits: int | None = None
+        self.joins: frozenset[str] = frozenset()
+        """Kinds whose batches others may join while they are computed."""
         self.measured: dict[str, tuple[float, float]] = {}
         """Seconds of a batch of one and of a full one, by kind, of the engines' warm-up."""
         self.idle: list[bytes] = []
@@ -115,7 +132,7 @@ class Dispatcher:
         job = Job(payload, asyncio.get_running_loop().create_future())
         item = Item(kind, tokens, now, now + seconds, job)
         self.batcher.add(item)
-        if self.idle:
+        if self.idle or kind in self.joins:
             self._step()
         return item
 
@@ -138,6 +155,13 @@ class Dispatcher:
         return batches * self.batcher.seconds(kind, 1, size) if kind in self.batcher.costs else 1.0
 
     def _step(self) -> None:
+        """Give idle engines what leaves now, or let it join what is computed where none is idle."""
+        self._leave()
+        if not self.idle:
+            for number, running in self.running.items():
+                self._join(number, running)
+
+    def _leave(self) -> None:
         """Give idle engines what leaves now, and come back when the batcher wants to be asked again."""
         if self.timer is not None:
             self.timer.cancel()
@@ -145,8 +169,7 @@ class Dispatcher:
         while self.idle:
             now = time.monotonic()
             decision = self.batcher.next(now, self.idle_since)
-            for item in decision.expired:
-                self._refuse(item, "expired", Refused(503, "no engine was free in time", self._drained_in(item.kind)))
+            self._expire(decision.expired)
             if decision.batch:
                 self._send(decision.batch, now)
                 continue
@@ -154,15 +177,34 @@ class Dispatcher:
                 self.timer = asyncio.get_running_loop().call_at(decision.again, self._step)
             return
 
+    def _expire(self, items: Sequence[Item]) -> None:
+        for item in items:
+            self._refuse(item, "expired", Refused(503, "no engine was free in time", self._drained_in(item.kind)))
+
+    def _join(self, number: int, running: Running) -> None:
+        """Send an engine that computes what may join its batch, a message for each: it takes as many as it has room."""
+        kind = running.batch[0].kind
+        if kind not in self.joins:
+            return
+        decision = self.batcher.joining(kind, self.batcher.limits.size - running.open, time.monotonic())
+        self._expire(decision.expired)
+        for item in decision.batch:
+            self.metrics.delay.observe(0.0)
+            item.payload.tries += 1
+            message = pickle.dumps((number, kind, len(running.batch), [item.payload.payload]))
+            running.batch.append(item)
+            running.joined = True
+            self.socket.send_multipart([running.engine, message])
+
     def _send(self, batch: tuple[Item, ...], now: float) -> None:
         engine = self.idle.pop(0)
         self.number += 1
-        self.running[self.number] = Running(batch, engine, now)
+        self.running[self.number] = Running(list(batch), engine, now)
         self.metrics.batch.observe(len(batch))
         for item in batch:
             self.metrics.delay.observe(max(0.0, now - max(item.arrived, self.idle_since)))
             item.payload.tries += 1
-        message = pickle.dumps((self.number, batch[0].kind, [item.payload.payload for item in batch]))
+        message = pickle.dumps((self.number, batch[0].kind, 0, [item.payload.payload for item in batch]))
         self.socket.send_multipart([engine, message])
 
     async def _listen(self) -> None:
@@ -180,6 +222,7 @@ class Dispatcher:
         logger.info("engine %s is ready: %s", engine.decode(), ", ".join(facts["kinds"]))
         self.digest = facts["digest"]
         self.bits = facts["bits"]
+        self.joins = frozenset(facts["joins"])
         self.measured = facts["seconds"]
         self._free(engine)
 
@@ -194,14 +237,20 @@ class Dispatcher:
         if running is not None and running.batch[place].payload.told is not None:
             running.batch[place].payload.told(text)
 
-    def _done(self, number: int, results: list[Any]) -> None:
-        running = self.running.pop(number, None)
+    def _done(self, number: int, first: int, results: list[Any]) -> None:
+        running = self.running.get(number)
         if running is None:  # of an engine that was taken for dead
             return
         now = time.monotonic()
-        self._free(running.engine)  # first: an engine that waits costs more than an answer that does
-        self.batcher.done(running.batch, now - running.began)
-        for item, result in zip(running.batch, results, strict=True):
+        running.settled.update(range(first, first + len(results)))
+        if not running.open:
+            del self.running[number]
+            self._free(running.engine)  # first: an engine that waits costs more than an answer that does
+            if not running.joined:
+                self.batcher.done(running.batch, now - running.began)
+        else:
+            self._step()
+        for item, result in zip(running.batch[first : first + len(results)], results, strict=True):
             self.metrics.latency.observe(now - item.arrived)
             if isinstance(result, Exception):
                 self._refuse(item, "failed", failure(result))
@@ -225,7 +274,9 @@ class Dispatcher:
                     continue
                 logger.error("engine %s died with a batch of %d", running.engine.decode(), len(running.batch))
                 del self.running[number]
-                for item in running.batch:
+                for place, item in enumerate(running.batch):
+                    if place in running.settled:
+                        continue
                     if item.payload.tries < TRIES:
                         self.batcher.add(item)
                     else:

@@ -15,7 +15,8 @@ from mm.compress.quantize import QATConfig
 from mm.infer.decoding import Decoding
 from mm.infer.embedder import Embedder
 from mm.infer.loading import load
-from mm.infer.writing import TextWriter
+from mm.infer.writing import JoiningTexts, TextWriter
+from mm.model.causal import Condition
 from mm.model.multimodal import MatchInput
 from mm.serve.inputs import packed
 
@@ -31,6 +32,19 @@ Told = Callable[[int, str], None]
 """Is called with an item's place in the batch and what is written of its caption so far."""
 
 
+@dataclass(frozen=True)
+class Continuing:
+    """How a batch goes on while it is computed.
+
+    Args:
+        more: gives the payloads of items that join it now, at most as many as it is called with.
+        ended: is called with an item's place in the batch and its result, as soon as that stands.
+    """
+
+    more: Callable[[int], Sequence[Any]]
+    ended: Callable[[int, Any], None]
+
+
 class Engine(Protocol):
     """Computes batches of one kind at a time."""
 
@@ -40,9 +54,13 @@ class Engine(Protocol):
     """Equal for engines that give equal answers."""
     bits: int
     """Of a weight."""
+    joins: Sequence[str]
+    """Kinds whose batches others may join while they are computed."""
 
-    def run(self, kind: str, payloads: Sequence[Any], told: Told) -> Sequence[Any]:
-        """N payloads of a kind -> N results."""
+    def run(
+        self, kind: str, payloads: Sequence[Any], told: Told, continuing: Continuing | None = None
+    ) -> Sequence[Any]:
+        """N payloads of a kind -> N results; last those of what joined, if it is of a kind that may be joined."""
 
     def examples(self) -> Iterator[tuple[str, Any]]:
         """A kind and a payload of it, for warm-up."""
@@ -83,13 +101,16 @@ class RunEngine:
         self.digest = embedder.digest
         self.bits = FLOAT if embedder.run.compression is None else embedder.run.compression.weight_bits
         self.kinds: Sequence[str] = kinds_of(embedder)
+        self.joins = [kind for kind in self.kinds if kind.startswith(CAPTION) and decoding.beams == 1]
 
-    def run(self, kind: str, payloads: Sequence[Any], told: Told) -> Sequence[Any]:
+    def run(
+        self, kind: str, payloads: Sequence[Any], told: Told, continuing: Continuing | None = None
+    ) -> Sequence[Any]:
         """N payloads -> N arrays (E,), log-odds or captions."""
         if kind == MATCH:
             return self._match(payloads)
         if kind.startswith(CAPTION):
-            return self._write(kind.removeprefix(CAPTION), payloads, told)
+            return self._write(kind.removeprefix(CAPTION), payloads, told, continuing)
         with torch.inference_mode():
             return list(self.embedder.vectors(kind, self._batch(kind, payloads)).float().cpu().numpy())
 
@@ -128,11 +149,20 @@ class RunEngine:
             (logits,) = model.match([MatchInput("image", "text", encoded["image"], encoded["text"])]).logits
         return logits.float().cpu().tolist()
 
-    def _write(self, modality: str, payloads: Sequence[Any], told: Told) -> list[str]:
+    def _write(self, modality: str, payloads: Sequence[Any], told: Told, continuing: Continuing | None) -> list[str]:
         run = self.embedder.run
         writer = TextWriter(run.model, self.embedder.processor.tokenizer)
-        condition = writer.condition([self._batch(modality, payloads).to(run.device)], modality)
-        return writer.write([""] * len(payloads), condition, self.decoding, told)
+
+        def condition(given: Sequence[Any]) -> Condition:
+            return writer.condition([self._batch(modality, given).to(run.device)], modality)
+
+        def more(most: int) -> list[Condition]:
+            given = continuing.more(most) if continuing is not None else []
+            read = condition(given) if given else None
+            return [read.rows(torch.tensor([place])) for place in range(len(given))] if read is not None else []
+
+        joining = None if continuing is None else JoiningTexts(more, continuing.ended)
+        return writer.write([""] * len(payloads), condition(payloads), self.decoding, told, joining)
 
 
 def load_in_bits(model: str, device: str, bits: Literal[4, 8] | None) -> Embedder:

@@ -9,7 +9,7 @@ import logging
 import os
 import pickle
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import zmq
@@ -18,7 +18,7 @@ from litserve.loops.base import LitLoop
 
 from kernels.errors import UserError
 from mm.serve.batcher import bisected
-from mm.serve.engine import Engine, timed
+from mm.serve.engine import Continuing, Engine, timed
 
 logger = logging.getLogger(__name__)
 PATIENCE = 1000
@@ -40,9 +40,10 @@ class Engines(LitServer):
 class BatchLoop(LitLoop):
     """Takes batches from the dispatcher, and tells it what was computed.
 
-    A message to it is the bytes of (number, kind, payloads); from it ("ready", facts), ("told", number, place, text) or
-    ("done", number, results), an exception in the place of each item that failed. Both ends are ours, on a socket that
-    only this user can open.
+    A message to it is the bytes of (number, kind, first, payloads), the number of a batch and the place in it of the
+    first of these items: more than one message of a batch come where items join it. From it come ("ready", facts),
+    ("told", number, place, text) and ("done", number, first, results), an exception in the place of each item that
+    failed. Both ends are ours, on a socket that only this user can open.
     """
 
     def __call__(self, lit_api: LitAPI, device: str, worker_id: int, *_: Any) -> None:
@@ -54,12 +55,11 @@ class BatchLoop(LitLoop):
         socket.setsockopt(zmq.IDENTITY, str(os.getpid()).encode())
         socket.connect(lit_api.address)
         engine = lit_api.engine
-        facts = {"kinds": engine.kinds, "digest": engine.digest, "bits": engine.bits, "seconds": lit_api.seconds}
-        socket.send(pickle.dumps(("ready", facts)))
+        facts = {name: getattr(engine, name) for name in ("kinds", "digest", "bits", "joins")}
+        socket.send(pickle.dumps(("ready", facts | {"seconds": lit_api.seconds})))
         while os.getppid() == server:
             if socket.poll(PATIENCE):
-                number, kind, payloads = pickle.loads(socket.recv())
-                socket.send(pickle.dumps(("done", number, computed(engine, kind, payloads, socket, number))))
+                Computation(engine, socket, *pickle.loads(socket.recv())).run()
 
 
 class Worker(LitAPI):
@@ -90,16 +90,66 @@ class Worker(LitAPI):
         raise NotImplementedError
 
 
-def computed(engine: Engine, kind: str, payloads: list[Any], socket: Any, number: int) -> list[Any]:
-    """N payloads -> N results, an exception in the place of each that fails alone."""
+class Computation:
+    """A batch that is computed, with what joins it meanwhile.
 
-    def run(places: Any) -> Any:
-        def told(place: int, text: str) -> None:
-            socket.send(pickle.dumps(("told", number, places[place], text)))
+    Args:
+        engine: that computes.
+        socket: of the dispatcher.
+        number: of the batch.
+        kind: of its items.
+        first: the place in the batch of the first of these items.
+        payloads: of them.
+    """
 
-        return engine.run(kind, [payloads[place] for place in places], told)
+    def __init__(self, engine: Engine, socket: Any, number: int, kind: str, first: int, payloads: list[Any]) -> None:
+        self.engine = engine
+        self.socket = socket
+        self.number = number
+        self.kind = kind
+        self.first = first
+        self.payloads = payloads
+        self.ended: set[int] = set()
 
-    return [_sendable(result) for result in bisected(run, range(len(payloads)))]
+    def run(self) -> None:
+        """Tell the dispatcher what comes of each item: where the batch fails, of each that fails alone."""
+        if self.kind in self.engine.joins:
+            try:
+                self.engine.run(self.kind, list(self.payloads), self._told, Continuing(self._more, self._end))
+            except Exception as error:
+                logger.info("a batch fails, and is computed in parts: %s", error)
+        rest = [place for place in range(len(self.payloads)) if place not in self.ended]
+        if not rest:
+            return
+        results = [_sendable(result) for result in bisected(self._computed, rest)]
+        if len(rest) == len(self.payloads):
+            self._send("done", self.number, self.first, results)
+            return
+        for place, result in zip(rest, results, strict=True):
+            self._send("done", self.number, self.first + place, [result])
+
+    def _computed(self, places: Sequence[int]) -> Sequence[Any]:
+        payloads = [self.payloads[place] for place in places]
+        return self.engine.run(self.kind, payloads, lambda place, text: self._told(places[place], text))
+
+    def _told(self, place: int, text: str) -> None:
+        self._send("told", self.number, self.first + place, text)
+
+    def _end(self, place: int, result: Any) -> None:
+        self.ended.add(place)
+        self._send("done", self.number, self.first + place, [result])
+
+    def _more(self, most: int) -> list[Any]:
+        """What has come for this batch meanwhile: the dispatcher sends nothing else to an engine that computes."""
+        joined: list[Any] = []
+        while len(joined) < most and self.socket.poll(0):
+            _, _, _, payloads = pickle.loads(self.socket.recv())
+            joined.extend(payloads)
+        self.payloads.extend(joined)
+        return joined
+
+    def _send(self, *message: Any) -> None:
+        self.socket.send(pickle.dumps(message))
 
 
 def _sendable(result: Any) -> Any:

@@ -42,7 +42,9 @@ def test_a_text_does_not_depend_on_what_is_written_beside_it(
     assert all(text.startswith(prefix) for text, prefix in zip(together, PREFIXES, strict=True))
     assert len(set(together)) > 2
     monkeypatch.setattr("mm.infer.generation.SLOTS", 2)
-    monkeypatch.setattr(Generation.__init__, "__defaults__", (2, None))  # finished texts leave their slots to others
+    monkeypatch.setattr(
+        Generation.__init__, "__defaults__", (2, None, None)
+    )  # finished texts leave their slots to others
     assert embedder.generate(image=IMAGES, prefix=PREFIXES, decoding=decoding) == together
     if not decoding.temperature:
         assert embedder.generate(image=IMAGES[1], prefix=PREFIXES[1], decoding=decoding) == together[1]

@@ -28,13 +28,22 @@ class Engine:
         self.socket.connect(address)
 
     async def ready(self) -> None:
-        await self.socket.send(pickle.dumps(("ready", {"kinds": ["text"], "digest": "d", "bits": 32, "seconds": {}})))
+        await self.socket.send(
+            pickle.dumps(
+                ("ready", {"kinds": ["text"], "digest": "d", "bits": 32, "joins": ["caption/image"], "seconds": {}})
+            )
+        )
 
     async def batch(self) -> tuple[int, str, list[Any]]:
+        number, kind, first, payloads = await self.message()
+        assert first == 0
+        return number, kind, payloads
+
+    async def message(self) -> tuple[int, str, int, list[Any]]:
         return pickle.loads(await asyncio.wait_for(self.socket.recv(), 10))
 
-    async def done(self, number: int, results: list[Any]) -> None:
-        await self.socket.send(pickle.dumps(("done", number, results)))
+    async def done(self, number: int, results: list[Any], first: int = 0) -> None:
+        await self.socket.send(pickle.dumps(("done", number, first, results)))
 
 
 Case = Callable[[Dispatcher, Callable[[int], Engine], set[int]], Awaitable[None]]
@@ -138,5 +147,62 @@ def test_what_is_late_is_refused_and_what_is_told_is_passed_on(played: Callable[
         await one.socket.send(pickle.dumps(("told", number, 0, "so far")))
         await one.done(number, ["all"])
         assert await item.payload.result == "all" and told == ["so far"]
+
+    played(case)
+
+
+def test_captions_join_those_that_are_written_until_something_else_waits(played: Callable[[Case], None]) -> None:
+    """Size 4: what has ended makes room; the engine is free when all have ended, and then computes the text."""
+
+    async def case(dispatcher: Dispatcher, engine: Callable[[int], Engine], alive: set[int]) -> None:
+        kind = "caption/image"
+        one = engine(1)
+        await one.ready()
+        while not dispatcher.engines:
+            await asyncio.sleep(0.01)
+        items = [dispatcher.submit(kind, 1, "a", 10.0)]
+        number, _, payloads = await one.batch()
+        assert payloads == ["a"]
+        items += [dispatcher.submit(kind, 1, name, 10.0) for name in "bcde"]
+        joined = [await one.message() for _ in range(3)]
+        assert [(n, k, first, *given) for n, k, first, given in joined] == [
+            (number, kind, 1, "b"),
+            (number, kind, 2, "c"),
+            (number, kind, 3, "d"),
+        ]
+        await one.done(number, ["C"], first=2)
+        assert await items[2].payload.result == "C"
+        assert (await one.message())[2:] == (4, ["e"])
+        text = dispatcher.submit("text", 1, "t", 10.0)
+        later = dispatcher.submit(kind, 1, "f", 20.0)
+        await one.done(number, ["A", "B"])
+        await one.done(number, ["D", "E"], first=3)
+        assert (await one.message())[1:] == ("text", 0, ["t"])
+        assert [await item.payload.result for item in items] == list("ABCDE")
+        assert not text.payload.result.done() and not later.payload.result.done()
+
+    played(case)
+
+
+def test_what_joined_a_dying_engine_goes_to_the_next_and_what_it_has_answered_does_not(
+    played: Callable[[Case], None],
+) -> None:
+    async def case(dispatcher: Dispatcher, engine: Callable[[int], Engine], alive: set[int]) -> None:
+        kind = "caption/image"
+        one, two = engine(1), engine(2)
+        await one.ready()
+        while not dispatcher.engines:
+            await asyncio.sleep(0.01)
+        first, second = dispatcher.submit(kind, 1, "a", 10.0), dispatcher.submit(kind, 1, "b", 10.0)
+        number, _, _ = await one.batch()
+        await one.message()
+        await one.done(number, ["A"])
+        assert await first.payload.result == "A"
+        alive.remove(1)
+        await two.ready()
+        again, _, payloads = await two.batch()
+        assert payloads == ["b"]
+        await two.done(again, ["B"])
+        assert await second.payload.result == "B"
 
     played(case)

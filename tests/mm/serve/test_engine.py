@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mm.artifacts.run import Run, quantize_run, save_run
@@ -16,8 +17,9 @@ from mm.commands import main
 from mm.compress.quantize import QATConfig
 from mm.config import AlignConfig
 from mm.infer.decoding import Decoding
+from mm.infer.embedder import Embedder
 from mm.serve.config import RequestLimits, ServeConfig
-from mm.serve.engine import RunEngine, ServeRun
+from mm.serve.engine import Continuing, RunEngine, ServeRun
 from mm.serve.inputs import InputReader
 
 TEXTS = ["a red circle", "two blue squares"]
@@ -62,6 +64,27 @@ def test_a_compressed_run_is_served_in_its_own_bits_alone(runs: Path) -> None:
     np.testing.assert_array_equal(vectors(engine(runs / "int8", 8)), vectors(engine(runs / "int8")))
     with pytest.raises(ValueError, match="int8 cannot be served in 4 bits: compressed already, to 8 bits"):
         engine(runs / "int8", 4)
+
+
+def test_captions_that_join_others_are_those_that_are_written_alone(
+    tiny: AlignConfig, tiny_run: Callable[..., Run], tiny_batch: Callable[..., Batch]
+) -> None:
+    run = tiny_run(model=replace(tiny.model, generate=True))
+    run.model(tiny_batch())
+    for block in run.model.backbone.blocks:
+        torch.nn.init.normal_(block.cross_attention.out_proj.weight, std=0.5)
+    writing = RunEngine(Embedder(run.eval()), Decoding(6))
+    images = tiny_batch(rows=5).inputs["image"].numpy()
+    rows = [(image, None) for image in images]
+    alone = [writing.run("caption/image", [row], lambda place, text: None)[0] for row in rows]
+    assert len(set(alone)) > 1 and writing.joins == ["caption/image", "caption/audio"]
+    later = [[], rows[2:3], [], rows[3:]]
+    ended: dict[int, str] = {}
+    continuing = Continuing(lambda most: later.pop(0) if later else [], ended.__setitem__)
+    assert writing.run("caption/image", rows[:2], lambda place, text: None, continuing) == alone
+    assert ended == dict(enumerate(alone))
+    assert not later, "others joined while there was something to join"
+    assert RunEngine(writing.embedder, Decoding(6, beams=2)).joins == []
 
 
 def test_bits_that_do_not_exist_are_refused_in_one_line(

@@ -55,11 +55,12 @@ class Slow:
     kinds: Sequence[str] = ("text",)
     digest = "slow"
     bits = 32
+    joins: Sequence[str] = ()
 
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def run(self, kind: str, payloads: Sequence[Any], told: Any) -> Sequence[Any]:
+    def run(self, kind: str, payloads: Sequence[Any], told: Any, continuing: Any = None) -> Sequence[Any]:
         time.sleep(0.05)
         self.batches.append(len(payloads))
         if "bad" in payloads:

@@ -269,6 +269,7 @@ def test_a_header_that_dribbles_or_never_ends_is_refused(server: Any) -> None:
 
 def test_other_names_of_this_machine_are_not_answered(server: Any) -> None:
     assert server.ask("/health", Host="attacker.example")[0] == 421
+    assert server.ask("/embed", {"text": "a"}, Host="attacker.example")[0] == 421
 
 
 def test_an_index_that_is_replaced_is_searched_and_a_damaged_one_is_not(server: Any) -> None:
