@@ -20,6 +20,7 @@ class Ask:
         path: of the address.
         body: of it.
         kind: its content type.
+        accept: the content type of its answer.
         right: whether the body of an answer is the one to this request.
     """
 
@@ -27,11 +28,12 @@ class Ask:
     body: bytes
     kind: str = "application/json"
     right: Callable[[bytes], bool] = field(default=lambda answer: True)
+    accept: str = "application/json"
 
     def message(self, host: str) -> bytes:
         """As it is sent."""
         head = (
-            f"POST {self.path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {self.kind}\r\nAccept: application/json\r\n"
+            f"POST {self.path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {self.kind}\r\nAccept: {self.accept}\r\n"
             f"Content-Length: {len(self.body)}\r\n\r\n"
         )
         return head.encode() + self.body
@@ -46,6 +48,8 @@ class Load:
         sent: when each request was sent, seconds of a clock.
         statuses: how many answers had each.
         wrong: answers that were another request's.
+        lost: requests that got no answer.
+        twice: connections on which more came than was asked for.
         seconds: from the first request to the last answer.
     """
 
@@ -53,6 +57,8 @@ class Load:
     sent: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     wrong: int = 0
+    lost: int = 0
+    twice: int = 0
     seconds: float = 0.0
 
     def facts(self) -> dict[str, object]:
@@ -67,6 +73,8 @@ class Load:
             "answered": answered,
             "other_statuses": {str(status): n for status, n in self.statuses.items() if status != 200},
             "wrong": self.wrong,
+            "lost": self.lost,
+            "twice": self.twice,
         }
 
 
@@ -90,11 +98,19 @@ async def closed_loop(port: int, clients: int, seconds: float, ask: Callable[[in
             request = ask(next(numbers))
             sent = time.perf_counter()
             writer.write(request.message(host))
-            status, body = await asyncio.wait_for(answer(reader), PATIENCE)
+            try:
+                status, body = await asyncio.wait_for(answer(reader), PATIENCE)
+            except (TimeoutError, EOFError, ConnectionError):
+                load.lost += 1
+                writer.close()
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                continue
             load.latencies.append(time.perf_counter() - sent)
             load.sent.append(sent - started)
             load.statuses[status] += 1
             load.wrong += status == 200 and not request.right(body)
+        writer.write_eof()
+        load.twice += len(await asyncio.wait_for(reader.read(), PATIENCE)) > 0
         writer.close()
 
     await asyncio.gather(*[client() for _ in range(clients)])

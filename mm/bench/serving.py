@@ -52,6 +52,11 @@ class ServingBench:
     """At once."""
     run: str | None = None
     """A finished run whose own models are served too; without one only what does nothing is."""
+    soak: Annotated[float, "[0, inf)"] = 0.0
+    """Seconds for which the most clients ask the run for vectors, and then for captions, instead of all that; what is
+    lost, answered twice or kept in memory is counted."""
+    flame: Path | None = None
+    """Where to draw a flame graph of the server with the most clients, instead of all that; needs py-spy."""
     arrivals: Path | None = None
     """Where to write when the requests of the first load came, as a recorded trace."""
     json: str | None = None
@@ -59,6 +64,14 @@ class ServingBench:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A server of this machine: the port it listens on, and the group of its processes."""
+
+    port: int
+    group: int
 
 
 class Idle:
@@ -104,15 +117,15 @@ def serve_litserve(port: int) -> None:
 
 
 @contextmanager
-def served(start: Callable[..., None], *arguments: Any) -> Iterator[int]:
-    """The port of a server in a process of its own."""
+def served(start: Callable[..., None], *arguments: Any) -> Iterator[Serving]:
+    """A server in a process of its own."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     process = multiprocessing.get_context("spawn").Process(target=_in_group, args=(start, port, *arguments))
     process.start()
     try:
         until_healthy(port)
-        yield port
+        yield Serving(port, process.pid or 0)
     finally:
         process.terminate()
         process.join(30)
@@ -158,9 +171,9 @@ def run_rows(run: str, seconds: float) -> Iterator[dict[str, Any]]:
     }
     payloads = dict(engine.examples())
     limits = {kind: offline_rate(engine, kind, payloads[kind], seconds) for kind in bodies if kind in payloads}
-    with served(serve_run, run) as port:
+    with served(serve_run, run) as serving:
         for kind, limit in limits.items():
-            load = asyncio.run(closed_loop(port, 2 * SIZE, seconds, constantly(bodies[kind])))
+            load = asyncio.run(closed_loop(serving.port, 2 * SIZE, seconds, constantly(bodies[kind])))
             facts = load.facts()
             share = round(load.statuses[200] / load.seconds / limit, 3)
             about = {"server": "this server", "model": f"{Path(run).name}: {kind}", "clients": 2 * SIZE}
@@ -206,9 +219,9 @@ def bench_serving(config: ServingBench) -> None:
     rows: list[dict[str, Any]] = []
     peers = {"this server": (serve_idle, "/embed", "vectors"), "LitServe": (serve_litserve, "/predict", "number")}
     for name, (starting, path, key) in peers.items():
-        with served(starting) as port:
+        with served(starting) as serving:
             for clients in config.clients:
-                load = asyncio.run(closed_loop(port, clients, config.seconds, numbered(path, key)))
+                load = asyncio.run(closed_loop(serving.port, clients, config.seconds, numbered(path, key)))
                 rows.append({"server": name, "model": "nothing, 4 ms", "clients": clients, **load.facts()})
                 if config.arrivals is not None and name == "this server" and clients == config.clients[0]:
                     write_arrivals(config.arrivals, load)
@@ -216,8 +229,13 @@ def bench_serving(config: ServingBench) -> None:
         rows.extend(run_rows(config.run, config.seconds))
     Console().print(load_table(rows))
     if config.json:
-        about = {"commit": commit(), "hardware": hardware(torch.device("cpu")), "batch": SIZE, "wait": WAIT}
-        write_json(Path(config.json), {**about, "seconds": config.seconds, "rows": rows})
+        write_json(Path(config.json), {**about_this_machine(), "wait": WAIT, "seconds": config.seconds, "rows": rows})
+
+
+def about_this_machine() -> dict[str, Any]:
+    """For a result file: commit, hardware, cores that server and clients share, and items of a batch at most."""
+    cores = len(os.sched_getaffinity(0))
+    return {"commit": commit(), "hardware": hardware(torch.device("cpu")), "cores": cores, "batch": SIZE}
 
 
 def write_arrivals(path: Path, load: Load) -> None:
