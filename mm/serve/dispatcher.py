@@ -24,6 +24,8 @@ LOOKED_AFTER = 0.5
 """Seconds between two looks whether the engines are alive."""
 GUESSED = (0.01, 0.05)
 """Seconds of a batch of one and of a full one, while no engine is ready."""
+JOINED = 128
+"""Items of a batch that others join: what it holds is let go when all of it has ended, so that it has to end."""
 TRIES = 2
 """How often an item is given to an engine that then dies."""
 
@@ -186,7 +188,10 @@ class Dispatcher:
         kind = running.batch[0].kind
         if kind not in self.joins:
             return
-        decision = self.batcher.joining(kind, self.batcher.limits.size - running.open, time.monotonic())
+        room = min(self.batcher.limits.size - running.open, JOINED - len(running.batch))
+        if room <= 0:
+            return
+        decision = self.batcher.joining(kind, room, time.monotonic())
         self._expire(decision.expired)
         for item in decision.batch:
             self.metrics.delay.observe(0.0)

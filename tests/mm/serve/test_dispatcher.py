@@ -184,6 +184,27 @@ def test_captions_join_those_that_are_written_until_something_else_waits(played:
     played(case)
 
 
+def test_a_batch_that_others_join_ends_after_some(
+    played: Callable[[Case], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "JOINED", 3)
+
+    async def case(dispatcher: Dispatcher, engine: Callable[[int], Engine], alive: set[int]) -> None:
+        one = engine(1)
+        await one.ready()
+        while not dispatcher.engines:
+            await asyncio.sleep(0.01)
+        for name in "abcd":
+            dispatcher.submit("caption/image", 1, name, 10.0)
+        number, _, payloads = await one.batch()
+        joined = [(await one.message())[3] for _ in range(2)]
+        assert (payloads, joined) == (["a"], [["b"], ["c"]])
+        await one.done(number, ["A", "B", "C"])
+        assert (await one.batch())[2] == ["d"]
+
+    played(case)
+
+
 def test_what_joined_a_dying_engine_goes_to_the_next_and_what_it_has_answered_does_not(
     played: Callable[[Case], None],
 ) -> None:
