@@ -38,7 +38,7 @@ NOTHING = 0.004
 """Seconds that the model that does nothing takes for a batch of any size."""
 SIZE = 16
 WAIT = 0.005
-PATIENCE = 120.0
+PATIENCE = 600.0
 """Seconds in which a server must have begun."""
 
 
