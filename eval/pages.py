@@ -14,10 +14,13 @@ from eval.light import pareto_plot, points_of, price_and_speed
 from eval.plots import save_svg
 from eval.serving import (
     SERVING_COLUMNS,
+    SOAK_COLUMNS,
     batching_columns,
     batching_rows,
     draw_batching,
+    said_of,
     serving_rows,
+    soak_rows,
     targets,
 )
 from eval.speed import feeding_table, generation_table, index_table, scale_table, steps_table
@@ -121,6 +124,13 @@ def _serving(evidence: Evidence) -> str:
     return _stored(evidence, "serving", lambda result: markdown(SERVING_COLUMNS, serving_rows(result)))
 
 
+def _soak(evidence: Evidence) -> str:
+    def table(result: Result) -> str:
+        return f"{markdown(SOAK_COLUMNS, soak_rows(result))}\n\n{said_of(result)}"
+
+    return _stored(evidence, "serving_soak", table)
+
+
 def _each(evidence: Evidence, prefix: str, table: Callable[[Any], str]) -> str:
     """The tables of all stored files whose names begin so."""
     return "\n\n".join(table(found) for name, found in evidence.benchmarks.items() if name.startswith(prefix))
@@ -152,6 +162,7 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "scale": lambda evidence: _stored(evidence, "scale", scale_table),
     "batching": _batching,
     "serving": _serving,
+    "soak": _soak,
     "layouts": lambda evidence: _stored(evidence, "layouts", layouts_table),
     "layout_bytes": lambda evidence: _stored(evidence, "layouts", bytes_table),
     "recovery": lambda evidence: _stored(evidence, "layouts_recovery", recovery_table),

@@ -79,7 +79,9 @@ def serving_rows(result: Result) -> list[list[str]]:
     rows = []
     for row in result["rows"]:
         times = [f"{row[name]:.1f}" for name in ("p50", "p95", "p99")]
-        lost = str(sum(row["other_statuses"].values()) + row["wrong"])
+        # A bench that lost a request ended, before it counted them.
+        unanswered = row["wrong"] + row.get("lost", 0) + row.get("twice", 0)
+        lost = str(sum(row["other_statuses"].values()) + unanswered)
         rate = f"{row['requests_a_second']:,.0f}"
         of_full = f"{100 * row['of_full_batches']:.0f} %" if "of_full_batches" in row else ""
         rows.append([row["server"], row["model"], str(row["clients"]), rate, *times, lost, of_full])
@@ -97,6 +99,42 @@ SERVING_COLUMNS = (
     "lost or wrong",
     "of full batches",
 )
+
+
+def soak_rows(result: Result) -> list[list[str]]:
+    """A row for each work of many clients for minutes."""
+    rows = []
+    for row in result["rows"]:
+        times = [f"{row[name]:.0f}" for name in ("p50", "p95", "p99")]
+        wrong = row["lost"] + row["wrong"] + sum(row["other_statuses"].values())
+        twice = row["twice"] + abs(row["counted"] - row["answered"])
+        memory = [f"{row['memory_start']:.0f}", f"{row['memory_end']:.0f}", f"{row['memory_a_minute']:+.1f}"]
+        about = [row["model"], str(row["clients"]), f"{row['seconds']:.0f}", f"{row['answered']:,}"]
+        rows.append([*about, f"{row['requests_a_second']:,.0f}", *times, str(wrong), str(twice), *memory])
+    return rows
+
+
+SOAK_COLUMNS = (
+    "model",
+    "clients",
+    "seconds",
+    "answered",
+    "requests/s",
+    "p50 ms",
+    "p95 ms",
+    "p99 ms",
+    "lost or wrong",
+    "answered twice",
+    "MB at the start",
+    "MB at the end",
+    "MB a minute, second half",
+)
+
+
+def said_of(result: Result) -> str:
+    """Where server and clients ran, in a sentence."""
+    cores = "one core" if result["cores"] == 1 else f"the same {result['cores']} cores"
+    return f"Server, engine and clients on {cores}, commit {result['commit']}."
 
 
 def draw_batching(result: Result, path: Path) -> None:

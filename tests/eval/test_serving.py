@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 
 from eval.claims import Evidence, batching
-from eval.serving import batching_columns, batching_rows, draw_batching, serving_rows, targets, worst_delay
+from eval.serving import (
+    SOAK_COLUMNS,
+    batching_columns,
+    batching_rows,
+    draw_batching,
+    said_of,
+    serving_rows,
+    soak_rows,
+    targets,
+    worst_delay,
+)
 
 
 def rule(goodput: float, delay: float = 0.0, less: float = 0.0) -> dict[str, Any]:
@@ -47,12 +57,21 @@ def test_what_was_asked_is_said_to_hold_or_not(result: dict[str, Any]) -> None:
 
 def test_the_claim_says_the_delay_and_where(result: dict[str, Any]) -> None:
     row = {"server": "this server", "model": "nothing", "clients": 16, "requests_a_second": 1600.0, "p99": 15.0}
-    row |= {"p50": 9.0, "p95": 12.0, "other_statuses": {"429": 2}, "wrong": 1}
+    row |= {"p50": 9.0, "p95": 12.0, "other_statuses": {"429": 2}, "wrong": 1, "lost": 0, "twice": 0}
     measured = batching(Evidence([], benchmarks={"batching": result, "serving": {"rows": [row]}})).measured
     assert "at most 6.5 ms" in measured and "from 10 to 90 %" in measured and "1,600 requests/s" in measured
     assert worst_delay(result) == 6.5
     assert batching(Evidence([])).measured == "not measured here"
     assert serving_rows({"rows": [row]}) == [["this server", "nothing", "16", "1,600", "9.0", "12.0", "15.0", "3", ""]]
+
+
+def test_minutes_of_load_say_what_was_lost_and_what_was_answered_twice() -> None:
+    row = {"model": "run: captions", "clients": 128, "seconds": 300.0, "requests_a_second": 30.0, "answered": 9000}
+    row |= {"p50": 4000.0, "p95": 4500.0, "p99": 5000.0, "other_statuses": {"503": 1}, "wrong": 2, "lost": 4}
+    row |= {"twice": 8, "counted": 9016, "memory_start": 900.0, "memory_end": 901.0, "memory_a_minute": 0.25}
+    (cells,) = soak_rows({"rows": [row]})
+    assert said_of({"cores": 1, "commit": "abc"}) == "Server, engine and clients on one core, commit abc."
+    assert len(cells) == len(SOAK_COLUMNS) and cells[4:10] == ["30", "4000", "4500", "5000", "7", "24"]
 
 
 def test_the_picture_is_the_same_bytes_of_the_same_figures(result: dict[str, Any], tmp_path: Path) -> None:
