@@ -101,7 +101,7 @@ class RunEngine:
         self.digest = embedder.digest
         self.bits = FLOAT if embedder.run.compression is None else embedder.run.compression.weight_bits
         self.kinds: Sequence[str] = kinds_of(embedder)
-        self.joins = [kind for kind in self.kinds if kind.startswith(CAPTION) and decoding.beams == 1]
+        self.joins: Sequence[str] = [kind for kind in self.kinds if kind.startswith(CAPTION) and decoding.beams == 1]
 
     def run(
         self, kind: str, payloads: Sequence[Any], told: Told, continuing: Continuing | None = None

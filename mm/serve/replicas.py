@@ -160,8 +160,6 @@ class RayBatches:
             item.payload.result.set_result(result)
 
 
-@serve.deployment
-@serve.ingress()
 class Replica:
     """The application of `mm-align serve` in front of an engine in its own process.
 
@@ -200,4 +198,5 @@ def application(args: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: there is no such setting, or it does not take the value.
     """
-    return Replica.bind(settings_from_dict(ServeConfig, dict(args), "the application's args"))
+    config = settings_from_dict(ServeConfig, dict(args), "the application's args")
+    return serve.deployment(serve.ingress()(Replica)).bind(config)
