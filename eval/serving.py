@@ -106,11 +106,12 @@ def soak_rows(result: Result) -> list[list[str]]:
     rows = []
     for row in result["rows"]:
         times = [f"{row[name]:.0f}" for name in ("p50", "p95", "p99")]
-        wrong = row["lost"] + row["wrong"] + sum(row["other_statuses"].values())
+        refused = sum(row["other_statuses"].values())
+        wrong = row["lost"] + row["wrong"]
         twice = row["twice"] + abs(row["counted"] - row["answered"])
         memory = [f"{row['memory_start']:.0f}", f"{row['memory_end']:.0f}", f"{row['memory_a_minute']:+.1f}"]
         about = [row["model"], str(row["clients"]), f"{row['seconds']:.0f}", f"{row['answered']:,}"]
-        rows.append([*about, f"{row['requests_a_second']:,.0f}", *times, str(wrong), str(twice), *memory])
+        rows.append([*about, f"{row['requests_a_second']:,.0f}", *times, str(refused), str(wrong), str(twice), *memory])
     return rows
 
 
@@ -123,6 +124,7 @@ SOAK_COLUMNS = (
     "p50 ms",
     "p95 ms",
     "p99 ms",
+    "refused",
     "lost or wrong",
     "answered twice",
     "MB at the start",
