@@ -55,8 +55,8 @@ def test_a_run_beside_itself_loses_nothing_and_a_worse_one_does() -> None:
 
 
 def test_the_front_holds_what_nothing_beats_in_both() -> None:
-    rows = [LightRow("large", 100, 90.0, {}), LightRow("small", 20, 80.0, {}), LightRow("bad", 50, 70.0, {})]
-    rows.append(LightRow("twin", 20, 75.0, {}))
+    rows = [LightRow("twin", 20, 75.0, {}), LightRow("large", 100, 90.0, {}), LightRow("small", 20, 80.0, {})]
+    rows.append(LightRow("bad", 50, 70.0, {}))
     assert [row.name for row in pareto(rows)] == ["small", "large"]
     (axes,) = pareto_plot([(row.name, row.bytes / 1e6, row.rsum) for row in rows]).axes
     assert axes.get_xlabel() == "MB on disk" and len(axes.texts) == 4
