@@ -1,4 +1,4 @@
-"""`mm-align compress`: a finished run in eight or four bits, as a run of its own, trained on that grid where asked."""
+"""`mm-align compress`: a finished run in fewer bits, as a run of its own, trained on that grid where asked."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from mm.artifacts.run import WEIGHTS, Run, load_run, quantize_run, save_run
 from mm.artifacts.seen import load_seen, save_seen
 from mm.compress.integers import Packed
 from mm.compress.ledger import LedgerRow, file_ledger, ledger_table
-from mm.compress.quantize import QATConfig, convert, prepare_qat
+from mm.compress.quantize import HALF, QATConfig, convert, prepare_qat
 from mm.config import AlignConfig
 from mm.data.module import AlignData
 from mm.device import choose_device
@@ -35,10 +35,10 @@ class CompressConfig:
 
     run: str
     """Folder of the finished run."""
-    bits: Literal[4, 8] = 8
-    """Of linear layers and experts; convolutions, tables and positions have eight."""
-    activation_bits: Literal[8, 32] = 8
-    """Of what linear layers read, token by token; 32 leaves it as it is."""
+    bits: Literal[4, 8, 16] = 8
+    """Of linear layers and experts; convolutions, tables and positions have at least eight. 16 is bfloat16."""
+    activation_bits: Literal[8, 32] | None = None
+    """Of what linear layers read, token by token; 32 leaves it as it is. By default 8, beside 16-bit weights 32."""
     qat: Annotated[int, "[0, inf)"] = 0
     """Steps of quantisation-aware training on the run's own set; 0 rounds the weights as they are."""
     learning_rate: Annotated[float, "(0, inf)"] = 3e-5
@@ -46,12 +46,14 @@ class CompressConfig:
     seed: Annotated[int, "[0, 4294967295]"] = 0
     """Of these steps' samples and draws."""
     name: str = ""
-    """The compressed run is written to <runs>/<name>; by default <run>_int<bits>, or <run>_int<bits>_qat."""
+    """The compressed run is written to <runs>/<name>; by default <run>_int<bits>, <run>_int<bits>_qat or <run>_bf16."""
     runs: str = "runs"
     """Folder of all runs."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.qat and self.bits == HALF:
+            raise UserError("qat trains on a grid of integers: bits=16 is bfloat16, which has none")
 
 
 class QuantizedTask(AdaptTask):
@@ -65,12 +67,16 @@ class QuantizedTask(AdaptTask):
 def folder_of(config: CompressConfig) -> Path:
     """Where the compressed run is written."""
     trained = "_qat" if config.qat else ""
-    return Path(config.runs) / (config.name or f"{Path(config.run).name}_int{config.bits}{trained}")
+    kind = "bf16" if config.bits == HALF else f"int{config.bits}{trained}"
+    return Path(config.runs) / (config.name or f"{Path(config.run).name}_{kind}")
 
 
 def bits_of(config: CompressConfig) -> QATConfig:
     """The bits of weights and activations."""
-    return QATConfig(config.activation_bits, config.bits)
+    activation_bits = config.activation_bits
+    if activation_bits is None:
+        activation_bits = 32 if config.bits == HALF else 8
+    return QATConfig(activation_bits, config.bits)
 
 
 def compress(config: CompressConfig) -> None:

@@ -1,35 +1,24 @@
-"""What light models cost and bring: bytes, recalls with paired intervals, and latencies interleaved in one process."""
+"""What light models cost and bring: bytes, recalls with paired intervals, latencies interleaved in one process, and the
+memory that each way to execute a model holds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import torch
 from rich.console import Console
-from torch import Tensor
 
 from eval.compare import ComparedRun
 from eval.embeddings import Embeddings
-from eval.light import light_rows, light_table
+from eval.figures import first_protocol
+from eval.light import LightRow, light_rows, light_table
 from kernels.errors import UserError
-from kernels.parsing import parse_json
 from kernels.ranges import check_ranges
-from kernels.threads import torch_threads
-from kernels.timing import Contest
 from mm.artifacts.environment import commit
 from mm.artifacts.results import read_result
-from mm.artifacts.run import WEIGHTS, load_run
-from mm.bench.generated import written_pool
-from mm.device import autocast
-from mm.export.command import DESCRIPTION, ENGINES
+from mm.artifacts.run import WEIGHTS
+from mm.bench.light_speed import TIMED, Timing, resident_rows, speed_rows
 from mm.files import write_json
-from mm.infer.embedder import Embedder
-
-CAPTION = "a small red circle is left of a large blue square"
-GRAPHS = ("encode_image", "encode_text")
 
 
 @dataclass(frozen=True)
@@ -37,124 +26,102 @@ class LightConfig:
     """Price and speed of light models."""
 
     runs: tuple[str, ...]
-    """Folders of runs that were evaluated on the same items; the first is what others are compared with."""
+    """Folders of runs that were evaluated on the same items, or results of eval_coco.py in them; the first is what
+    others are compared with."""
+    timed: str = ""
+    """Folder of the run that is timed; by default that of the first of `runs`. none times nothing."""
     exports: tuple[str, ...] = ()
-    """Folders of mm-align export, of the first run: these are timed, beside it."""
+    """Folders of mm-align export, of that run: these are timed, beside it."""
+    graphs: tuple[str, ...] = TIMED
+    """What is timed, of what the run does."""
     batches: Annotated[tuple[int, ...], "[1, inf)"] = (1, 8)
-    """Images or captions at a time."""
+    """Images, captions or sequences at a time."""
     threads: Annotated[tuple[int, ...], "[1, inf)"] = (1, 2)
     """Cores of a process."""
     repeats: Annotated[int, "[1, inf)"] = 21
     """Of each; the median counts."""
+    memory: bool = True
+    """Measure what each holds in memory as well, in processes of their own."""
     json: Path | None = None
-    """Where to write price and speed."""
+    """Where to write price, speed and memory."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if unknown := set(self.graphs) - set(TIMED):
+            raise UserError(f"graphs: {min(unknown)} is not timed here: choose from {', '.join(TIMED)}")
+        if self.timed == NOTHING and self.exports:
+            raise UserError("exports are timed beside their run: timed=none times nothing")
+
+
+NOTHING = "none"
 
 
 def bench_light(config: LightConfig) -> None:
-    """Print both tables, and write them.
+    """Print the tables, and write them.
 
     Raises:
         UserError: a run was not evaluated, on other items, or a folder holds no export.
     """
-    compared = []
-    sizes = []
-    for folder in map(Path, config.runs):
-        result = read_result(folder / "result.json")
-        compared.append(ComparedRun.of(str(folder), result, Embeddings.load(folder / "embeddings.npz")))
-        sizes.append((folder / WEIGHTS).stat().st_size)
-    price = light_rows(compared, sizes, [{} for _ in compared])
+    price, protocol = priced(config.runs)
     Console().print(light_table(price))
-    speed: list[dict[str, Any]] = []
-    for threads in config.threads:
-        speed += timed(config, threads)
-    for row in speed:
+    content: dict[str, Any] = {"commit": commit(), "protocol": protocol}
+    content |= {"price": [row.as_json() for row in price], "speed": [], "resident": []}
+    if config.timed != NOTHING:
+        folder = Path(config.timed or folder_of(config.runs[0]))
+        timing = Timing(folder, config.exports, config.graphs, config.batches, config.repeats)
+        for threads in config.threads:
+            content["speed"] += speed_rows(timing, threads)
+        if config.memory:
+            content["resident"] = resident_rows(timing)
+    for row in content["speed"]:
         print(
             f"{row['case']}, {row['threads']} threads, {row['implementation']}: {row['milliseconds']:.2f} ms,"
             f" {row['per_second']:.0f} a second"
         )
+    for row in content["resident"]:
+        print(f"{row['implementation']}: {row['bytes'] / 1e6:.1f} MB held")
     if config.json:
-        content = {"commit": commit(), "price": [row.as_json() for row in price], "speed": speed}
         write_json(config.json, content)
 
 
-def timed(config: LightConfig, threads: int) -> list[dict[str, Any]]:
-    """Latencies of the first run and its exports, JPEGs of 640×480 decoded and resized included.
+def priced(given: Sequence[str]) -> tuple[list[LightRow], str]:
+    """What each model takes on disk and loses against the first; what they were evaluated on.
 
     Args:
-        config: what is timed, and how often.
-        threads: cores of torch and of an engine.
-    """
-    embedder = Embedder(load_run(config.runs[0]).to(torch.device("cpu")), config.runs[0])
-    rows = []
-    with torch_threads(threads), TemporaryDirectory() as folder:
-        files = written_pool(Path(folder), max(config.batches))
-        for graph in GRAPHS:
-            for batch in config.batches:
-                given: Sequence[Any] = files[:batch] if graph == "encode_image" else [CAPTION] * batch
-                contestants = contestants_of(config, embedder, graph, given, threads)
-                contest = Contest("light", f"{graph} of {batch}", "mixed", "forward", contestants)
-                for row in contest.rows(config.repeats):
-                    row["per_second"] = round(1e3 * batch / row["milliseconds"], 1)
-                    rows.append(row)
-    return rows
-
-
-def contestants_of(
-    config: LightConfig, embedder: Embedder, graph: str, given: Sequence[Any], threads: int
-) -> dict[str, Callable[[], Any]]:
-    """The run itself in fp32 and bf16, and each of its exports, from the same files or strings to vectors."""
-    modality = graph.removeprefix("encode_")
-
-    def inputs() -> Any:
-        processor = embedder.processor
-        return processor.images(given) if modality == "image" else processor.text(list(given))
-
-    def eager(precision: Any) -> Tensor:
-        with torch.inference_mode(), autocast(precision, embedder.run.device):
-            return embedder.vectors(modality, inputs())
-
-    found: dict[str, Callable[[], Any]] = {"eager fp32": lambda: eager("fp32"), "eager bf16": lambda: eager("bf16")}
-    for folder in map(Path, config.exports):
-        described = parse_json(_description(folder).read_bytes(), str(folder))
-        call = opened(folder, described, graph, threads)
-        found[f"{described['engine']} {described['bits']}"] = partial(exported, call, inputs, modality)
-    return found
-
-
-def exported(call: Callable[..., Any], inputs: Callable[[], Any], modality: str) -> Any:
-    """One call of an exported graph, from files or strings on."""
-    return call(*tensors(inputs(), modality))
-
-
-def opened(folder: Path, described: Mapping[str, Any], graph: str, threads: int) -> Callable[..., Any]:
-    """A graph of an export, ready to be called.
+        given: folders of runs, or results of eval_coco.py in them.
 
     Raises:
-        UserError: the export does not have it.
+        UserError: one was evaluated on other items than the first.
     """
-    if graph not in described["files"]:
-        raise UserError(f"{folder} holds no {graph}: export it without --graphs")
-    path = folder / described["files"][graph]["file"]
-    if described["engine"] == "onnx":
-        from mm.export.onnx_runtime import open_onnx
-
-        return open_onnx(path, threads)
-    return ENGINES[described["engine"]].open(path)
-
-
-def tensors(batch: Any, modality: str) -> list[Tensor]:
-    """A batch's inputs and mask of a modality, as graphs take them."""
-    found = [batch.inputs[modality].contiguous()]
-    if modality in batch.masks:
-        found.append(batch.masks[modality].contiguous())
-    return found
+    compared = []
+    sizes = []
+    names = set()
+    for each in given:
+        path = Path(each)
+        result, embeddings = evaluated(path)
+        compared.append(ComparedRun.of(named(path, result), result, embeddings))
+        sizes.append((folder_of(each) / WEIGHTS).stat().st_size)
+        names.add(first_protocol(result).name)
+    if len(names) > 1:
+        raise UserError(f"runs were evaluated on {' and '.join(sorted(names))}: one table is of one set")
+    return light_rows(compared, sizes, [{} for _ in compared]), names.pop()
 
 
-def _description(folder: Path) -> Path:
-    path = folder / DESCRIPTION
-    if not path.is_file():
-        raise UserError(f"{folder} holds no export: mm-align export writes one")
-    return path
+def folder_of(given: str) -> Path:
+    """The folder of a run, or of a result in it."""
+    path = Path(given)
+    return path.parent if path.suffix == ".json" else path
+
+
+def evaluated(path: Path) -> tuple[dict[str, Any], Embeddings]:
+    """The result of a run's folder, or of a file of eval_coco.py, and the embeddings beside it."""
+    if path.suffix != ".json":
+        return read_result(path / "result.json"), Embeddings.load(path / "embeddings.npz")
+    return read_result(path), Embeddings.load(path.with_suffix(".npz"))
+
+
+def named(path: Path, result: dict[str, Any]) -> str:
+    """A run by its folder, and its arithmetic where that was asked for."""
+    name = str(folder_of(str(path)))
+    precision = result["config"]["train"]["precision"]
+    return name if precision == "auto" else f"{name} in {precision}"

@@ -2,7 +2,8 @@
 
 A linear layer has integer weights and rounds what it reads, token by token; experts have integer weights; everything
 else that is large, convolutions, tables of tokens, positions and codes, has eight bits. The router, norms and biases
-stay in float: together they are a hundredth, and routing is a decision.
+stay in float: together they are a hundredth, and routing is a decision. In sixteen bits the same tensors are bfloat16,
+which has no scales.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,9 @@ from mm.optional import require
 SMALLEST = 256
 """Numbers below which a tensor stays as it is: names and scales would take what packing saves."""
 OTHER_BITS = 8
-"""Of what is neither a linear layer's nor the experts'."""
+"""At least, of what is neither a linear layer's nor the experts'."""
+HALF = 16
+"""Bits of bfloat16, which needs no grid and no scales."""
 SCALE = ".scale"
 """Behind the name of packed values in a file, for their scales."""
 SUMS = ".sums"
@@ -36,13 +39,17 @@ class QATConfig:
 
     activation_bits: Literal[8, 32] = 8
     """Of what linear layers read, token by token; 32 leaves it as it is."""
-    weight_bits: Literal[4, 8] = 8
-    """Of linear layers and experts; tables, positions and convolutions have eight."""
+    weight_bits: Literal[4, 8, 16] = 8
+    """Of linear layers and experts; tables, positions and convolutions have at least eight. 16 is bfloat16."""
     quant_scheme: Literal["symmetric"] = "symmetric"
     """Zero is zero."""
 
     def __post_init__(self) -> None:
-        for name, known in (("activation_bits", (8, 32)), ("weight_bits", (4, 8)), ("quant_scheme", ("symmetric",))):
+        for name, known in (
+            ("activation_bits", (8, 32)),
+            ("weight_bits", (4, 8, HALF)),
+            ("quant_scheme", ("symmetric",)),
+        ):
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"{name}={value!r}: there are {', '.join(map(str, known))}")
@@ -133,7 +140,7 @@ def _places(model: nn.Module, bits: int) -> Iterator[tuple[str, Place]]:
         elif not isinstance(module, Router):
             for weight, value in tensors_of(module):
                 if value.ndim >= 2 and value.numel() >= SMALLEST and value.is_floating_point():
-                    yield f"{name}.{weight}", Place(module, weight, OTHER_BITS)
+                    yield f"{name}.{weight}", Place(module, weight, max(bits, OTHER_BITS))
 
 
 def is_packed(layer: nn.Linear) -> bool:
@@ -149,7 +156,7 @@ def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def pack_state(state: Mapping[str, Tensor], where: Mapping[str, Place], known: Mapping[str, Packed]) -> dict[str, Any]:
-    """A state dict with its large tensors as `Packed`.
+    """A state dict with its large tensors as `Packed`, or of sixteen bits in bfloat16.
 
     Args:
         state: by name.
@@ -159,7 +166,9 @@ def pack_state(state: Mapping[str, Tensor], where: Mapping[str, Place], known: M
     """
     packed: dict[str, Any] = {}
     for name, tensor in state.items():
-        if name in where:
+        if name in where and where[name].bits == HALF:
+            packed[name] = tensor.to(torch.bfloat16)
+        elif name in where:
             before = known.get(name)
             if before is not None and torch.equal(before.unpack(), tensor):
                 packed[name] = before

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from kernels.ranges import check_ranges
 
@@ -55,6 +55,8 @@ class EvalCoco:
     data: EvaluationData = field(default_factory=EvaluationData)
     rerank: Annotated[int | None, "[0, inf)"] = None
     """Candidates of each query that a run scores again jointly; without it, as many as the run says."""
+    precision: Literal["auto", "fp32", "bf16"] | None = None
+    """In which a run computes; without it, as it says itself. Its name is then in that of the result."""
     trained_on: str | None = None
     """`zero-shot` or `trained on <dataset>`, for the protocol; a run says it itself, as do random weights."""
     samples: Annotated[int, "[1, inf)"] = 1000

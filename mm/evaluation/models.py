@@ -22,7 +22,7 @@ from mm.data.collection import seen_images, trained_words
 from mm.data.config import DataConfig
 from mm.data.dataset import CaptionDataset, require_readable
 from mm.data.module import AlignData
-from mm.device import choose_device
+from mm.device import Precision, choose_device
 from mm.evaluation.embed import SplitEmbeddings, joint_scores
 from mm.evaluation.exhibits import examples_of, material_of
 from mm.evaluation.kept import embeddings_of
@@ -93,6 +93,7 @@ class FinishedRun:
         karpathy: Karpathy's split file of these data, if any.
         audio_root: folder of their audio clips, if any.
         rerank: depth of re-ranking; None for the run's own.
+        precision: in which it computes; None for the run's own.
 
     Raises:
         ValueError: the folder holds no finished run.
@@ -106,9 +107,13 @@ class FinishedRun:
         karpathy: str | None = None,
         audio_root: str | None = None,
         rerank: int | None = None,
+        precision: Precision | None = None,
     ) -> None:
         self.device = choose_device()
         self.run = load_run(folder).to(self.device)
+        if precision is not None:
+            train = replace(self.run.config.train, precision=precision)
+            self.run.config = replace(self.run.config, train=train)
         config = self.run.config
         self.trained = config.data
         self.read = self.trained

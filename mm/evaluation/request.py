@@ -107,6 +107,7 @@ def check_options(request: EvalCoco) -> None:
         "--rerank is for a run's retrieval: nothing else is scored again": (
             request.rerank is not None and (not request.run or benchmark)
         ),
+        "--precision is for a run: models of others compute as they do": request.precision and not request.run,
         "--trained_on is for models of others: a run says itself what it was trained on": (
             request.run and request.trained_on
         ),
@@ -145,7 +146,12 @@ def model_of(request: EvalCoco) -> EvaluatedModel:
     data = request.data
     if request.run is not None:
         return FinishedRun(
-            Path(request.run), data.root, karpathy=data.karpathy, audio_root=data.audio_root, rerank=request.rerank
+            Path(request.run),
+            data.root,
+            karpathy=data.karpathy,
+            audio_root=data.audio_root,
+            rerank=request.rerank,
+            precision=request.precision,
         )
     assert request.open_clip is not None  # check_options
     return OpenClipPeer(request.open_clip, data.root, request.trained_on or "unstated", karpathy=data.karpathy)
@@ -178,6 +184,8 @@ def keep(request: EvalCoco, given: Answer) -> list[Path]:
     places = [request.json] if request.json else []
     if request.run is not None:
         name = first_protocol(given.result).name.replace("/", "-")
+        if request.precision is not None:
+            name += f"-{request.precision}"
         place = Path(request.run) / f"eval-{name}.json"
         places.append(place)
         if given.evaluated.arrays:

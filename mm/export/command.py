@@ -16,7 +16,7 @@ from kernels.errors import UserError
 from kernels.parsing import parse_json
 from mm.artifacts.run import Run, load_run
 from mm.compress.integers import Packed
-from mm.compress.quantize import QATConfig, pack_state, places
+from mm.compress.quantize import HALF, QATConfig, pack_state, places
 from mm.config import encoders_of
 from mm.export.aot_inductor import open_aoti, write_aoti
 from mm.export.executorch import open_executorch, write_executorch
@@ -72,7 +72,7 @@ def export(
     Args:
         run: folder of a finished run, or of an adapter whose base is where it was.
         to: the engine: onnx (ONNX Runtime), aoti (AOTInductor), executorch.
-        bits: of the weights; by default those that the run is stored in.
+        bits: of the weights; by default those that the run is stored in, of a run in bfloat16 32.
         out: folder that is written, <run>/export-<engine>-<bits> by default; one that is there is replaced.
         graphs: which ones, such as '[encode_text]'; all by default.
 
@@ -81,8 +81,7 @@ def export(
     """
     engine = ENGINES[to]
     loaded = load_run(run)
-    stored = 32 if loaded.compression is None else loaded.compression.weight_bits
-    bits = stored if bits is None else bits
+    bits = stored_bits(loaded) if bits is None else bits
     if bits not in engine.bits:
         have = ", ".join(map(str, engine.bits))
         raise UserError(f"--to {to} has no {bits}-bit weights here: it has {have}")
@@ -102,6 +101,13 @@ def export(
             shutil.move(path, place / path.name)
     for name, row in rows.items():
         print(f"{place / row.path.name}: {row.bytes:,} bytes, off by {row.error:.2g} ({name})")
+
+
+def stored_bits(run: Run) -> int:
+    """Bits of the integers that a run's weights are, or 32: no engine computes in bfloat16 here."""
+    if run.compression is None or run.compression.weight_bits == HALF:
+        return 32
+    return run.compression.weight_bits
 
 
 @dataclass(frozen=True)

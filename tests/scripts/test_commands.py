@@ -54,7 +54,7 @@ LIMITS = {
     " --peer false --threads 1",
     "bench_features": "--images 2 --repeats 1",
     "bench_scale": "--images 16 --captions 32 --compared 8 --evaluated '[4,8]' --shards false --workers 0",
-    "bench_light": "--batches [1] --threads [1]",
+    "bench_light": "--batches [1] --threads [1] --memory false",
     "bench_index": "--sizes [50] --images 2 --repeats 1",
     "prepare_scenes": "--train 6 --val 4 --seen 4 --image_size 32",
     "soak": "--kills 0 --memory_steps 0 --presence false --corrupt 0",

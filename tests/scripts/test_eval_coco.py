@@ -125,6 +125,18 @@ def test_a_file_that_nobody_names_is_unstated(evaluate: Callable[..., dict], fil
     assert (protocol.dataset, protocol.split, protocol.trained_on) == ("unstated", "unstated", "unstated")
 
 
+def test_a_run_is_evaluated_in_another_precision_under_another_name(
+    evaluate: Callable[..., dict], refused: Callable[..., str], run: Path, file: Path
+) -> None:
+    words = ("--run", run, "--data.split", "test", "--rerank", "0")
+    result = evaluate(*words, "--precision", "bf16")
+    assert result["config"]["train"]["precision"] == "bf16"
+    evaluate(*words)
+    kept = [np.load(run / f"eval-scenes-test{name}.npz")["image"] for name in ("", "-bf16")]
+    assert 1e-5 < np.abs(kept[0] - kept[1]).max() < 0.1
+    assert "--precision is for a run" in refused("eval_coco.py", "--embeddings", file, "--precision", "fp32")
+
+
 def test_embeddings_of_a_run_have_its_own_protocol(
     evaluate: Callable[..., dict], refused: Callable[..., str], run: Path, file: Path
 ) -> None:

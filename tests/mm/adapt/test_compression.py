@@ -47,6 +47,15 @@ def test_a_compressed_run_is_a_run_and_is_not_compressed_again(base: Path, tmp_p
         compress(replace(config, run=str(folder)))
 
 
+def test_half_the_bytes_are_bfloat16_which_has_no_grid_to_train_on(base: Path, tmp_path: Path) -> None:
+    compress(CompressConfig(str(base), bits=16, runs=str(tmp_path)))
+    folder = tmp_path / "base_bf16"
+    assert size(folder) < 0.65 * size(base)
+    assert json.loads((folder / "result.json").read_text())["compressed"]["activation_bits"] == 32
+    with pytest.raises(UserError, match="bits=16 is bfloat16"):
+        CompressConfig(str(base), bits=16, qat=1)
+
+
 def test_steps_on_the_grid_change_the_weights_and_end_on_it(base: Path, tmp_path: Path) -> None:
     pytest.importorskip("torchao", reason="its fake quantisers are torchao's")
     compress(CompressConfig(str(base), qat=1, learning_rate=1e-2, runs=str(tmp_path)))

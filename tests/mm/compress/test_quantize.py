@@ -10,9 +10,10 @@ from torch import nn
 from kernels.errors import UserError
 from mm.artifacts.run import Run, load_run, save_run
 from mm.batch import Batch
-from mm.compress.integers import fake_quantize_tokens, pack
+from mm.compress.integers import fake_quantize_tokens, from_grid, pack
 from mm.compress.ledger import IN_FLOAT, file_ledger, float_roles
 from mm.compress.quantize import (
+    FakeQuantized,
     QATConfig,
     QuantizedLinear,
     convert,
@@ -38,6 +39,18 @@ def test_four_bits_have_a_scale_for_each_group_and_two_values_in_a_byte() -> Non
     # The largest value lies half a step beyond the last one: 7 of 7.5.
     torch.testing.assert_close(packed.unpack(), weight * 7 / 7.5, rtol=0.005, atol=0)
     assert packed.bytes() == 2 * 64 + 2 * 2 * 2
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_integers_come_back_in_their_columns_and_zero_is_zero(bits: int) -> None:
+    """The scale is one, of a row whose largest value is half a step beyond the last; no zero point shifts it."""
+    most = 2 ** (bits - 1) - 0.5
+    row = torch.tensor([[0.0, 1.0, -1.0, 3.0, -5.0, 2.0, 0.0, most]])
+    expected = [[0, 1, -1, 3, -5, 2, 0, int(most)]]
+    packed = pack(row, bits)
+    assert packed.scale.tolist() == [[1.0]] and packed.integers().tolist() == expected
+    assert from_grid(row.round(), packed.scale, bits).integers().tolist() == expected
+    assert packed.unpack().tolist() == expected
 
 
 @pytest.mark.parametrize(("bits", "largest"), [(8, 0.01), (4, 0.12)])
@@ -72,16 +85,17 @@ def compressed(tiny_run: Callable[..., Run], tmp_path: Path) -> Callable[[QATCon
     return make
 
 
-@pytest.mark.parametrize("config", [QATConfig(), QATConfig(32, 4)])
+@pytest.mark.parametrize("config", [QATConfig(), QATConfig(32, 4), QATConfig(32, 16)])
 def test_a_compressed_run_is_loaded_as_it_was_written(
     config: QATConfig, compressed: Callable[[QATConfig], Run], tiny_batch: Callable[..., Batch], tmp_path: Path
 ) -> None:
     run = compressed(config)
     again = load_run(tmp_path / "run")
     assert again.compression == config and again.packed.keys() == run.packed.keys()
-    # Every row of every one of the eight experts has a scale.
-    experts = again.packed["backbone.blocks.0.moe.w_in"]
-    assert experts.bits == config.weight_bits and len(experts.scale) == 8 * 16
+    if config.weight_bits < 16:
+        # Every row of every one of the eight experts has a scale.
+        experts = again.packed["backbone.blocks.0.moe.w_in"]
+        assert experts.bits == config.weight_bits and len(experts.scale) == 8 * 16
     for name, tensor in run.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     save_run(again, tmp_path / "twice")
@@ -113,6 +127,15 @@ def test_no_role_of_a_compressed_file_stays_in_float_unannounced(compressed, tmp
     assert {"experts", "attention", "encoders", "embeddings", "scales"} <= rows.keys()
     assert rows["experts"].bits == 8 and rows["all"].stored == path.stat().st_size
     assert sum(row.stored for row in rows.values()) == 2 * path.stat().st_size
+
+
+def test_sixteen_bits_are_bfloat16_without_scales(compressed, tiny_run, tmp_path: Path) -> None:
+    run = compressed(QATConfig(32, 16))
+    rows = {row.group: row for row in file_ledger(tmp_path / "run" / "model.safetensors")}
+    assert "scales" not in rows and not run.packed
+    assert {rows[role].bits for role in ("experts", "attention", "encoders", "embeddings")} == {16}
+    name = "backbone.blocks.0.moe.w_in"
+    assert torch.equal(run.state_dict()[name], tiny_run().state_dict()[name].bfloat16().float())
 
 
 def test_a_weight_that_moved_is_rounded_anew(compressed) -> None:
@@ -167,6 +190,17 @@ def test_training_on_the_grid_reaches_experts_and_ends_on_it(bits: int, tiny_run
     assert isinstance(run.model.backbone.blocks[0].moe.w_in, nn.Parameter)
     assert torch.equal(packed["backbone.blocks.0.moe.w_in"].unpack(), before)
     assert torch.equal(run.model.backbone.blocks[0].moe.w_in, before)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_weight_that_trains_has_no_zero_point(bits: int) -> None:
+    """Of values that are all positive an asymmetric grid would have twice the steps, and lose what it stores."""
+    pytest.importorskip("torchao", reason="its fake quantisers are torchao's")
+    weight = torch.linspace(0.5, 1.5, 64)[None]
+    fake = FakeQuantized(weight, bits, 1)
+    found = fake(weight)
+    assert len(found.unique()) <= 2 ** (bits - 1) and fake.packed(weight).integers().min() > 0
+    assert torch.equal(fake.packed(weight).unpack(), found)
 
 
 def test_our_grid_is_torchao_s() -> None:

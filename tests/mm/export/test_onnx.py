@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from eval.fingerprint import Fingerprint, FingerprintError
 from kernels.errors import UserError
 from mm.artifacts.run import build_run, load_run, save_run
 from mm.compress.integers import pack
+from mm.compress.quantize import QATConfig
 from mm.config import AlignConfig
-from mm.export.command import TOLERANCES, Exported, checked, export
+from mm.export.command import TOLERANCES, Exported, checked, export, stored_bits
 from mm.export.graph import BATCH, Graph
 from mm.export.onnx_integers import NBitExperts, NBitLinear, block_of, unsigned
 from mm.export.onnx_runtime import OnnxExperts, interleaved, open_onnx, router_logits, write_onnx
@@ -144,17 +146,31 @@ def test_a_run_in_eight_bits_does_what_the_run_does(
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("to", "bits", "said"),
     [
-        ({"to": "aoti", "bits": 4}, "--to aoti has no 4-bit weights here: it has 32"),
-        ({"to": "executorch", "bits": 8}, "--to executorch has no 8-bit weights here"),
-        ({"graphs": ("encode_audio",)}, "--graphs encode_audio: this run has encode_image, encode_text, match"),
+        ("aoti", 4, "--to aoti has no 4-bit weights here: it has 32"),
+        ("executorch", 8, "--to executorch has no 8-bit weights here"),
     ],
 )
-def test_what_an_engine_or_a_run_does_not_have_is_refused(small_run: Path, given: dict, said: str) -> None:
+def test_bits_that_an_engine_lacks_are_refused_before_it_compiles(
+    small_run: Path, to: str, bits: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mm.export.command.written", lambda *_: pytest.fail("an engine was asked"))
     with pytest.raises(UserError, match=said):
-        export(small_run, **given)
+        export(small_run, to, bits)  # type: ignore[arg-type]
     assert not list(small_run.glob("export-*"))
+
+
+def test_a_graph_that_a_run_does_not_have_is_refused(small_run: Path) -> None:
+    with pytest.raises(UserError, match="--graphs encode_audio: this run has encode_image, encode_text, match"):
+        export(small_run, graphs=("encode_audio",))
+    assert not list(small_run.glob("export-*"))
+
+
+@pytest.mark.parametrize(("bits", "exported"), [(None, 32), (8, 8), (4, 4), (16, 32)])
+def test_a_run_is_exported_in_the_integers_that_it_is_stored_in(bits: int | None, exported: int) -> None:
+    compression = None if bits is None else QATConfig(32, bits)  # type: ignore[arg-type]
+    assert stored_bits(SimpleNamespace(compression=compression)) == exported  # type: ignore[arg-type]
 
 
 def test_an_adapter_without_its_base_is_refused(tmp_path: Path) -> None:
