@@ -81,8 +81,11 @@ def first_difference(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor
 
 
 def weights_digest(module: nn.Module) -> str:
-    """A short sha256 over all parameters and buffers, by name: the identity of a trunk in a cache key or a
-    fingerprint."""
+    """A short sha256 over all parameters and buffers, by name, and over how coarsely layers read: the identity of a
+    trunk in a cache key or a fingerprint.
+
+    A layer that rounds what it reads says so as `activation_bits`.
+    """
     digest = hashlib.sha256()
     for key, tensor in sorted(module.state_dict().items()):
         tensor = tensor.detach().cpu() + 0  # -0.0 becomes 0.0: an average of equal weights turns the sign of zeros
@@ -92,6 +95,10 @@ def weights_digest(module: nn.Module) -> str:
             content = str(tensor.item()).encode()
         digest.update(key.encode())
         digest.update(content)
+    for name, part in module.named_modules():
+        bits = getattr(part, "activation_bits", None)
+        if bits is not None:
+            digest.update(f"{name} reads {bits} bits".encode())
     return digest.hexdigest()[:16]
 
 

@@ -60,19 +60,19 @@ class QuantizedLinear(nn.Linear):
 
     Args:
         layer: whose weight and bias it has.
-        bits: of a number that is read.
+        activation_bits: of a number that is read; `encoders.state.weights_digest` asks for it.
     """
 
-    def __init__(self, layer: nn.Linear, bits: int) -> None:
+    def __init__(self, layer: nn.Linear, activation_bits: int) -> None:
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         self.weight = layer.weight
         self.bias = layer.bias
-        self.bits = bits
+        self.activation_bits = activation_bits
         self.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
-        return nn.functional.linear(fake_quantize_tokens(x, self.bits), self.weight, self.bias)
+        return nn.functional.linear(fake_quantize_tokens(x, self.activation_bits), self.weight, self.bias)
 
 
 class FakeQuantized(nn.Module):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from encoders.state import weights_digest
 from kernels.errors import UserError
 from mm.artifacts.run import Run, load_run, save_run
 from mm.batch import Batch
@@ -117,6 +118,15 @@ def test_linear_layers_of_a_compressed_run_round_what_they_read(compressed, tiny
     with torch.no_grad():
         run.model(tiny_batch(), reconstruct=False)
     assert {"backbone.blocks.0.self_attention.q_proj", "encoders.text.trunk.layers.0.qkv"} <= seen
+
+
+def test_a_model_that_rounds_what_it_reads_is_another_one(tiny_run) -> None:
+    """Features of one are not those of the other, though all weights are the same."""
+    plain, rounds = tiny_run().model, tiny_run().model
+    assert weights_digest(plain) == weights_digest(rounds)
+    quantize_activations(rounds, 8)
+    assert weights_digest(plain) != weights_digest(rounds)
+    assert plain.state_dict().keys() == rounds.state_dict().keys()
 
 
 def test_no_role_of_a_compressed_file_stays_in_float_unannounced(compressed, tmp_path: Path) -> None:
