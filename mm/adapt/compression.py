@@ -1,4 +1,4 @@
-"""`mm-align compress`: a finished run in fewer bits, as a run of its own, trained on that grid where asked."""
+"""`mm-align compress`: a finished run in fewer bits or with fewer experts, as a run of its own."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from encoders.state import weights_digest
 from kernels.errors import UserError
 from kernels.ranges import check_ranges
+from mm.adapt.pruning import pruned
 from mm.adapt.sets import data_of
 from mm.adapt.task import AdaptTask
 from mm.artifacts.phases import Phases
@@ -28,15 +29,23 @@ from mm.train.identity import Identity, begin, held, samples_digest
 from mm.train.memory import keep_freed_memory
 from mm.train.trainer import build_trainer, fit
 
+WHOLE = 32
+"""Bits of a weight as it was trained."""
+
 
 @dataclass(frozen=True)
 class CompressConfig:
-    """Store a finished run in fewer bits."""
+    """Store a finished run in fewer bits, or with fewer experts."""
 
     run: str
     """Folder of the finished run."""
-    bits: Literal[4, 8, 16] = 8
-    """Of linear layers and experts; convolutions, tables and positions have at least eight. 16 is bfloat16."""
+    bits: Literal[4, 8, 16, 32] = 8
+    """Of linear layers and experts; convolutions, tables and positions have at least eight. 16 is bfloat16, 32 leaves
+    them as they are."""
+    prune: tuple[str, ...] = ()
+    """Modalities that are kept, such as [image,text]: experts that receive nothing from any of them go, first."""
+    prune_share: Annotated[float, "[0, 1)"] = 0.0
+    """Of each kept modality's assignments in a layer, how much the experts that go may have received together."""
     activation_bits: Literal[8, 32] | None = None
     """Of what linear layers read, token by token; 32 leaves it as it is. By default 8, beside 16-bit weights 32."""
     qat: Annotated[int, "[0, inf)"] = 0
@@ -46,14 +55,19 @@ class CompressConfig:
     seed: Annotated[int, "[0, 4294967295]"] = 0
     """Of these steps' samples and draws."""
     name: str = ""
-    """The compressed run is written to <runs>/<name>; by default <run>_int<bits>, <run>_int<bits>_qat or <run>_bf16."""
+    """The compressed run is written to <runs>/<name>; by default <run>_int<bits>, <run>_int<bits>_qat,
+    <run>_bf16, or these behind <run>_pruned."""
     runs: str = "runs"
     """Folder of all runs."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.qat and self.bits == HALF:
-            raise UserError("qat trains on a grid of integers: bits=16 is bfloat16, which has none")
+        if self.qat and self.bits >= HALF:
+            raise UserError(f"qat trains on a grid of integers: bits={self.bits} has none")
+        if self.bits == WHOLE and not self.prune:
+            raise UserError("bits=32 leaves a run as it is: name the modalities to prune for, or fewer bits")
+        if self.prune_share and not self.prune:
+            raise UserError("prune_share is of the modalities that prune names: it names none")
 
 
 class QuantizedTask(AdaptTask):
@@ -67,12 +81,15 @@ class QuantizedTask(AdaptTask):
 def folder_of(config: CompressConfig) -> Path:
     """Where the compressed run is written."""
     trained = "_qat" if config.qat else ""
-    kind = "bf16" if config.bits == HALF else f"int{config.bits}{trained}"
-    return Path(config.runs) / (config.name or f"{Path(config.run).name}_{kind}")
+    kind = {HALF: "_bf16", WHOLE: ""}.get(config.bits, f"_int{config.bits}{trained}")
+    left = "_pruned" if config.prune else ""
+    return Path(config.runs) / (config.name or f"{Path(config.run).name}{left}{kind}")
 
 
-def bits_of(config: CompressConfig) -> QATConfig:
-    """The bits of weights and activations."""
+def bits_of(config: CompressConfig) -> QATConfig | None:
+    """The bits of weights and activations; None where they stay as they are."""
+    if config.bits == WHOLE:
+        return None
     activation_bits = config.activation_bits
     if activation_bits is None:
         activation_bits = 32 if config.bits == HALF else 8
@@ -109,22 +126,28 @@ def _compress(config: CompressConfig, device: torch.device) -> None:
     data.setup()
     val = run.config.data.val
     dataset = data.open(val)
-    splits = {val: dataset} | ({run.config.data.train: data.train} if config.qat else {})
-    data.cache_features(run.model.encoders, splits)
+    if config.qat or config.prune:
+        data.cache_features(run.model.encoders, {run.config.data.train: data.train})
     digests = {"base weights": weights_digest(run.model), "training samples": samples_digest(data.train)}
+    phases.end("preparation")
+    if config.prune:
+        run = pruned(run, data, config.prune, config.prune_share)
+        phases.end("pruning")
     begin(folder, Identity.of(config, digests), config, resume=False)
     save_seen(load_seen(base, run.config.data), folder)
-    phases.end("preparation")
+    bits = bits_of(config)
     if config.qat:
         run.packed = train_quantized(run, data, config)
-        run.compression = bits_of(config)
+        run.compression = bits
         phases.end("training")
-    else:
-        quantize_run(run, bits_of(config))
+    elif bits is not None:
+        quantize_run(run, bits)
     save_run(run, folder)
+    # What is evaluated are the features of the trunk that is stored, not of the one that was rounded.
+    data.cache_features(run.model.encoders, {val: dataset})
     result = evaluate_run(run, data, {val: dataset}, folder, phases)
     rows = file_ledger(folder / WEIGHTS)
-    write_json(folder / "result.json", result | {"compressed": described(config, rows)})
+    write_json(folder / "result.json", result | {"compressed": described(config, run, rows)})
     show(result)
     ledger_table(rows)
     whole = base / WEIGHTS
@@ -157,7 +180,9 @@ def train_quantized(run: Run, data: AlignData, config: CompressConfig) -> dict[s
     Returns:
         the trained weights in integers, by name.
     """
-    prepare_qat(run.model, bits_of(config))
+    bits = bits_of(config)
+    assert bits is not None  # CompressConfig
+    prepare_qat(run.model, bits)
     task = QuantizedTask(run, adapters=False)
     freeze(task, run.config.train.freeze)
     trainer = build_trainer(run.config.train, run.device, folder_of(config), [], resume=False)
@@ -165,11 +190,14 @@ def train_quantized(run: Run, data: AlignData, config: CompressConfig) -> dict[s
     return convert(run.model)
 
 
-def described(config: CompressConfig, rows: list[LedgerRow]) -> dict[str, Any]:
+def described(config: CompressConfig, run: Run, rows: list[LedgerRow]) -> dict[str, Any]:
     """For result.json."""
+    bits = run.compression
     return {
         "run": config.run,
         "qat": config.qat,
-        **asdict(bits_of(config)),
+        **({} if bits is None else asdict(bits)),
+        "prune": list(config.prune),
+        "experts": run.config.model.backbone.moe.num_experts,
         "ledger": [asdict(row) for row in rows],
     }

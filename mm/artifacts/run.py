@@ -121,6 +121,21 @@ def build_run(config: AlignConfig, vocabulary: Tensor | None = None) -> Run:
     return Run(config, model, loss)
 
 
+def run_for(config: AlignConfig, state: Mapping[str, Tensor]) -> Run:
+    """A run whose tensors are those of a state, which is not loaded; nothing pretrained is fetched."""
+    run = build_run(without_pretrained_weights(config), state.get(VOCABULARY))
+    if TERMS in state:
+        run.model.add_term_bias(state[TERMS])
+    return run
+
+
+def rebuilt(config: AlignConfig, state: Mapping[str, Tensor]) -> Run:
+    """A run of these settings and tensors, in evaluation mode."""
+    run = run_for(config, state)
+    run.load_state_dict(state)
+    return replace(run, config=config).eval()
+
+
 def save_run(run: Run, folder: Path) -> None:
     """model.safetensors and model.json, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -188,9 +203,7 @@ def load_run(folder: str | Path, adapters: tuple[Path, ...] = ()) -> Run:
         source = str(folder / "model.json")
         config = with_own_text(config_from_dict(upgrade_config(described["config"], source), source), folder)
         state = upgrade_state(state)
-        run = build_run(without_pretrained_weights(config), state.get(VOCABULARY))
-        if TERMS in state:
-            run.model.add_term_bias(state[TERMS])
+        run = run_for(config, state)
         if "compression" in described:
             run.compression = settings_from_dict(QATConfig, described["compression"], source)
             run.packed = packed_of(state, {name: tensor.shape for name, tensor in run.state_dict().items()})

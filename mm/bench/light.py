@@ -29,7 +29,7 @@ class LightConfig:
     """Folders of runs that were evaluated on the same items, or results of eval_coco.py in them; the first is what
     others are compared with."""
     timed: str = ""
-    """Folder of the run that is timed; by default that of the first of `runs`. none times nothing."""
+    """Folder of the run that is timed; by default that of the first of `runs`."""
     exports: tuple[str, ...] = ()
     """Folders of mm-align export, of that run: these are timed, beside it."""
     graphs: tuple[str, ...] = TIMED
@@ -40,8 +40,10 @@ class LightConfig:
     """Cores of a process."""
     repeats: Annotated[int, "[1, inf)"] = 21
     """Of each; the median counts."""
+    speed: bool = True
+    """Time the run and its exports; without it, price alone."""
     memory: bool = True
-    """Measure what each holds in memory as well, in processes of their own."""
+    """Measure what each holds in memory as well, in processes of their own; without speed neither."""
     json: Path | None = None
     """Where to write price, speed and memory."""
 
@@ -49,11 +51,8 @@ class LightConfig:
         check_ranges(self)
         if unknown := set(self.graphs) - set(TIMED):
             raise UserError(f"graphs: {min(unknown)} is not timed here: choose from {', '.join(TIMED)}")
-        if self.timed == NOTHING and self.exports:
-            raise UserError("exports are timed beside their run: timed=none times nothing")
-
-
-NOTHING = "none"
+        if not self.speed and (self.exports or self.timed):
+            raise UserError("exports and timed say what is timed: speed=false times nothing")
 
 
 def bench_light(config: LightConfig) -> None:
@@ -66,7 +65,7 @@ def bench_light(config: LightConfig) -> None:
     Console().print(light_table(price))
     content: dict[str, Any] = {"commit": commit(), "protocol": protocol}
     content |= {"price": [row.as_json() for row in price], "speed": [], "resident": []}
-    if config.timed != NOTHING:
+    if config.speed:
         folder = Path(config.timed or folder_of(config.runs[0]))
         timing = Timing(folder, config.exports, config.graphs, config.batches, config.repeats)
         for threads in config.threads:

@@ -101,10 +101,10 @@ def test_results_of_another_set_and_arithmetic_are_priced_by_the_file_of_weights
 def test_what_is_not_timed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="decode is not timed here: choose from encode_image"):
         LightConfig(("a",), graphs=("decode",))
-    with pytest.raises(UserError, match="timed=none times nothing"):
-        LightConfig(("a",), timed="none", exports=("b",))
+    with pytest.raises(UserError, match="speed=false times nothing"):
+        LightConfig(("a",), speed=False, exports=("b",))
     path = tmp_path / "light.json"
-    bench_light(LightConfig((evaluated(tmp_path / "a", "eval-toy-val"),), timed="none", json=path))
+    bench_light(LightConfig((evaluated(tmp_path / "a", "eval-toy-val"),), speed=False, json=path))
     assert json.loads(path.read_text())["speed"] == []
 
 
