@@ -23,6 +23,7 @@ from mm.export.executorch import open_executorch, write_executorch
 from mm.export.graph import Graph, graphs_of
 from mm.export.onnx_integers import prepare_integers
 from mm.export.onnx_runtime import OnnxExperts, open_onnx, write_onnx
+from mm.export.tensorrt import write_tensorrt
 from mm.files import sha256, write_json
 from mm.modalities import build_readers
 from mm.model.inference import DenseExperts, prepare
@@ -54,6 +55,7 @@ ENGINES = {
     "onnx": Engine("ONNX Runtime", (32, 8, 4), write_onnx, open_onnx),
     "aoti": Engine("AOTInductor", (32,), write_aoti, open_aoti),
     "executorch": Engine("ExecuTorch", (32,), write_executorch, open_executorch),
+    "tensorrt": Engine("TensorRT", (32,), write_tensorrt, open_onnx),
 }
 TOLERANCES = {32: 1e-3, 8: 0.05, 4: 0.3}
 """By bits the largest error of a probe's output, relative to its root mean square: of rounding, or of half precision,
@@ -62,7 +64,7 @@ in which a fingerprint is kept. Another activation or tokenizer is off by more t
 
 def export(
     run: Path,
-    to: Literal["onnx", "aoti", "executorch"] = "onnx",
+    to: Literal["onnx", "aoti", "executorch", "tensorrt"] = "onnx",
     bits: Literal[32, 8, 4] | None = None,
     out: Path | None = None,
     graphs: tuple[str, ...] = (),
@@ -71,7 +73,8 @@ def export(
 
     Args:
         run: folder of a finished run, or of an adapter whose base is where it was.
-        to: the engine: onnx (ONNX Runtime), aoti (AOTInductor), executorch.
+        to: the engine: onnx (ONNX Runtime), aoti (AOTInductor), executorch, or tensorrt, whose files are ONNX of
+            standard operators; they are executed by ONNX Runtime on the CPU.
         bits: of the weights; by default those that the run is stored in, of a run in bfloat16 32.
         out: folder that is written, <run>/export-<engine>-<bits> by default; one that is there is replaced.
         graphs: which ones, such as '[encode_text]'; all by default.

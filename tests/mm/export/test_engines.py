@@ -1,4 +1,4 @@
-"""AOTInductor and ExecuTorch execute what they compile; it takes minutes: `make export-check`."""
+"""AOTInductor, ExecuTorch and ONNX Runtime execute whole graphs; it takes minutes: `make export-check`."""
 
 import os
 from pathlib import Path
@@ -10,6 +10,8 @@ from mm.artifacts.run import Run
 from mm.export.aot_inductor import open_aoti, write_aoti
 from mm.export.executorch import open_executorch, write_executorch
 from mm.export.graph import Graph, graphs_of
+from mm.export.onnx_runtime import open_onnx
+from mm.export.tensorrt import write_tensorrt
 from mm.model.inference import DenseExperts, prepare
 
 pytestmark = pytest.mark.skipif(not os.environ.get("MM_EXPORT_CHECK"), reason="compiles for minutes: make export-check")
@@ -29,8 +31,16 @@ def test_aot_inductor_does_what_the_run_does_for_any_batch(text_graph: Graph, tm
         torch.testing.assert_close(found, text_graph.eager()[0][:rows], atol=1e-5, rtol=1e-5)
 
 
-def test_executorch_does_what_the_run_does(text_graph: Graph, tmp_path: Path) -> None:
-    """Of the batch that it was traced with: one row alone ended with error 0x12."""
+def test_executorch_does_what_the_run_does_for_any_batch_of_text(text_graph: Graph, tmp_path: Path) -> None:
+    """Of images it takes as many rows as it was lowered with: docs/export.md."""
     pytest.importorskip("executorch", reason="executorch is installed by hand: docs/export.md")
-    (found,) = open_executorch(write_executorch(text_graph, tmp_path))(*text_graph.inputs.values())
-    torch.testing.assert_close(found, text_graph.eager()[0], atol=1e-5, rtol=1e-5)
+    call = open_executorch(write_executorch(text_graph, tmp_path))
+    ids, mask = text_graph.inputs.values()
+    for rows in (3, 1):
+        (found,) = call(ids[:rows].contiguous(), mask[:rows].contiguous())
+        torch.testing.assert_close(found, text_graph.eager()[0][:rows], atol=1e-5, rtol=1e-5)
+
+
+def test_tensorrt_s_list_takes_a_whole_graph(text_graph: Graph, tmp_path: Path) -> None:
+    (found,) = open_onnx(write_tensorrt(text_graph, tmp_path))(*text_graph.named().values())
+    torch.testing.assert_close(torch.from_numpy(found), text_graph.eager()[0], atol=1e-5, rtol=1e-4)
