@@ -144,26 +144,39 @@ def pareto_plot(points: Sequence[tuple[str, float, float]]) -> Figure:
     return figure
 
 
-def price_and_speed(result: Mapping[str, Any]) -> str:
-    """What scripts/bench_light.py stored, as two tables of Markdown under a picture."""
+def light_page(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """What scripts/bench_light.py stored, by the names of its files: of each set a picture and a table of prices, then
+    what was timed, then what was held in memory."""
+    parts = []
+    for name, result in results.items():
+        picture = f"![Megabytes on disk against RSUM, the Pareto front joined](img/{name}.svg)"
+        parts.append(f"**{result['protocol']}**, commit {result['commit']}\n\n{picture}\n\n{price_table(result)}")
+    parts += [speed_table(result) for result in results.values() if result["speed"]]
+    parts += [resident_table(result) for result in results.values() if result["resident"]]
+    return "\n\n".join(parts)
+
+
+def price_table(result: Mapping[str, Any]) -> str:
+    """Bytes and recalls of each model beside the first one's."""
     priced = [LightRow.of_json(row) for row in result["price"]]
     rows = [[row.name, *row.cells(priced[0])] for row in priced]
-    price = markdown(["run", "MB", "of the first", "RSUM", *(f"Δ {measure}" for measure in SHOWN)], rows)
-    speed = [
-        [
-            row["case"],
-            str(row["threads"]),
-            row["implementation"],
-            f"{row['milliseconds']:.2f}",
-            f"{row['per_second']:.0f}",
-        ]
-        for row in result["speed"]
-    ]
-    if not speed:
-        return price
-    table = markdown(["graph, batch", "cores", "executed by", "ms", "a second"], speed)
-    picture = "![Megabytes on disk against RSUM, the Pareto front joined](img/light.svg)"
-    return f"{picture}\n\n{price}\n\n{table}\n\nMeasured on: {result['speed'][0]['device']}, commit {result['commit']}."
+    return markdown(["run", "MB", "of the first", "RSUM", *(f"Δ {measure}" for measure in SHOWN)], rows)
+
+
+def speed_table(result: Mapping[str, Any]) -> str:
+    """Milliseconds by graph, batch, cores and engine."""
+    rows = []
+    for row in result["speed"]:
+        times = [f"{row['milliseconds']:.2f}", f"{row['per_second']:.0f}"]
+        rows.append([row["case"], str(row["threads"]), row["implementation"], *times])
+    table = markdown(["graph, batch", "cores", "executed by", "ms", "a second"], rows)
+    return f"{table}\n\nMeasured on: {result['speed'][0]['device']}, commit {result['commit']}."
+
+
+def resident_table(result: Mapping[str, Any]) -> str:
+    """By how much the resident memory of a process grows until it embeds an image and a caption."""
+    rows = [[row["implementation"], f"{row['bytes'] / MEGABYTE:.1f}"] for row in result["resident"]]
+    return markdown(["executed by", "MB resident, weights and work"], rows)
 
 
 def points_of(result: Mapping[str, Any]) -> list[tuple[str, float, float]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.claims import Evidence
-from eval.light import pareto_plot, points_of, price_and_speed
+from eval.light import light_page, pareto_plot, points_of
 from eval.plots import save_svg
 from eval.serving import (
     SERVING_COLUMNS,
@@ -67,8 +67,13 @@ def draw_pictures(studies: Mapping[str, Study], benchmarks: Mapping[str, Any], f
     draw_studies(studies, folder)
     if "batching" in benchmarks:
         draw_batching(benchmarks["batching"], folder / "batching.svg")
-    if "light" in benchmarks:
-        save_svg(pareto_plot(points_of(benchmarks["light"])), folder / "light.svg")
+    for name, result in light_results(benchmarks).items():
+        save_svg(pareto_plot(points_of(result)), folder / f"{name}.svg")
+
+
+def light_results(benchmarks: Mapping[str, Any]) -> dict[str, Any]:
+    """What scripts/bench_light.py stored, a file for each set."""
+    return {name: result for name, result in benchmarks.items() if name.partition("_")[0] == "light"}
 
 
 def draw_studies(studies: Mapping[str, Study], folder: Path) -> None:
@@ -154,7 +159,7 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "memory": _memory,
     "kills": _kills,
     "kernels": _kernels,
-    "light": lambda evidence: _stored(evidence, "light", price_and_speed),
+    "light": lambda evidence: light_page(light_results(evidence.benchmarks)),
     "steps": _steps,
     "feeding": lambda evidence: _stored(evidence, "feeding", feeding_table),
     "index": lambda evidence: _stored(evidence, "index_cpu", index_table),

@@ -6,7 +6,7 @@ import pytest
 from eval.claims import Evidence, compiled, edge, quantisation
 from eval.compare import ComparedRun, query_recalls
 from eval.embeddings import Embeddings
-from eval.light import LightRow, light_rows, light_table, pareto, pareto_plot, points_of, price_and_speed, with_rsum
+from eval.light import LightRow, light_page, light_rows, light_table, pareto, pareto_plot, points_of, with_rsum
 from eval.protocols import Protocol, Stated
 
 STATED = Stated("toy", "val", "nothing")
@@ -64,8 +64,12 @@ def test_the_front_holds_what_nothing_beats_in_both() -> None:
 
 def test_stored_prices_fill_the_page_and_the_claims() -> None:
     rows = light_rows([run_of("fp32", 1.0), run_of("int8", 1.2)], [1000, 266], [{}, {}])
-    result = {"commit": "abc", "price": [row.as_json() for row in rows], "speed": [SPEED]}
-    page = price_and_speed(result)
+    result = {"commit": "abc", "protocol": "toy/val", "price": [row.as_json() for row in rows], "speed": [SPEED]}
+    result["resident"] = [{"implementation": "onnx 8", "bytes": 12_300_000}]
+    other = {**result, "protocol": "other/val", "speed": [], "resident": []}
+    page = light_page({"light": result, "light_other": other})
+    assert page.count("| int8 |") == 2 and "**other/val**" in page and "img/light_other.svg" in page
+    assert page.count("| onnx 8 | 12.3 |") == 1 and page.count("Measured on") == 1
     assert "| int8 | 0.00 | 0.266 |" in page and "| encode_image of 1 | 1 | onnx 8 | 5.00 | 200 |" in page
     assert points_of(result)[1][0] == "int8"
     evidence = Evidence([], benchmarks={"light": result})
