@@ -40,6 +40,9 @@ from mm.model.multimodal import MultimodalModel
 WEIGHTS = "model.safetensors"
 """A run's tensors, in its folder."""
 VOCABULARY = "encoders.text.trunk.vocabulary"
+"""The observed tokens, of a scratch trunk."""
+WRITTEN = "causal.vocabulary"
+"""The same, of another trunk, in a model that writes."""
 TERMS = "terms.sequences"
 TEXT = "text"
 """The folder in that of a run from a hub: configuration and tokenizer of its hf/ trunk."""
@@ -108,7 +111,8 @@ class Run:
 
 
 def build_run(config: AlignConfig, vocabulary: Tensor | None = None) -> Run:
-    """An untrained run; vocabulary (V,) is a scratch text trunk's, see `encoders.text.observed_vocabulary`."""
+    """An untrained run; vocabulary (V,) are the observed tokens, see `encoders.tokenizer.observed_vocabulary`: those
+    that a scratch text trunk has a row of, and that a model with another one writes."""
     width = config.model.backbone.width
     settings = encoders_of(config)
     encoders = {m: build_encoder(m, settings[m], config.bottleneck, width, vocabulary) for m in settings}
@@ -116,14 +120,21 @@ def build_run(config: AlignConfig, vocabulary: Tensor | None = None) -> Run:
         if modality not in encoders:
             raise UserError(f"encoder_weights of {modality!r}: the model has {', '.join(encoders)}")
         load_encoder(encoders[modality], path)
-    model = MultimodalModel(config.model, encoders)
+    # A scratch trunk's table has no other rows.
+    written = None if config.text.trunk == "scratch" else vocabulary
+    model = MultimodalModel(config.model, encoders, written)
     loss = ProgressiveAlignment(config.loss, config.model.token_embedding, pairs_of(encoders))
     return Run(config, model, loss)
 
 
+def vocabulary_of(state: Mapping[str, Tensor]) -> Tensor | None:
+    """The observed tokens (V,) of a run's tensors by name, which `build_run` takes; None where it needs none."""
+    return state.get(VOCABULARY, state.get(WRITTEN))
+
+
 def run_for(config: AlignConfig, state: Mapping[str, Tensor]) -> Run:
     """A run whose tensors are those of a state, which is not loaded; nothing pretrained is fetched."""
-    run = build_run(without_pretrained_weights(config), state.get(VOCABULARY))
+    run = build_run(without_pretrained_weights(config), vocabulary_of(state))
     if TERMS in state:
         run.model.add_term_bias(state[TERMS])
     return run

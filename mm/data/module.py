@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from encoders import Encoder, ImageConfig
@@ -65,7 +66,7 @@ class AlignData(LightningDataModule):
         self.train = self._opened(self.config.train)
         self.vocabulary = None
         if self.tokenizer is not None and self.encoders["text"].trunk == "scratch":  # Others have one of their own.
-            self.vocabulary = observed_vocabulary(self.tokenizer, captions_of(self.train))
+            self.vocabulary = self.observed_vocabulary()
         self.train_view = TrainView(
             self.train,
             self.raw,
@@ -75,6 +76,11 @@ class AlignData(LightningDataModule):
             limit_captions=self.config.limit_captions,
             keep=self.config.workers in (0, "auto"),
         )
+
+    def observed_vocabulary(self) -> Tensor:
+        """The ids (V,) int64 of all tokens in the training captions, sorted, of a model that reads text."""
+        assert self.tokenizer is not None
+        return observed_vocabulary(self.tokenizer, captions_of(self.train))
 
     @property
     def evaluation_splits(self) -> tuple[str, ...]:

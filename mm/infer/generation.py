@@ -160,7 +160,7 @@ class Generation:
         """
         texts = [active[slot] for slot in rows]
         chosen = choose(logits[list(rows.values())], self.decoding, [text.draws for text in texts])
-        tokens = self.writer.encoder.ids_of(torch.tensor(chosen, device=logits.device)).tolist()
+        tokens = self.writer.ids_of(torch.tensor(chosen, device=logits.device)).tolist()
         for slot, text, token in zip(rows, texts, tokens, strict=True):
             ended = token in self.stops
             if not ended:
@@ -204,7 +204,7 @@ class Generation:
             total = scores[:, None] + logits.log_softmax(1).cpu()
             best = total.flatten().topk(min(2 * beams, total.numel()))
             sources = (best.indices // logits.shape[1]).tolist()
-            tokens = self.writer.encoder.ids_of((best.indices % logits.shape[1]).to(logits.device)).tolist()
+            tokens = self.writer.ids_of((best.indices % logits.shape[1]).to(logits.device)).tolist()
             continued: list[tuple[float, int, int]] = []
             for score, source, token in zip(best.values.tolist(), sources, tokens, strict=True):
                 if token in self.stops:

@@ -1,7 +1,7 @@
 """A causal reading of the shared blocks: text that is continued from itself, beside a condition that does not read it.
 
 Letters: B sequences, T tokens of each, S positions that are looked at, D width, F width of the trunk's token table,
-V rows of that table, H heads.
+V rows of that table that are written, H heads.
 
 A token enters as its row of the trunk's table, never through the trunk, which reads in both directions. It sees the
 tokens before it through a block's self-attention and the condition through its cross-modal attention, and passes the
@@ -95,10 +95,17 @@ class CausalText(nn.Module):
         table_width: F.
         width: D.
         positions: the longest sequence, T at most.
+        vocabulary: (V,) int64, sorted, the rows of the trunk's table that are written; None for all of them. A buffer,
+            stored with the weights.
     """
 
-    def __init__(self, table_width: int, width: int, positions: int) -> None:
+    vocabulary: Tensor | None
+
+    def __init__(self, table_width: int, width: int, positions: int, vocabulary: Tensor | None = None) -> None:
         super().__init__()
+        self.register_buffer("vocabulary", vocabulary)
+        # A table's rows are small: without a norm the bias of what follows would outweigh which token it is.
+        self.token_norm = RMSNorm(table_width)
         self.enter = nn.Linear(table_width, width)
         self.position = nn.Parameter(torch.randn(positions, width) * 0.02)
         self.norm = RMSNorm(width)
@@ -111,11 +118,23 @@ class CausalText(nn.Module):
 
     def embed(self, tokens: Tensor, at: Tensor) -> Tensor:
         """Token embeddings (B, T, F), positions at (B, T) int64 or (T,) -> (B, T, D)."""
-        return self.enter(tokens) + self.position[at]
+        return self.enter(self.token_norm(tokens)) + self.position[at]
 
     def logits(self, x: Tensor, table: Tensor) -> Tensor:
-        """Tokens (..., D), table (V, F) -> float32 logits (..., V) of the token that comes next."""
-        return nn.functional.linear(self.leave(x), table).float()
+        """Tokens (..., D), the trunk's table -> float32 logits (..., V) of the token that comes next."""
+        written = table if self.vocabulary is None else table[self.vocabulary]
+        return nn.functional.linear(self.leave(x), written).float()
+
+    def labels(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (...) of the trunk's table -> their places (...) in the logits, and which have one, (...) bool."""
+        if self.vocabulary is None:
+            return rows, torch.ones_like(rows, dtype=torch.bool)
+        place = torch.searchsorted(self.vocabulary, rows.contiguous()).clamp(max=len(self.vocabulary) - 1)
+        return place, self.vocabulary[place] == rows
+
+    def rows_of(self, labels: Tensor) -> Tensor:
+        """Places (...) in the logits -> rows (...) of the trunk's table."""
+        return labels if self.vocabulary is None else self.vocabulary[labels]
 
 
 def condition_of(blocks: Sequence[Any], seen: Sequence[Reading], modalities: Sequence[str]) -> Condition:

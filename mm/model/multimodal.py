@@ -125,12 +125,13 @@ class MultimodalModel(nn.Module):
     Args:
         config: backbone and heads.
         encoders: by modality, all as wide as the backbone.
+        vocabulary: (V,) int64, the rows of a text trunk's table that are written, where not all of them are.
 
     Raises:
         ValueError: config.direct, but an encoder's bottleneck has no bypass.
     """
 
-    def __init__(self, config: ModelConfig, encoders: Mapping[str, Encoder]) -> None:
+    def __init__(self, config: ModelConfig, encoders: Mapping[str, Encoder], vocabulary: Tensor | None = None) -> None:
         super().__init__()
         width = config.backbone.width
         self.encoders: Any = nn.ModuleDict(encoders)
@@ -151,7 +152,7 @@ class MultimodalModel(nn.Module):
         self.causal: CausalText | None = None
         if config.generate:
             text: Any = encoders["text"]
-            self.causal = CausalText(text.trunk.embedding().shape[1], width, text.max_tokens)
+            self.causal = CausalText(text.trunk.embedding().shape[1], width, text.max_tokens, vocabulary)
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -60,8 +60,20 @@ class Writer:
         return replace(out, x=self.causal.norm(out.x))
 
     def next_logits(self, x: Tensor) -> Tensor:
-        """Tokens (..., D) of `read` -> float32 logits (..., V) over the rows of the trunk's table."""
+        """Tokens (..., D) of `read` -> float32 logits (..., V) over what is written, see `labels`."""
         return self.causal.logits(x, self.encoder.trunk.embedding())
+
+    def labels(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids (...) of the tokenizer -> their places (...) in the logits, and which of them are written, (...) bool."""
+        rows = self.encoder.rows(ids)
+        places, written = self.causal.labels(rows)
+        if self.encoder.unknown_row is not None:
+            written = written & (rows != self.encoder.unknown_row)
+        return places, written
+
+    def ids_of(self, places: Tensor) -> Tensor:
+        """Places (...) in the logits -> ids (...) of the tokenizer."""
+        return self.encoder.ids_of(self.causal.rows_of(places))
 
     def condition(self, batch: Batch, modalities: Sequence[str]) -> Condition:
         """What texts can be written beside: N samples of a batch that holds the modalities, read alone."""

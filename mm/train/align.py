@@ -64,7 +64,11 @@ def _train_align(config: AlignConfig, device: torch.device, folder: Path) -> Non
     require_two_modalities(data, data.train)
     later = is_filled_later(config)
     whole = is_main_process() or not later
-    run = build_run(config, data.vocabulary) if whole else empty_run(config, data.vocabulary)
+    vocabulary = data.vocabulary
+    if config.model.generate and vocabulary is None:
+        # A trunk's whole table holds several times as many tokens as captions do, and a step pays for each.
+        vocabulary = data.observed_vocabulary()
+    run = build_run(config, vocabulary) if whole else empty_run(config, vocabulary)
     task = AlignTask(run)
     if not later:
         task.to(device)

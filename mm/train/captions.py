@@ -9,6 +9,7 @@ from torch.utils._pytree import register_dataclass
 
 from alignment.progressive import PairRows
 from kernels.cross_entropy import joint_cross_entropy
+from kernels.padding import real_rows
 from mm.batch import Batch
 from mm.model.causal import Whole
 from mm.model.multimodal import ModelOutput
@@ -68,10 +69,13 @@ def positions(ids: Tensor) -> Tensor:
 def next_token_loss(writer: Writer, x: Tensor, following: Tensor, real: Tensor) -> Tensor:
     """The cross-entropy of read tokens x (B, T, D) and the ids (B, T) that follow them.
 
-    A token that has no row of its own in the trunk's table is read, and not asked for.
+    A token that is never written, as one that training captions lack, is read, and not asked for.
     """
-    labels = writer.encoder.rows(following)
-    if writer.encoder.unknown_row is not None:
-        real = real & (labels != writer.encoder.unknown_row)
-    logits = writer.next_logits(x)
-    return joint_cross_entropy(logits.flatten(0, 1), labels.flatten(), real.flatten())
+    labels, written = writer.labels(following)
+    real = (real & written).flatten()
+    x = x.flatten(0, 1)
+    labels = labels.flatten()
+    # Padding would cost as much as a token: a vocabulary is wide.
+    if (rows := real_rows(real)) is not None:
+        x, labels, real = x[rows], labels[rows], real[rows]
+    return joint_cross_entropy(writer.next_logits(x), labels, real)

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from alignment import moment
 from kernels.collectives import divide_samples, divide_stages
 from kernels.errors import UserError
-from mm.artifacts.run import VOCABULARY, Run, build_run, without_pretrained_weights
+from mm.artifacts.run import Run, build_run, vocabulary_of, without_pretrained_weights
 from mm.config import AlignConfig, encoders_of
 from mm.parallel.layout import ParallelConfig, is_layout, obstacle, untrained
 from mm.parallel.mesh import Meshes
@@ -146,7 +146,7 @@ def whole_run(task: Any, meshes: Meshes) -> Run:
     config = task.config
     named = {name.removeprefix("model."): tensor for name, tensor in state.items() if not name.startswith("loss.")}
     loss = {name: tensor for name, tensor in state.items() if name.startswith("loss.")}
-    run = build_run(without_pretrained_weights(config), named.get(VOCABULARY))
+    run = build_run(without_pretrained_weights(config), vocabulary_of(named))
     run.load_state_dict({**named, **loss})
     return replace(run, config=config)
 

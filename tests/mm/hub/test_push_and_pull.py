@@ -22,7 +22,7 @@ from mm.adapt.config import ContinueConfig, DomainData, FinetuneConfig
 from mm.adapt.continued import continue_pretrain
 from mm.adapt.finetune import finetune
 from mm.artifacts.adapter import AdapterDescription, save_adapter
-from mm.artifacts.run import Run, save_run
+from mm.artifacts.run import Run, build_run, save_run
 from mm.artifacts.seen import save_seen
 from mm.batch import Batch
 from mm.compress.lora import LoraConfig, adapter_tensors, attach
@@ -332,15 +332,19 @@ def test_a_new_version_replaces_the_files_of_the_old_one(pushed: Any, run: Path,
 
 
 def test_a_text_trunk_brings_its_tokenizer(
-    hub: Any, tiny: AlignConfig, tiny_run: Any, tiny_batch: Any, tmp_path: Path, write_bert: Callable[[Path], None]
+    hub: Any, tiny: AlignConfig, tmp_path: Path, write_bert: Callable[[Path], None]
 ) -> None:
     write_bert(tmp_path / "bert")
     text = replace(tiny.text, trunk=f"hf/{tmp_path / 'bert'}")
-    model = replace(tiny.model, modalities=("image", "text"))
-    saved = tiny_run(text=text, model=model)
-    save_run(saved, tmp_path / "run")
+    model = replace(tiny.model, modalities=("image", "text"), generate=True)
+    torch.manual_seed(0)
+    vocabulary = torch.tensor([3, 5, 6, 8])
+    save_run(build_run(replace(tiny, text=text, model=model), vocabulary), tmp_path / "run")
     shutil.copy(RESULT, tmp_path / "run" / "result.json")
-    expected = mm.load(tmp_path / "run", device="cpu").encode_text(["a cat on a mat"])
+    embedder = mm.load(tmp_path / "run", device="cpu")
+    expected = embedder.encode_text(["a cat on a mat"])
+    written = embedder.generate(prefix="a")
+    assert set(written.split()) <= {"a", "cat", "mat"}  # what the vocabulary has
     push(tmp_path / "run", "org/bert")
     shutil.rmtree(tmp_path / "bert")
     shutil.rmtree(tmp_path / "run")
@@ -348,6 +352,7 @@ def test_a_text_trunk_brings_its_tokenizer(
     shutil.rmtree(tmp_path / "cache")
     pulled = mm.load(tmp_path / "pulled", device="cpu")
     assert torch.equal(pulled.encode_text(["a cat on a mat"]), expected)
+    assert pulled.generate(prefix="a") == written
     push(tmp_path / "pulled", "org/bert_again")
     for name, content in hub.files("org/bert_again").items():
         assert content == hub.files("org/bert")[name] or name == "README.md", name

@@ -1,5 +1,6 @@
 """Captions are written in training: what learns, and what it sees."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -28,7 +29,7 @@ def test_a_term_for_each_modality_that_captions_describe(task: AlignTask, tiny_b
     assert load.sum() > plain  # what is written passes the experts as well
     terms.total.backward()
     gradients = {name: p.grad for name, p in task.named_trainable() if "causal" in name}
-    assert len(gradients) == 6 and all(g is not None and g.abs().sum() > 0 for g in gradients.values())
+    assert len(gradients) == 7 and all(g is not None and g.abs().sum() > 0 for g in gradients.values())
 
 
 def test_captions_are_learned_from_what_they_describe(task: AlignTask, tiny_batch: Callable[..., Batch]) -> None:
@@ -53,6 +54,38 @@ def test_absent_images_and_captions_do_not_count(task: AlignTask, tiny_batch: Ca
     batch.inputs["text"][2] = batch.inputs["text"][0]
     after, _, _ = task.find(batch)
     torch.testing.assert_close(after.terms["caption/image"], before.terms["caption/image"])
+
+
+def test_only_what_was_observed_is_written(task: AlignTask, tiny_batch: Callable[..., Batch]) -> None:
+    batch = tiny_batch()
+    assert task.writer is not None
+    ids = batch.inputs["text"][:, 1:]
+    rows = task.model.encoders["text"].rows(ids)
+    seldom = rows[0, 1]
+    task.writer.causal.vocabulary = rows[rows != seldom].unique()
+    places, written = task.writer.labels(ids)
+    assert torch.equal(written, rows != seldom)
+    assert torch.equal(task.writer.ids_of(places)[written], ids[written])
+    # Of an untrained model, as many nats as are written: the others cost nothing, and are not asked for.
+    value = task.find(batch)[0].terms["caption/image"].item()
+    assert abs(value - math.log(len(task.writer.causal.vocabulary))) < 0.2
+
+
+def test_padding_costs_no_logits(task: AlignTask, tiny_batch: Callable[..., Batch]) -> None:
+    batch = tiny_batch()
+    assert task.writer is not None
+    real = batch.masks["text"][:, 1:]
+    sizes = []
+    task.writer.causal.leave.register_forward_hook(lambda _, inputs, output: sizes.append(len(output)))
+    task.find(batch)
+    assert not real.all() and sizes == [int(real.sum())] * 2  # beside images and beside sounds
+
+
+def test_the_token_outweighs_what_is_the_same_for_all(task: AlignTask, tiny_batch: Callable[..., Batch]) -> None:
+    assert task.writer is not None
+    table = task.model.encoders["text"].trunk.embedding()
+    x = task.writer.causal.embed(table, torch.zeros(len(table), dtype=torch.int64))
+    assert x.std(0).mean() > x.mean(0).std()
 
 
 def test_the_term_can_be_off(task: AlignTask, tiny_batch: Callable[..., Batch]) -> None:
