@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import torch
 
@@ -29,7 +29,7 @@ from mm.train.identity import Identity, begin, held, samples_digest
 from mm.train.memory import keep_freed_memory
 from mm.train.trainer import build_trainer, fit
 
-WHOLE = 32
+WHOLE: Final = 32
 """Bits of a weight as it was trained."""
 
 

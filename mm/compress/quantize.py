@@ -8,7 +8,7 @@ which has no scales.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ SMALLEST = 256
 """Numbers below which a tensor stays as it is: names and scales would take what packing saves."""
 OTHER_BITS = 8
 """At least, of what is neither a linear layer's nor the experts'."""
-HALF = 16
+HALF: Final = 16
 """Bits of bfloat16, which needs no grid and no scales."""
 SCALE = ".scale"
 """Behind the name of packed values in a file, for their scales."""

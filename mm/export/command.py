@@ -106,7 +106,7 @@ def export(
         print(f"{place / row.path.name}: {row.bytes:,} bytes, off by {row.error:.2g} ({name})")
 
 
-def stored_bits(run: Run) -> int:
+def stored_bits(run: Run) -> Literal[32, 8, 4]:
     """Bits of the integers that a run's weights are, or 32: no engine computes in bfloat16 here."""
     if run.compression is None or run.compression.weight_bits == HALF:
         return 32
