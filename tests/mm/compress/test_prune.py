@@ -38,6 +38,12 @@ def test_a_share_of_each_modality_may_be_lost_and_as_many_stay_as_a_token_needs(
     assert [len(layer) for layer in kept([0, 1], 0.1)] == [4, 4]
 
 
+def test_an_expert_is_as_needed_as_its_keenest_modality_finds_it() -> None:
+    # 8 % of one modality weigh more than 5 % of both: the last expert goes, though it received more in the mean.
+    load = torch.tensor([[[87, 8, 5], [95, 0, 5]]]).float()
+    assert [layer.tolist() for layer in experts_to_keep(load, [0, 1], 0.06, 1)] == [[0, 1]]
+
+
 def test_what_stays_received_the_rest() -> None:
     keep = [torch.tensor([1, 3]), torch.tensor([1, 4])]
     assert kept_share(LOAD, keep).tolist() == pytest.approx([130 / 200, 140 / 200])
