@@ -160,6 +160,8 @@ class RayBatches:
             item.payload.result.set_result(result)
 
 
+@serve.deployment
+@serve.ingress()
 class Replica:
     """The application of `mm-align serve` in front of an engine in its own process.
 
@@ -199,4 +201,4 @@ def application(args: Mapping[str, Any]) -> Any:
         ValueError: there is no such setting, or it does not take the value.
     """
     config = settings_from_dict(ServeConfig, dict(args), "the application's args")
-    return serve.deployment(serve.ingress()(Replica)).bind(config)
+    return Replica.bind(config)  # type: ignore[attr-defined]  # what the decorator makes of the class has it
