@@ -172,7 +172,7 @@ def settings_from_dict(kind: type[Settings], values: Any, source: str) -> Settin
     if not isinstance(values, Mapping):
         raise UserError(f"{source}: settings must be a mapping, not {values!r}")
     nested = by_group(values, kind, source)
-    parser = _parser(kind)
+    parser = _parser(kind)  # type: ignore[arg-type]  # mypy takes __hash__ of a type variable for that of its instances
     try:
         return parser.instantiate(parser.parse_object({"settings": nested})).settings
     except (ArgumentError, UserError) as error:
