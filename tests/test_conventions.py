@@ -66,8 +66,10 @@ TOP_LEVEL = {
 EXTRAS = {
     "mm.bench.litserve_peer": "litserve",
     "mm.serve.app": "fastapi",
+    "mm.serve.connection": "uvicorn",
     "mm.serve.dispatcher": "zmq",
     "mm.serve.door": "fastapi",
+    "mm.serve.replicas": "ray",
     "mm.serve.service": "zmq",
     "mm.serve.worker": "litserve",
 }
