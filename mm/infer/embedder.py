@@ -102,6 +102,8 @@ class Embedder(BaseEmbedder):
         writer = TextWriter(self.run.model, self.processor.tokenizer)
         decoding = decoding or Decoding()
         if image is None and audio is None:
+            if prefix == "":
+                raise UserError("there is nothing to describe or to go on from: give image, audio or prefix")
             given = text_inputs(prefix)
             texts = writer.write(given.items, None, decoding)
             return texts[0] if given.single else texts

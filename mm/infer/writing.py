@@ -68,8 +68,11 @@ class TextWriter:
             N texts, their prefixes included; behind them what joined.
 
         Raises:
-            ValueError: a prefix is too long, or a stop token is none of the tokenizer's.
+            ValueError: a prefix is too long, a stop token is none of the tokenizer's, or a condition is padding alone.
         """
+        if condition is not None and not condition.attends.all():
+            number = int((~condition.attends).nonzero()[0])
+            raise UserError(f"input {number} has no real token to describe: leave it out")
         stops = [self.end]
         if decoding.stop is not None:
             stops.append(self.tokenizer.id_of(decoding.stop))

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from mm.artifacts.run import Run
+from mm.batch import Batch
 from mm.config import AlignConfig
 from mm.infer.decoding import Decoding, kept
 from mm.infer.embedder import Embedder
 from mm.infer.generation import Generation, neighbours
+from mm.infer.writing import TextWriter
 
 PREFIXES = ["red", "two blue squares", "", "stripes", "small"]
 IMAGES = [np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8) for seed in range(5)]
@@ -78,7 +80,7 @@ def test_slots_beside_each_other_are_filled_at_once() -> None:
     assert neighbours([0, 1, 3, 5, 6]) == [[0, 1], [3], [5, 6]] and neighbours([]) == []
 
 
-def test_what_cannot_be_written_is_refused(embedder: Embedder, tiny_run: Callable[..., Run]) -> None:
+def test_what_cannot_be_written_is_refused(embedder: Embedder, tiny: AlignConfig, tiny_run: Callable[..., Run]) -> None:
     refused = {
         "text 0 is blank": {"prefix": [" ", "red"]},
         "prefix 1 has 12 tokens, which fill the model's context of 12": {
@@ -92,12 +94,30 @@ def test_what_cannot_be_written_is_refused(embedder: Embedder, tiny_run: Callabl
     for words, asked in refused.items():
         with pytest.raises(ValueError, match=words):
             embedder.generate(**asked)
+    with pytest.raises(ValueError, match="nothing to describe or to go on from: give image, audio or prefix"):
+        embedder.generate()
     with pytest.raises(ValueError, match="does not write text"):
         Embedder(tiny_run()).generate(prefix="red")
+    deaf = Embedder(tiny_run(model=replace(tiny.model, generate=True, modalities=("image", "text"))))
+    with pytest.raises(ValueError, match="has no encoder of audio, only of image, text"):
+        deaf.generate(audio=np.zeros(16000, np.float32))
+    mute = Embedder(tiny_run(model=replace(tiny.model, modalities=("image", "audio"))))
+    with pytest.raises(ValueError, match="does not write text"):
+        mute.generate(image=IMAGES[0])
     with pytest.raises(ValueError, match="top_k and top_p have no effect without temperature"):
         Decoding(top_k=3)
     with pytest.raises(ValueError, match="beams are searched, not drawn"):
         Decoding(beams=2, temperature=1.0)
+
+
+def test_a_condition_of_padding_alone_is_refused(
+    run: Run, tiny_batch: Callable[..., Batch], embedder: Embedder
+) -> None:
+    batch = tiny_batch(rows=3)
+    batch.present["image"] = torch.tensor([True, False, True])
+    writer = TextWriter(run.model, embedder.processor.tokenizer)
+    with pytest.raises(ValueError, match="input 1 has no real token to describe: leave it out"):
+        writer.write(["", "", ""], writer.condition([batch], "image"), Decoding(2))
 
 
 def test_logits_that_are_not_finite_are_refused(embedder: Embedder) -> None:
