@@ -39,6 +39,8 @@ class AttentionMap:
     words: Sequence[str]
     weights: np.ndarray
     """(W, rows, columns) >= 0; a word's sum to one over its image."""
+    kind: str = ""
+    """Why it is shown, as `Best`; empty where there is no reason to name."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Exhibits:
     """By modality."""
     code_maps: Sequence[CodeMap] = ()
     attention: Sequence[AttentionMap] = ()
+    written: Sequence[AttentionMap] = ()
+    """Captions that the model wrote."""
     absent: Mapping[str, str] = field(default_factory=dict)
     """What is not there -> why."""
 

@@ -178,15 +178,18 @@ def _patch_image(each: CodeMap, row: int, column: int) -> Image.Image:
     return each.image.convert("RGB").resize((PATCH, PATCH), kind, (left, top, right, bottom))
 
 
-def attention_maps(maps: Sequence[AttentionMap]) -> Markup:
-    """For each caption its image, once for each word, dark where the word does not look."""
+def attention_maps(maps: Sequence[AttentionMap], anchor: str = "seen") -> Markup:
+    """For each caption its image, once for each word, dark where the word does not look; `anchor` begins the names of
+    the images, which a page has once."""
     parts: list[Markup] = []
     for number, each in enumerate(maps, 1):
         source = photo(each.image, 200)
-        name = f"seen-{number}"
+        name = f"{anchor}-{number}"
         words = [_word(word, weights, source, name) for word, weights in zip(each.words, each.weights, strict=True)]
+        caption = " ".join(each.words)
+        caption = f"{each.kind}: {caption}" if each.kind else caption
         whole = figure(image(source, f"the image of caption {number}"), "the image")
-        parts += [_defined(source, name), subheading(" ".join(each.words)), grid([whole, *words], "words")]
+        parts += [_defined(source, name), subheading(caption), grid([whole, *words], "words")]
     return joined(parts)
 
 

@@ -232,6 +232,13 @@ def _exhibit_sections(exhibits: Exhibits) -> list[Section]:
             " against even attention."
         )
         sections.append(Section("attention", "Where words look", attention_maps(exhibits.attention), note))
+    if exhibits.written:
+        note = (
+            "Captions of the images that it tells from all others best and worst by those of people: clear where each"
+            " word looked when it was written."
+        )
+        body = attention_maps(exhibits.written, "described")
+        sections.append(Section("written", "What it writes", body, note))
     if exhibits.code_maps:
         note = "Patches that share a code have its colour and number; those without are alone with theirs here."
         sections.append(Section("code-maps", "Which patches share a code", code_maps(exhibits.code_maps), note))

@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -26,17 +25,16 @@ from mm.artifacts.environment import commit, hardware
 from mm.config import encoders_of, plan_of, trunks_of
 from mm.data.dataset import CaptionDataset
 from mm.data.module import AlignData
+from mm.evaluation.describer import Describer
 from mm.evaluation.embed import SplitEmbeddings
-from mm.evaluation.exhibits import Shower, examples_of, words_of
+from mm.evaluation.exhibits import Shower, examples_of
 from mm.evaluation.kept import embeddings_of
 from mm.evaluation.models import FinishedRun
 from mm.files import write_json
 from mm.hub.pull import RUNS, folder_of_run
 from mm.infer.decoding import Decoding
 from mm.infer.embedder import Embedder
-from mm.infer.writing import TextWriter
-from mm.model.attention_maps import written_attention_maps
-from mm.model.causal import Condition
+from mm.model.writer import Writer
 from mm.progress import followed
 
 ROWS = 128
@@ -141,7 +139,7 @@ def describe_split(run: FinishedRun, config: EvalCaptions) -> Described:
     Raises:
         ValueError: see `eval_captions`.
     """
-    writer = TextWriter(run.run.model, run.data.tokenizer)
+    Writer(run.run.model)  # Whoever does not write is told so before anything is read.
     if config.beside not in run.modalities:
         raise UserError(f"{config.run} does not read {config.beside}: it reads {', '.join(run.modalities)}")
     dataset = run.open(config.split)
@@ -153,20 +151,11 @@ def describe_split(run: FinishedRun, config: EvalCaptions) -> Described:
     captioned = {i for i, texts in zip(dataset.image_ids, dataset.captions, strict=True) if any(map(str.strip, texts))}
     rows = torch.tensor([row for row, image in enumerate(ids.tolist()) if image in captioned])
     nearest = nearest_captions(run, embeddings.parts[config.beside].vectors[rows]) if config.nearest else []
+    describer = Describer(run.run, run.data.tokenizer, embeddings.parts)
     written: list[str] = []
     for chunk in followed(rows.split(ROWS), f"captions of {dataset.name}", len(rows), ROWS):
-        beside = condition(run, writer, embeddings, config.beside, chunk)
-        written += writer.write([""] * len(chunk), beside, config.decoding)
+        written += describer.write(config.beside, chunk, config.decoding)
     return Described(run, dataset, embeddings, ids[rows].tolist(), written, nearest)
-
-
-@torch.inference_mode()
-def condition(
-    run: FinishedRun, writer: TextWriter, embeddings: SplitEmbeddings, modality: str, rows: Tensor
-) -> Condition:
-    """What captions are written beside: rows (n,) of an embedded modality."""
-    encoded = embeddings.parts[modality].rows(rows).to(run.device).encoded
-    return writer.writer.beside({modality: replace(encoded, tokens=encoded.tokens.float())})
 
 
 def nearest_captions(run: FinishedRun, vectors: Tensor) -> list[str]:
@@ -240,7 +229,10 @@ def shown_captions(
     config: EvalCaptions, described: Described, scores: CaptionScores
 ) -> tuple[list[WrittenCaption], list[AttentionMap]]:
     """What a person looks at: the best, usual and worst captions by CIDEr, and where words of some looked."""
-    shower = Shower(described.run.run, described.run.data, described.dataset, described.embeddings)
+    run = described.run
+    shower = Shower(run.run, run.data, described.dataset, described.embeddings)
+    describer = Describer(run.run, run.data.tokenizer, described.embeddings.parts)
+    row_of = {image: row for row, image in enumerate(described.embeddings.parts[config.beside].ids.tolist())}
     order = np.argsort(-scores.each[JUDGE], kind="stable").tolist()
     middle = max(0, len(order) // 2 - SHOWN // 2)
     chosen = {"best": order[:SHOWN], "usual": order[middle : middle + SHOWN], "worst": order[-SHOWN:][::-1]}
@@ -258,39 +250,9 @@ def shown_captions(
             texts = described.references[image]
             shown.append(WrittenCaption(kind, image, described.written[place], nearest, texts, score, seen, heard))
             if seen is not None and kind != "usual" and number < LOOKED and shower.grid_side():
-                looks += look_of(described, shower, place, seen)
+                look = describer.look(row_of[image], described.written[place], seen, shower.grid_side())
+                looks += [] if look is None else [look]
     return shown, looks
-
-
-def look_of(described: Described, shower: Shower, place: int, seen: Image) -> list[AttentionMap]:
-    """Where the words of a written caption looked in its image; none of an empty one.
-
-    Args:
-        described: the split.
-        shower: of it.
-        place: of the caption among those that were written.
-        seen: its image, as it was read.
-    """
-    caption = described.written[place]
-    writer = TextWriter(described.run.run.model, described.run.data.tokenizer)
-    words = words_of(writer.tokenizer, caption)
-    if not words:
-        return []
-    part = described.embeddings.parts["image"]
-    rows = (part.ids == described.ids[place]).nonzero().flatten()
-    beside = condition(described.run, writer, described.embeddings, "image", rows)
-    ids = torch.tensor([[writer.start, *writer.tokenizer.word_ids(caption)]], device=described.run.device)
-    maps = written_attention_maps(writer.writer, ids, beside)[0].mean((0, 1))
-    prefix = described.run.run.model.encoders["image"].bottleneck.prefix
-    patches = maps[:, prefix:]
-    patches = patches / patches.sum(1, keepdim=True).clamp(min=1e-12)
-    side = shower.grid_side()
-    by_token = patches.unflatten(1, (side, side)).cpu().numpy()
-    weights = []
-    for _, tokens in words:
-        # Token t stands at place t of the text and was written by what was read at t - 1.
-        weights.append(by_token[tokens.start - 1 : tokens.stop - 1].mean(0))
-    return [AttentionMap(seen, [word for word, _ in words], np.stack(weights))]
 
 
 def show(result: Mapping[str, Any]) -> None:

@@ -14,7 +14,6 @@ from PIL.Image import Image
 from torch import Tensor
 
 from encoders import EncoderOutput
-from encoders.tokenizer import Tokenizer
 from eval.diagnostics import Diagnostics
 from eval.report.cards import Examples
 from eval.report.exhibits import AttentionMap, CodeMap, Exhibits, Form, Material, Reconstruction
@@ -24,8 +23,10 @@ from mm.data.dataset import CaptionDataset
 from mm.data.media import encode_audio, pil_image
 from mm.data.module import AlignData
 from mm.device import autocast
-from mm.evaluation.embed import SplitEmbeddings
+from mm.evaluation.describer import Describer, words_of
+from mm.evaluation.embed import Embedded, SplitEmbeddings
 from mm.evaluation.reconstructions import caption_pairs
+from mm.infer.decoding import Decoding
 from mm.modalities import MODALITIES
 from mm.model.attention_maps import attends_across, cross_attention_maps
 from mm.model.multimodal import MatchInput, select
@@ -37,6 +38,12 @@ MAPPED = 64
 """Images whose codes are compared."""
 ATTENDED = 3
 """Captions whose attention is shown."""
+WRITTEN = 2
+"""Best and worst images, of each so many, that the model describes."""
+DECODING = Decoding(beams=3)
+"""How it does."""
+ROWS = 256
+"""Images that are compared with all captions at a time."""
 LARGEST = 640
 """Pixels per side of an image that is cut into patches."""
 
@@ -121,14 +128,21 @@ class Shower:
                 reconstructions[modality] = self.reconstructions(modality)
         maps: list[CodeMap] = []
         attention: list[AttentionMap] = []
-        for title, reason in (("Which patches share a code", self.unmapped()), ("Where words look", self.unattended())):
+        written: list[AttentionMap] = []
+        for title, reason in (
+            ("Which patches share a code", self.unmapped()),
+            ("Where words look", self.unattended()),
+            ("What it writes", self.unwritten()),
+        ):
             if reason:
                 absent[title] = reason
         if not self.unmapped():
             maps = self.code_maps()
         if not self.unattended():
             attention = self.attention()
-        return Exhibits(reconstructions, maps, attention, absent)
+        if not self.unwritten():
+            written = self.written()
+        return Exhibits(reconstructions, maps, attention, written, absent)
 
     def clip(self, image_id: int) -> Clip | None:
         """The audio of an image as the model hears it."""
@@ -284,6 +298,31 @@ class Shower:
         side = self.grid_side()
         return patches.unflatten(1, (side, side)).cpu().numpy()
 
+    def unwritten(self) -> str:
+        """Why no caption is written; empty where some are."""
+        if self.run.model.causal is None:
+            return "the model does not write text: model.generate=true trains it to"
+        if not {"image", "text"} <= self.parts.keys():
+            return "it takes images, and captions to find the best and the worst by"
+        return "" if self.grid_side() else "the tokens of an image are no square grid"
+
+    def written(self) -> list[AttentionMap]:
+        """What the model writes of the images that it finds best and worst, and where each word looked."""
+        describer = Describer(self.run, self.data.tokenizer, self.parts)
+        image = self.parts["image"]
+        margins = margins_of(image, self.parts["text"])
+        order = margins.argsort(descending=True)[: int(margins.isfinite().sum())].tolist()
+        worst = order[WRITTEN:][-WRITTEN:][::-1]
+        chosen = [("Best", row) for row in order[:WRITTEN]] + [("Worst", row) for row in worst]
+        captions = describer.write("image", torch.tensor([row for _, row in chosen], dtype=torch.int64), DECODING)
+        found = []
+        for (kind, row), caption in zip(chosen, captions, strict=True):
+            shown = self.as_read(int(image.ids[row]))
+            look = None if shown is None else describer.look(row, caption, shown, self.grid_side())
+            if look is not None:
+                found.append(replace(look, kind=kind))
+        return found
+
     def encoded(self, modality: str, row: int) -> EncoderOutput:
         """One row of a modality, on the device, its tokens float32."""
         part = self.parts[modality].rows(torch.tensor([row])).to(self.run.device)
@@ -296,26 +335,13 @@ def spread(total: int, count: int) -> Tensor:
     return ((torch.arange(count) + 0.5) * total / max(count, 1)).long()
 
 
-def words_of(tokenizer: Tokenizer, caption: str) -> list[tuple[str, slice]]:
-    """The words of a caption, each with its tokens; those that were cut off are left out.
-
-    Where words together do not make the tokens of the caption, each token stands for itself.
-    """
-    ids, mask = tokenizer([caption])
-    real = ids[0][mask[0]].tolist()
-    plain = tokenizer.word_ids(caption)
-    if not plain or plain[0] not in real:
-        return []
-    place = real.index(plain[0])
-    words = [(word, tokenizer.word_ids(word)) for word in caption.split()]
-    if sum(len(tokens) for _, tokens in words) != len(plain):
-        words = [(tokenizer.decode([token]) or "·", [token]) for token in plain]
+def margins_of(images: Embedded, captions: Embedded) -> Tensor:
+    """By how much each image is nearer to the nearest of its captions than to any other, (N,); negative where another
+    is nearer, -inf where it has none."""
     found = []
-    for word, tokens in words:
-        # Where a caption is cut, the end token stands in the place of the next word.
-        if real[place : place + len(tokens)] != tokens:
-            break
-        if tokens:
-            found.append((word, slice(place, place + len(tokens))))
-        place += len(tokens)
-    return found
+    for vectors, ids in zip(images.vectors.split(ROWS), images.ids.split(ROWS), strict=True):
+        scores = vectors @ captions.vectors.T
+        own = ids[:, None] == captions.ids
+        wrong = scores.masked_fill(own, -1.0).amax(1)
+        found.append(scores.masked_fill(~own, -torch.inf).amax(1) - wrong)
+    return torch.cat(found)

@@ -37,7 +37,7 @@ def exhibits():
         "text": [Reconstruction("a red dog", f"a {EVIL} dog")],
     }
     attention = [AttentionMap(image, ["one", EVIL, "three"], weights)]
-    return Exhibits(decoded, maps, attention, {"Moon": "it is made of cheese"})
+    return Exhibits(decoded, maps, attention, [replace(attention[0], kind="Best")], {"Moon": "it is made of cheese"})
 
 
 def material():
@@ -118,7 +118,7 @@ def test_a_report_says_first_what_to_think_and_holds_every_part(made):
     page = made.read_text()
     assert page.index("Far above chance in both directions") < page.index("<section")
     assert anchors(made) == [
-        *("figures", "recall", "examples", "attention", "code-maps", "reconstructions"),
+        *("figures", "recall", "examples", "attention", "written", "code-maps", "reconstructions"),
         *("validation", "losses", "logged", "codes", "experts", "absent"),
     ]
     assert "55.0–67.0" in page and "image: pairs" in page and "1,234,567" in page and "12.5" in page

@@ -110,7 +110,7 @@ def test_a_word_looked_where_it_was_written_from(
         looks.extend(looked)
         return path
 
-    monkeypatch.setattr(module, "written_attention_maps", one_patch_each)
+    monkeypatch.setattr("mm.evaluation.describer.written_attention_maps", one_patch_each)
     monkeypatch.setattr(module, "write_captions_report", shown)
     eval_captions(EvalCaptions(str(run()), decoding=Decoding(6), nearest=False, samples=50, json=tmp_path / "out.json"))
     assert looks

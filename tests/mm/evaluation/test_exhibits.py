@@ -8,13 +8,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from encoders.tokenizer import Tokenizer
 from eval.report.exhibits import Material
 from mm.artifacts.run import Run, build_run
 from mm.config import AlignConfig
 from mm.data.module import AlignData
-from mm.evaluation.embed import embed_split
-from mm.evaluation.exhibits import material_of, spread, words_of
+from mm.evaluation.embed import Embedded, embed_split
+from mm.evaluation.exhibits import margins_of, material_of, spread
 
 Show = Callable[..., tuple[Run, AlignData, Material]]
 
@@ -39,7 +38,8 @@ def show(on_scenes: Callable[..., AlignConfig], open_data: Callable[[AlignConfig
 def test_a_run_of_three_modalities_shows_everything(show: Show) -> None:
     _, data, material = show()
     exhibits, examples = material.exhibits, material.examples
-    assert exhibits.absent == {} and set(exhibits.reconstructions) == {"image", "audio", "text"}
+    assert exhibits.absent == {"What it writes": "the model does not write text: model.generate=true trains it to"}
+    assert set(exhibits.reconstructions) == {"image", "audio", "text"}
     dataset = data.open("val")
     for modality, pairs in exhibits.reconstructions.items():
         assert len(pairs) == 6, modality
@@ -75,6 +75,26 @@ def test_every_word_of_a_caption_has_its_share_of_attention(show: Show) -> None:
         assert np.allclose(each.weights.sum((1, 2)), 1, atol=1e-3)
 
 
+def test_a_model_that_writes_describes_the_best_and_the_worst_images(show: Show) -> None:
+    _, _, material = show(model={"generate": True})
+    written = material.exhibits.written
+    assert [each.kind for each in written] == ["Best", "Best", "Worst", "Worst"]
+    for each in written:
+        assert each.weights.shape == (len(each.words), 4, 4)
+        assert np.allclose(each.weights.sum((1, 2)), 1, atol=1e-3)
+
+
+def test_an_image_is_as_good_as_its_nearest_caption_is_ahead_of_others() -> None:
+    images = embedded(torch.eye(3), [4, 5, 6])
+    captions = embedded(torch.tensor([[0.8, 0.6, 0.0], [0.6, 0.0, 0.8], [0.0, 1.0, 0.0]]), [4, 4, 5])
+    assert torch.allclose(margins_of(images, captions), torch.tensor([0.8, 0.4, -torch.inf]))
+
+
+def embedded(vectors: torch.Tensor, ids: list[int]) -> Embedded:
+    """Of vectors (N, E) alone."""
+    return Embedded(vectors, vectors, torch.tensor(ids), None)  # type: ignore[arg-type]  # not asked for
+
+
 @pytest.mark.parametrize(
     "changes, absent",
     [
@@ -96,18 +116,6 @@ def test_what_a_model_does_not_have_is_absent_for_a_reason(show: Show, changes: 
         assert reason in found
     if "Where words look" in absent:
         assert not material.exhibits.attention
-
-
-def test_words_are_their_tokens() -> None:
-    tokenizer = Tokenizer("scratch", 8)
-    ids, _ = tokenizer(["a strawberry-red crescent"])
-    words = words_of(tokenizer, "a strawberry-red crescent")
-    assert [word for word, _ in words] == ["a", "strawberry-red", "crescent"]
-    for word, tokens in words:
-        assert ids[0][tokens].tolist() == tokenizer.word_ids(word)
-    cut = words_of(tokenizer, "one two three four five six seven eight nine")
-    assert [word for word, _ in cut] == ["one", "two", "three", "four", "five", "six"]
-    assert words_of(tokenizer, "") == []
 
 
 def test_samples_are_spread_over_all() -> None:
