@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning import Callback, seed_everything
+from torch import Tensor
 
 from encoders.state import weights_digest
 from kernels.collectives import world
@@ -64,10 +65,7 @@ def _train_align(config: AlignConfig, device: torch.device, folder: Path) -> Non
     require_two_modalities(data, data.train)
     later = is_filled_later(config)
     whole = is_main_process() or not later
-    vocabulary = data.vocabulary
-    if config.model.generate and vocabulary is None:
-        # A trunk's whole table holds several times as many tokens as captions do, and a step pays for each.
-        vocabulary = data.observed_vocabulary()
+    vocabulary = observed_tokens(config, data)
     run = build_run(config, vocabulary) if whole else empty_run(config, vocabulary)
     task = AlignTask(run)
     if not later:
@@ -96,6 +94,14 @@ def _train_align(config: AlignConfig, device: torch.device, folder: Path) -> Non
         result = evaluate_run(run, data, evaluated, folder, phases)
         show(result)
         print(f"report: {folder / 'report.html'}")
+
+
+def observed_tokens(config: AlignConfig, data: AlignData) -> Tensor | None:
+    """The tokens (V,) of the training captions that `build_run` takes, where the run needs them."""
+    if config.model.generate and data.vocabulary is None:
+        # A trunk's whole table holds several times as many tokens as captions do, and a step pays for each.
+        return data.observed_vocabulary()
+    return data.vocabulary
 
 
 def require_two_modalities(data: AlignData, dataset: CaptionDataset) -> None:
