@@ -5,12 +5,15 @@ scored images have them: it is of a whole split, and no average of its parts.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from eval.intervals import Bootstrap, Interval, mean_intervals, paired_test
+from eval.tables import markdown
 from kernels.errors import UserError
 
 CORPUS = ("BLEU-4", "METEOR")
@@ -101,3 +104,37 @@ def _scored(references: dict[int, list[str]], written: dict[int, list[str]]) -> 
         values[name] = 100 * float(value)
         each[name] = 100 * np.array(of_image, dtype=np.float64)
     return CaptionScores(values, each)
+
+
+def captions_table(results: Iterable[Mapping[str, Any]]) -> str:
+    """What was written of each split, beside the nearest training captions where they were scored.
+
+    Args:
+        results: as scripts/eval_captions.py writes them.
+    """
+    rows = []
+    where = []
+    for result in results:
+        scores = result["scores"]
+        beams = result["decoding"]["beams"]
+        row = [Path(result["evaluated"]).name, f"{result['dataset']}/{result['split']}, {result['images']:,} images"]
+        row.append("greedy" if beams == 1 else f"{beams} beams")
+        row.append(f"**{scores['written']['CIDEr'] / 100:.2f}** ({_between(result['intervals']['written']['CIDEr'])})")
+        row.append(f"{scores['nearest']['CIDEr'] / 100:.2f}" if "nearest" in scores else "–")
+        row.append(_between(result["gains"]["CIDEr"][1:]) if "nearest" in scores else "–")
+        for measure in ("BLEU-4", "METEOR", "ROUGE-L"):
+            row.append(", ".join(f"{scores[name][measure]:.1f}" for name in scores))
+        rows.append(row)
+        where.append(f"{result['hardware']} (commit {result['commit']})")
+    heads = ("run", "of", "decoding", "CIDEr", "of the lookup", "gain", "BLEU-4", "METEOR", "ROUGE-L")
+    said = (
+        "Brackets are 95 % bootstrap intervals over images, of the gain a paired one. The last three are ×100, and of"
+        " the lookup behind the comma."
+    )
+    return f"{markdown(heads, rows)}\n\n{said} Measured on: {'; '.join(dict.fromkeys(where))}."
+
+
+def _between(interval: Sequence[float]) -> str:
+    """An interval of CIDEr."""
+    low, high = interval
+    return f"{low / 100:.2f} to {high / 100:.2f}"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.captions import captions_table
 from eval.claims import Evidence
 from eval.light import light_page, pareto_plot, points_of
 from eval.plots import save_svg
@@ -115,6 +116,11 @@ def _generation(evidence: Evidence) -> str:
     return _each(evidence, "generation_", generation_table)
 
 
+def _captions(evidence: Evidence) -> str:
+    found = [result for name, result in evidence.benchmarks.items() if name.startswith("captions_")]
+    return captions_table(found) if found else ""
+
+
 def _batching(evidence: Evidence) -> str:
     """Whether the targets hold, and the table."""
 
@@ -164,6 +170,7 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "feeding": lambda evidence: _stored(evidence, "feeding", feeding_table),
     "index": lambda evidence: _stored(evidence, "index_cpu", index_table),
     "generation": _generation,
+    "captions": _captions,
     "scale": lambda evidence: _stored(evidence, "scale", scale_table),
     "batching": _batching,
     "serving": _serving,

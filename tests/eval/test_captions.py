@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from eval.captions import CaptionScores, score_captions, tokenized
+from eval.captions import CaptionScores, captions_table, score_captions, tokenized
 from eval.intervals import Bootstrap
 
 REFERENCES = {
@@ -59,3 +59,25 @@ def test_gains_are_paired_by_image() -> None:
     assert gain == pytest.approx(1) and low == pytest.approx(1) and high == pytest.approx(1)
     wide = better.intervals(Bootstrap(200))["CIDEr"]
     assert wide[0] < values.mean() + 1 < wide[1] and wide[1] - wide[0] > 2
+
+
+def test_the_table_has_a_row_for_each_result_and_its_lookup_where_it_was_scored() -> None:
+    scores = {"BLEU-4": 10.0, "METEOR": 20.0, "ROUGE-L": 30.0, "CIDEr": 50.0}
+    result = {
+        "evaluated": "runs/talks",
+        "dataset": "photos",
+        "split": "val",
+        "images": 1000,
+        "decoding": {"beams": 3},
+        "scores": {"written": scores, "nearest": {name: value / 2 for name, value in scores.items()}},
+        "intervals": {"written": {"CIDEr": [45.0, 55.0]}},
+        "gains": {"CIDEr": [25.0, 20.0, 30.0]},
+        "hardware": "a core",
+        "commit": "abc",
+    }
+    alone = result | {"scores": {"written": scores}, "gains": {}, "decoding": {"beams": 1}}
+    _, _, first, second, *rest = captions_table([result, alone]).splitlines()
+    cells = ["talks", "photos/val, 1,000 images", "3 beams", "**0.50** (0.45 to 0.55)", "0.25", "0.20 to 0.30"]
+    assert first == f"| {' | '.join(cells)} | 10.0, 5.0 | 20.0, 10.0 | 30.0, 15.0 |"
+    assert "| greedy | **0.50** (0.45 to 0.55) | – | – | 10.0 | 20.0 | 30.0 |" in second
+    assert rest[-1].endswith("Measured on: a core (commit abc).")
