@@ -353,6 +353,7 @@ def test_a_text_trunk_brings_its_tokenizer(
     pulled = mm.load(tmp_path / "pulled", device="cpu")
     assert torch.equal(pulled.encode_text(["a cat on a mat"]), expected)
     assert pulled.generate(prefix="a") == written
+    assert torch.equal(pulled.run.model.causal.vocabulary, vocabulary)
     push(tmp_path / "pulled", "org/bert_again")
     for name, content in hub.files("org/bert_again").items():
         assert content == hub.files("org/bert")[name] or name == "README.md", name
