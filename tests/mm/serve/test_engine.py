@@ -71,8 +71,9 @@ def test_captions_that_join_others_are_those_that_are_written_alone(
 ) -> None:
     run = tiny_run(model=replace(tiny.model, generate=True))
     run.model(tiny_batch())
-    for block in run.model.backbone.blocks:
-        torch.nn.init.normal_(block.cross_attention.out_proj.weight, std=0.5)
+    for weight in run.model.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.3)  # so that what is seen decides what is written
     writing = RunEngine(Embedder(run.eval()), Decoding(6))
     images = tiny_batch(rows=5).inputs["image"].numpy()
     rows = [(image, None) for image in images]
