@@ -176,7 +176,7 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "serving": _serving,
     "soak": _soak,
     "layouts": lambda evidence: _stored(evidence, "layouts", layouts_table),
-    "layout_bytes": lambda evidence: _stored(evidence, "layouts", bytes_table),
+    "shares": lambda evidence: _stored(evidence, "layouts", bytes_table),
     "recovery": lambda evidence: _stored(evidence, "layouts_recovery", recovery_table),
     "plan": lambda evidence: _stored(evidence, "plan_70b", plan_table),
     "published": lambda evidence: _stored(evidence, "plan_published", published_table),
