@@ -24,6 +24,8 @@ settings.register_profile("mm", deadline=None, suppress_health_check=[HealthChec
 settings.load_profile("mm")
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+# Each core has a worker of its own, and what a test starts would wait for threads that have none.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 if os.environ.get("MM_ALL_EXTRAS"):  # make test-extras: a package that is missing fails the test instead of skipping it
     pytest.importorskip = lambda name, *_, **__: importlib.import_module(name)
 
@@ -43,6 +45,8 @@ from mm.train.task import AlignTask
 
 torch.set_num_threads(1)
 
+LONGEST = ("test_two_ranks.py", "test_device.py")
+"""Files that begin first: at the end they would leave the other workers without anything to do."""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = [
     "--headless",
@@ -58,6 +62,11 @@ QUIET = [
 PATIENCE = 60  # seconds
 
 CAPTIONS = ("red circle", "two blue squares left of a star", "one small green heart", "stripes", "a circle above a dot")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True)
