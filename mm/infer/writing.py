@@ -84,23 +84,27 @@ class TextWriter:
             if told is not None:
                 told(number, self.tokenizer.decode(ids[1:]))
 
-        def more(most: int) -> list[tuple[list[int], Condition | None]]:
-            joined: list[tuple[list[int], Condition | None]] = []
-            for beside in joining.more(most) if joining is not None else []:
-                begun.append([self.start])
-                joined.append((begun[-1], beside))
-            return joined
-
-        def ended(number: int, ids: list[int]) -> None:
-            if joining is not None:
-                joining.ended(number, self.tokenizer.decode([*begun[number][1:], *ids]))
-
-        later = None if joining is None else Joining(more, ended)
+        later = None if joining is None else self._joining(joining, begun)
         written = Generation(self.writer, stops, decoding, told=told_ids, joining=later)(begun, condition)
         texts = []
         for before, after in zip(begun, written, strict=True):
             texts.append(self.tokenizer.decode([*before[1:], *after]))
         return texts
+
+    def _joining(self, joining: JoiningTexts, begun: list[list[int]]) -> Joining:
+        """Texts that join, as ids; each is noted in `begun`."""
+
+        def more(most: int) -> list[tuple[list[int], Condition | None]]:
+            joined: list[tuple[list[int], Condition | None]] = []
+            for beside in joining.more(most):
+                begun.append([self.start])
+                joined.append((begun[-1], beside))
+            return joined
+
+        def ended(number: int, ids: list[int]) -> None:
+            joining.ended(number, self.tokenizer.decode([*begun[number][1:], *ids]))
+
+        return Joining(more, ended)
 
     def condition(self, batches: Iterable[Batch], modality: str) -> Condition:
         """What is written beside: the rows of all batches, each of the modality alone."""
