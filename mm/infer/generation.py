@@ -105,6 +105,7 @@ class Generation:
             ValueError: a prefix is empty or leaves no room in the context, or logits are not finite.
         """
         texts = [self._begun(number, prefix) for number, prefix in enumerate(prefixes)]
+        self.written = self.writer.written()
         if self.decoding.beams > 1:
             return [self._search(text, _rows(condition, [text.number])) for text in texts]
         waiting = deque(texts)
@@ -183,7 +184,7 @@ class Generation:
         out = self.writer.read(padded, new.real if new.is_padded else None, new, new.at, beside)
         new.keep()
         last = torch.tensor([max(len(row) - 1, 0) for row in ids], device=device)
-        logits = self.writer.next_logits(out.x[torch.arange(len(ids), device=device), last])
+        logits = self.writer.next_logits(out.x[torch.arange(len(ids), device=device), last], self.written)
         check_finite(logits[new.real[:, 0]], f"token {new.longest}")
         if self.writer.encoder.unknown_row is not None:
             logits[:, self.writer.encoder.unknown_row] = -torch.inf

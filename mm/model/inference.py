@@ -237,7 +237,7 @@ class DecodeStep(nn.Module):
         memory = StepMemory(keys, values, at)
         condition = Condition(list(beside[0].unbind()), list(beside[1].unbind()), beside[2], beside[2].any(1))
         out = read_causally(model.backbone.blocks, x, None, None, memory, condition)
-        logits = model.causal.logits(model.causal.norm(out.x)[:, 0], table)
+        logits = model.causal.logits(model.causal.norm(out.x)[:, 0], model.causal.written(table))
         return logits, torch.stack(memory.keys), torch.stack(memory.values)
 
 

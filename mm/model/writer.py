@@ -59,9 +59,18 @@ class Writer:
         out = read_causally(self.blocks, x, real, number, memory, condition)
         return replace(out, x=self.causal.norm(out.x))
 
-    def next_logits(self, x: Tensor) -> Tensor:
-        """Tokens (..., D) of `read` -> float32 logits (..., V) over what is written, see `labels`."""
-        return self.causal.logits(x, self.encoder.trunk.embedding())
+    def written(self) -> Tensor:
+        """The rows (V, F) of the trunk's table that are written: a copy where these are not all of them."""
+        return self.causal.written(self.encoder.trunk.embedding())
+
+    def next_logits(self, x: Tensor, written: Tensor | None = None) -> Tensor:
+        """Tokens (..., D) of `read` -> float32 logits (..., V) over what is written, see `labels`.
+
+        Args:
+            x: of `read`.
+            written: what `written` gave, for who asks again and again while no weight changes; None to take it anew.
+        """
+        return self.causal.logits(x, self.written() if written is None else written)
 
     def labels(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ids (...) of the tokenizer -> their places (...) in the logits, and which of them are written, (...) bool."""
