@@ -46,6 +46,15 @@ class Job:
     tries: int = 0
 
 
+def withdraw(item: Item, batcher: Batcher, metrics: Metrics) -> None:
+    """Take an item whose payload is a `Job` from those that wait: nobody waits for its result any more."""
+    if batcher.remove(item):
+        metrics.items[item.kind, "withdrawn"] += 1
+    result = item.payload.result
+    if not result.cancel() and not result.cancelled():
+        result.exception()  # what nobody hears of is no mistake of asyncio's
+
+
 @dataclass(eq=False)
 class Running:
     """A batch that an engine computes.
@@ -128,8 +137,8 @@ class Dispatcher:
         Raises:
             Refused: too many wait already.
         """
-        if len(self.batcher) >= self.most:
-            raise Refused(429, f"{len(self.batcher)} inputs wait already", self._drained_in(kind))
+        if self.waiting >= self.most:
+            raise Refused(429, f"{self.waiting} inputs wait already", self._drained_in(kind))
         now = time.monotonic()
         job = Job(payload, asyncio.get_running_loop().create_future())
         item = Item(kind, tokens, now, now + seconds, job)
@@ -140,11 +149,7 @@ class Dispatcher:
 
     def withdraw(self, item: Item) -> None:
         """Nobody waits for an item any more."""
-        if self.batcher.remove(item):
-            self.metrics.items[item.kind, "withdrawn"] += 1
-        result = item.payload.result
-        if not result.cancel() and not result.cancelled():
-            result.exception()  # what nobody hears of is no mistake of asyncio's
+        withdraw(item, self.batcher, self.metrics)
 
     def _guess(self, kind: str) -> CostModel:
         one, full = self.measured.get(kind, GUESSED)

@@ -23,7 +23,7 @@ from mm.serve.batcher import Batcher, Item, bisected
 from mm.serve.command import gallery_of
 from mm.serve.config import BatchingConfig, ServeConfig
 from mm.serve.cost import CostModel
-from mm.serve.dispatcher import Job, failure
+from mm.serve.dispatcher import Job, failure, withdraw
 from mm.serve.engine import Engine, RunEngine, load_in_bits, timed
 from mm.serve.forecast import Forecast
 from mm.serve.inputs import InputReader, Refused
@@ -86,11 +86,7 @@ class RayBatches:
 
     def withdraw(self, item: Item) -> None:
         """Nobody waits for an item any more: its place in a batch stays empty."""
-        if self.rule.remove(item):
-            self.metrics.items[item.kind, "withdrawn"] += 1
-        result = item.payload.result
-        if not result.cancel() and not result.cancelled():
-            result.exception()  # what nobody hears of is no mistake of asyncio's
+        withdraw(item, self.rule, self.metrics)
 
     def _lane(self, size: int) -> Any:
         """Ray's queue of one kind."""
