@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import torch
 
-from eval.layouts import held
+from eval.layouts import held, kills_said
 from kernels.errors import UserError
 from kernels.ranges import check_ranges
 from mm.artifacts.environment import commit, hardware
@@ -88,8 +88,8 @@ def dist_check(config: DistConfig) -> None:
     lost: list[kills.Killed] = []
     if "kills" in config.parts:
         lost = kills.killed_runs(config.kills)
-        print(kills.described(lost))
         found["kills"] = [asdict(each) for each in lost]
+        print(kills_said(found))
     if config.json is not None:
         where = {"hardware": hardware(torch.device("cpu")), "commit": commit(), "width": config.width}
         write_json(config.json, {**found, **where})

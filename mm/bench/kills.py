@@ -169,14 +169,3 @@ def digest(task: Trial, optimizer: torch.optim.Optimizer) -> str:
         found.update(name.encode())
         found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
-
-
-def described(found: Sequence[Killed]) -> str:
-    """One line of what was left."""
-    exact = sum(each.exact for each in found)
-    saving = sum(each.saving for each in found)
-    noticed = sum(each.noticed for each in found)
-    return (
-        f"killed: {exact} of {len(found)} runs, {saving} of them while a checkpoint was written, left a whole one that"
-        f" is exact; the other rank ended by itself in {noticed}"
-    )
