@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -17,7 +17,7 @@ from mm.artifacts.run import WEIGHTS, Run, load_run, quantize_run, save_run
 from mm.artifacts.seen import load_seen, save_seen
 from mm.compress.integers import Packed
 from mm.compress.ledger import LedgerRow, file_ledger, ledger_table
-from mm.compress.quantize import HALF, QATConfig, convert, prepare_qat
+from mm.compress.quantize import HALF, WHOLE, QATConfig, convert, prepare_qat
 from mm.config import AlignConfig
 from mm.data.module import AlignData
 from mm.device import choose_device
@@ -28,9 +28,6 @@ from mm.train.freeze import freeze
 from mm.train.identity import Identity, begin, held, samples_digest
 from mm.train.memory import keep_freed_memory
 from mm.train.trainer import build_trainer, fit
-
-WHOLE: Final = 32
-"""Bits of a weight as it was trained."""
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,14 @@ from kernels.ranges import check_ranges
 from mm.artifacts.environment import commit, hardware
 from mm.artifacts.interrupted import Interrupted, sigterm_raises
 from mm.bench.load import Ask, Load, closed_loop
+from mm.compress.quantize import WHOLE
 from mm.data.media import encode_image
 from mm.files import write_json
 from mm.infer.decoding import Decoding
 from mm.optional import require
 from mm.serve.command import Served, run_server, serve
 from mm.serve.config import BatchingConfig, ServeConfig
-from mm.serve.engine import FLOAT, WORDS, Continuing, Engine, ServeRun, Told
+from mm.serve.engine import WORDS, Continuing, Engine, ServeRun, Told
 from mm.serve.inputs import Row
 
 NOTHING = 0.004
@@ -79,7 +80,7 @@ class Idle:
 
     kinds: Sequence[str] = ("text",)
     digest = "nothing"
-    bits = FLOAT
+    bits = WHOLE
     joins: Sequence[str] = ()
 
     def run(

@@ -27,6 +27,8 @@ OTHER_BITS = 8
 """At least, of what is neither a linear layer's nor the experts'."""
 HALF: Final = 16
 """Bits of bfloat16, which needs no grid and no scales."""
+WHOLE: Final = 32
+"""Bits of a weight as it was trained."""
 SCALE = ".scale"
 """Behind the name of packed values in a file, for their scales."""
 SUMS = ".sums"

@@ -11,7 +11,7 @@ import torch
 from kernels.errors import UserError
 from mm.artifacts.run import quantize_run
 from mm.batch import Batch
-from mm.compress.quantize import QATConfig
+from mm.compress.quantize import WHOLE, QATConfig
 from mm.infer.decoding import Decoding
 from mm.infer.embedder import Embedder
 from mm.infer.loading import load
@@ -22,8 +22,6 @@ from mm.serve.inputs import packed
 
 MATCH = "match"
 """The kind of pairs of an image and a text."""
-FLOAT = 32
-"""Bits of a weight that is not compressed."""
 CAPTION = "caption/"
 """Before a modality: the kind of what is described."""
 WORDS = "a red circle left of two small blue squares"
@@ -99,7 +97,7 @@ class RunEngine:
         self.embedder = embedder
         self.decoding = decoding
         self.digest = embedder.digest
-        self.bits = FLOAT if embedder.run.compression is None else embedder.run.compression.weight_bits
+        self.bits: int = WHOLE if embedder.run.compression is None else embedder.run.compression.weight_bits
         self.kinds: Sequence[str] = kinds_of(embedder)
         self.joins: Sequence[str] = [kind for kind in self.kinds if kind.startswith(CAPTION) and decoding.beams == 1]
 
@@ -158,8 +156,10 @@ class RunEngine:
 
         def more(most: int) -> list[Condition]:
             given = continuing.more(most) if continuing is not None else []
-            read = condition(given) if given else None
-            return [read.rows(torch.tensor([place])) for place in range(len(given))] if read is not None else []
+            if not given:
+                return []
+            read = condition(given)
+            return [read.rows(torch.tensor([place])) for place in range(len(given))]
 
         joining = None if continuing is None else JoiningTexts(more, continuing.ended)
         return writer.write([""] * len(payloads), condition(payloads), self.decoding, told, joining)
