@@ -38,12 +38,16 @@ function searchFile(file) {
 
 function typed() {
   const text = byId("text").value.trim();
-  if (text) search(JSON.stringify({ text }), "application/json", "for “" + text + "”");
+  if (!text) return;
+  history.replaceState(null, "", "?" + new URLSearchParams({ q: text })); // the address can be kept, and sent on
+  search(JSON.stringify({ text }), "application/json", "for “" + text + "”");
 }
 
 if (byId("query")) {
   byId("query").addEventListener("submit", (event) => { event.preventDefault(); typed(); });
   byId("query").addEventListener("change", (event) => { if (event.target.name === "stage") typed(); });
+  byId("text").value = new URLSearchParams(location.search).get("q") || "";
+  typed();
 }
 if (byId("drop")) {
   byId("file").addEventListener("change", (event) => searchFile(event.target.files[0]));

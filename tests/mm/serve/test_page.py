@@ -29,6 +29,13 @@ TYPED = """new Promise(async done => {
     outside: performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith(location.origin)),
   });
 })"""
+READ = """new Promise(async done => {
+  for (let i = 0; i < 200; i++) {
+    await new Promise(next => setTimeout(next, 50));
+    if (document.getElementById('status').textContent.startsWith('for')) break;
+  }
+  done([Number(document.querySelector('.hit-card').dataset.image), document.getElementById('text').value]);
+})"""
 LIKE = """new Promise(async done => {
   document.querySelectorAll('.hit-card button')[2].click();
   for (let i = 0; i < 200; i++) {
@@ -59,6 +66,13 @@ def test_a_typed_query_shows_the_expected_image_first(browser: Any, server: Any,
     assert all(abs(natural - shown) < 0.05 for natural, shown in seen["shapes"]), "an image is cropped or stretched"
     assert seen["wide"] <= width and seen["outside"] == [] and seen["focused"] == "text"
     assert (seen["background"] == "rgb(255, 255, 255)") is (scheme == "light")
+
+
+def test_the_address_of_a_search_can_be_sent_on(browser: Any, server: Any) -> None:
+    browser.look(server.address + "/", TYPED % "two blue squares & more", 1200, "light")
+    address = browser.evaluate("location.href")
+    assert address == server.address + "/?q=two+blue+squares+%26+more"
+    assert browser.look(server.address + "/?q=two+blue+squares", READ, 1200, "light") == [1, "two blue squares"]
 
 
 def test_similar_images_are_found_and_files_dropped(browser: Any, server: Any) -> None:
