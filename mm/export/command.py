@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.export import Dim
 
 from eval.fingerprint import Fingerprint, check
 from kernels.errors import UserError
@@ -18,9 +19,10 @@ from mm.artifacts.run import Run, load_run
 from mm.compress.integers import Packed
 from mm.compress.quantize import HALF, QATConfig, pack_state, places
 from mm.config import encoders_of
+from mm.export import executorch
 from mm.export.aot_inductor import open_aoti, write_aoti
 from mm.export.executorch import open_executorch, write_executorch
-from mm.export.graph import Graph, graphs_of
+from mm.export.graph import BATCH, Graph, graphs_of
 from mm.export.onnx_integers import prepare_integers
 from mm.export.onnx_runtime import OnnxExperts, open_onnx, write_onnx
 from mm.export.tensorrt import write_tensorrt
@@ -43,18 +45,20 @@ class Engine:
         bits: of weights that it has.
         write: a graph, into a folder -> its file.
         open: that file -> a function.
+        batch: rows that its files take.
     """
 
     name: str
     bits: tuple[int, ...]
     write: Callable[[Graph, Path], Path]
     open: Callable[[Path], Call]
+    batch: Dim = BATCH
 
 
 ENGINES = {
     "onnx": Engine("ONNX Runtime", (32, 8, 4), write_onnx, open_onnx),
     "aoti": Engine("AOTInductor", (32,), write_aoti, open_aoti),
-    "executorch": Engine("ExecuTorch", (32,), write_executorch, open_executorch),
+    "executorch": Engine("ExecuTorch", (32,), write_executorch, open_executorch, executorch.BATCH),
     "tensorrt": Engine("TensorRT", (32,), write_tensorrt, open_onnx),
 }
 TOLERANCES = {32: 1e-3, 8: 0.05, 4: 0.3}
@@ -137,7 +141,7 @@ def written(run: Run, engine: Engine, bits: int, folder: Path, asked: tuple[str,
         UserError: there is no such graph.
     """
     model = model_for(run, engine, bits)
-    known = list(graphs_of(run.config, model))
+    known = list(graphs_of(run.config, model, engine.batch))
     names = [graph.name for graph in known]
     if unknown := set(asked) - set(names):
         raise UserError(f"--graphs {min(unknown)}: this run has {', '.join(names)}")

@@ -75,22 +75,23 @@ def without_statistics(program: ExportedProgram) -> ExportedProgram:
     return program
 
 
-def graphs_of(config: AlignConfig, model: MultimodalModel) -> Iterator[Graph]:
+def graphs_of(config: AlignConfig, model: MultimodalModel, batch: Dim = BATCH) -> Iterator[Graph]:
     """Everything that a run does, a graph each.
 
     Args:
         config: of the run.
         model: as `prepare` makes it of the run's, on the CPU.
+        batch: the rows that a graph takes.
     """
-    batch = probe_batch(encoders_of(config))
+    probe = probe_batch(encoders_of(config))
     of: dict[str, dict[str, Tensor]] = {}
     sizes: dict[str, dict[str, Any]] = {}
     for modality in model.modalities:
         # A part of a wider tensor would be traced with its strides, and exclude texts as long as the whole.
-        of[modality] = {modality: batch.inputs[modality].contiguous()}
-        if modality in batch.masks:
-            of[modality][f"{modality}_mask"] = batch.masks[modality].contiguous()
-        axes = {0: BATCH}
+        of[modality] = {modality: probe.inputs[modality].contiguous()}
+        if modality in probe.masks:
+            of[modality][f"{modality}_mask"] = probe.masks[modality].contiguous()
+        axes = {0: batch}
         if modality == "text":
             axes[1] = Dim("length", min=2, max=config.text.max_tokens)
         sizes[modality] = dict.fromkeys(of[modality], axes)
@@ -101,7 +102,7 @@ def graphs_of(config: AlignConfig, model: MultimodalModel) -> Iterator[Graph]:
         for modality in model.modalities:
             if modality != "text":
                 yield describing(model, modality, of[modality], sizes[modality])
-        yield decoding(model, of)
+        yield decoding(model, of, batch)
 
 
 def describing(model: MultimodalModel, modality: str, inputs: dict[str, Tensor], sizes: dict[str, Any]) -> Graph:
@@ -111,12 +112,13 @@ def describing(model: MultimodalModel, modality: str, inputs: dict[str, Tensor],
     )
 
 
-def decoding(model: MultimodalModel, of: dict[str, dict[str, Tensor]]) -> Graph:
+def decoding(model: MultimodalModel, of: dict[str, dict[str, Tensor]], batch: Dim) -> Graph:
     """One token behind a cache, beside what was read of an image, or of audio where the model sees no images.
 
     Args:
         model: of `prepare`.
         of: inputs by modality and name.
+        batch: the rows that the graph takes.
     """
     modality = next(m for m in of if m != "text")
     ids = of["text"]["text"][:, :1].contiguous()
@@ -130,8 +132,8 @@ def decoding(model: MultimodalModel, of: dict[str, dict[str, Tensor]]) -> Graph:
     beside = (read[0], read[1], torch.ones(rows, seen, dtype=torch.bool))
     inputs = {"ids": ids, "at": torch.full((rows,), FILLED), "keys": held[0], "values": held[1], "beside": beside}
     condition = Dim("condition", min=1, max=4096)
-    cache = {1: BATCH}
-    parts = {1: BATCH, 3: condition}
-    sizes: dict[str, Any] = {"ids": {0: BATCH}, "at": {0: BATCH}, "keys": cache, "values": cache}
-    sizes["beside"] = (parts, parts, {0: BATCH, 1: condition})
+    cache = {1: batch}
+    parts = {1: batch, 3: condition}
+    sizes: dict[str, Any] = {"ids": {0: batch}, "at": {0: batch}, "keys": cache, "values": cache}
+    sizes["beside"] = (parts, parts, {0: batch, 1: condition})
     return Graph("decode_step", DecodeStep(model), inputs, sizes, ("out.logits", "out.keys", "out.values"))

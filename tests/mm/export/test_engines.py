@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mm.artifacts.run import Run
+from mm.export import executorch
 from mm.export.aot_inductor import open_aoti, write_aoti
 from mm.export.executorch import open_executorch, write_executorch
 from mm.export.graph import Graph, graphs_of
@@ -31,14 +32,16 @@ def test_aot_inductor_does_what_the_run_does_for_any_batch(text_graph: Graph, tm
         torch.testing.assert_close(found, text_graph.eager()[0][:rows], atol=1e-5, rtol=1e-5)
 
 
-def test_executorch_does_what_the_run_does_for_any_batch_of_text(text_graph: Graph, tmp_path: Path) -> None:
-    """Of images it takes as many rows as it was lowered with: docs/export.md."""
+@pytest.mark.parametrize("name", ["encode_image", "encode_text"])
+def test_executorch_does_what_the_run_does_for_any_batch(name: str, writing_run: Run, tmp_path: Path) -> None:
     pytest.importorskip("executorch", reason="executorch is installed by hand: docs/export.md")
-    call = open_executorch(write_executorch(text_graph, tmp_path))
-    ids, mask = text_graph.inputs.values()
-    for rows in (3, 1):
-        (found,) = call(ids[:rows].contiguous(), mask[:rows].contiguous())
-        torch.testing.assert_close(found, text_graph.eager()[0][:rows], atol=1e-5, rtol=1e-5)
+    model = prepare(writing_run.model, DenseExperts)
+    graph = next(graph for graph in graphs_of(writing_run.config, model, executorch.BATCH) if graph.name == name)
+    call = open_executorch(write_executorch(graph, tmp_path))
+    for rows in (3, 1, 5):
+        inputs = [torch.cat([value, value])[:rows] for value in graph.inputs.values()]
+        (found,) = call(*inputs)
+        torch.testing.assert_close(found, graph.module(*inputs), atol=1e-5, rtol=1e-5)
 
 
 def test_tensorrt_s_list_takes_a_whole_graph(text_graph: Graph, tmp_path: Path) -> None:
