@@ -25,7 +25,7 @@ class BottleneckConfig:
     mode: Literal["both", "vq", "continuous"] = "both"
     """both: codes plus a gated bypass; vq: codes alone; continuous: no codes at all."""
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
-    reconstruct: Annotated[int, "[1, inf)"] = 32
+    reconstruct: Annotated[int, "[1, inf)"] = 8
     """Samples per step whose raw input is decoded in training: a sample of the batch estimates the same loss. Of
     captions eight times as many tokens."""
 

@@ -18,7 +18,7 @@ EVALUATED_FROM = 100
 class OptimConfig:
     """AdamW, and the course of its learning rate."""
 
-    learning_rate: Annotated[float, "(0, inf)"] = 7e-4
+    learning_rate: Annotated[float, "(0, inf)"] = 1e-3
     """At its height, after the warm-up."""
     weight_decay: Annotated[float, "[0, inf)"] = 0.05
     """AdamW's, of matrices only."""
@@ -40,9 +40,9 @@ class OptimConfig:
 class TrainConfig:
     """How long, how wide and on what a run trains."""
 
-    steps: Annotated[int, "[1, inf)"] = 400
+    steps: Annotated[int, "[1, inf)"] = 350
     """Optimizer steps of the whole run; the schedules are fractions of it."""
-    batch_size: Annotated[int, "[1, inf)"] = 32
+    batch_size: Annotated[int, "[1, inf)"] = 64
     """Images per step, over all processes."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto is bf16 autocast where the device multiplies it natively; features and evaluation follow."""

@@ -82,7 +82,7 @@ def tiny() -> AlignConfig:
     backbone = BackboneConfig(width=32, layers=2, heads=2, moe=MoEConfig(num_experts=8, top_k=2, hidden=8, shared=16))
     return AlignConfig(
         data=DataConfig(),
-        model=ModelConfig(embedding=16, token_embedding=8, backbone=backbone),
+        model=ModelConfig(embedding=16, token_embedding=8, direct=False, backbone=backbone),
         image=ImageConfig(size=32, width=16, depth=1),
         audio=AudioConfig(seconds=0.32, width=16, depth=1),
         text=TextConfig(width=16, depth=1, heads=2, max_tokens=12),

@@ -83,7 +83,7 @@ class AdaptConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Its rates come on top of those that the run had for its encoders."""
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="joint"))
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=200, evaluate_every=0))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=200, batch_size=32, evaluate_every=0))
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -100,7 +100,7 @@ class FinetuneConfig(AdaptConfig):
     """Evaluate the run's own validation split before and after: what was forgotten."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=3e-4))
     """Its rates come on top of those that the run had for its encoders."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=200, evaluate_every=50))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=200, batch_size=32, evaluate_every=50))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class BackboneConfig:
 
     width: Annotated[int, "[1, inf)"] = 128
     """D, the width of a token."""
-    layers: Annotated[int, "[0, inf)"] = 2
+    layers: Annotated[int, "[0, inf)"] = 1
     """Blocks of self-attention, cross-modal attention and experts; 0 pools what the encoders say."""
     heads: Annotated[int, "[1, inf)"] = 4
     """Heads of either attention."""

@@ -123,7 +123,9 @@ def direct_projections(encoders: Mapping[str, Encoder], head: tuple[int, int, fl
     projections = {}
     for modality, encoder in encoders.items():
         if encoder.bottleneck.bypass is None:
-            raise UserError("model.direct goes around the codes of bottleneck.mode=vq: use mode=both")
+            raise UserError(
+                "model.direct=true goes around the codes, and bottleneck.mode=vq has them alone: --model.direct false"
+            )
         projections[modality] = Projection(encoder.bottleneck.summary_width, *head)
     return projections
 

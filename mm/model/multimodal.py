@@ -41,7 +41,7 @@ class ModelConfig:
     """Hidden width of what is added to the linear projection onto the embedding; 0 for the linear projection alone."""
     head_dropout: Annotated[float, "[0, 1)"] = 0.0
     """Before and inside of it."""
-    direct: bool = False
+    direct: bool = True
     """Project each trunk's summary straight onto the embedding; what the backbone read is added to it, from zero."""
     token_embedding: Annotated[int, "[1, inf)"] = 64
     """Width of the token embeddings of late interaction."""

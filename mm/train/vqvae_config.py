@@ -29,11 +29,11 @@ class VQVAEConfig:
     """model.safetensors of a run with the same settings, to start from."""
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400, batch_size=128))
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=7e-4))
     image: ImageConfig = field(default_factory=ImageConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)
     text: TextConfig = field(default_factory=TextConfig)
-    bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
+    bottleneck: BottleneckConfig = field(default_factory=lambda: BottleneckConfig(reconstruct=32))
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -61,7 +61,7 @@ def test_every_part_of_a_study_is_timed_and_what_cannot_be_compared_is_refused(
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [row["variant"] for row in rows["rows"]] == ["plain", "few"]
     assert [row["implementation"] for row in rows["parts"]] == ["plain 0-1", "few 0-0.85", "few 0.85-1"]
-    assert rows["rows"][0]["steps"] == 400
+    assert rows["rows"][0]["steps"] == TrainConfig().steps
     assert "reference=none: " in refused("bench_equal_time.py", study, "none")
     study.write_text(study.read_text() + "  wide: {model.embedding: 8}\n")
     assert "wide reads other batches than plain" in refused("bench_equal_time.py", study, "plain")

@@ -37,7 +37,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 def test_only_a_run_of_the_default_settings_has_a_band(stored: Study) -> None:
     elsewhere = AlignConfig(name="mine", runs="elsewhere", seed=3, train=TrainConfig(accelerator="cpu"))
     assert stored_band(asdict(elsewhere)) == Band(stored)
-    for other in (AlignConfig(train=TrainConfig(steps=10)), AlignConfig(optim=OptimConfig(learning_rate=1e-3))):
+    for other in (AlignConfig(train=TrainConfig(steps=10)), AlignConfig(optim=OptimConfig(learning_rate=2e-3))):
         assert stored_band(asdict(other)) is None
 
 

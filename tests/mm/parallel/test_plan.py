@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from kernels.errors import UserError
+from mm.model.backbone import BackboneConfig
+from mm.model.multimodal import ModelConfig
 from mm.parallel.cost import Rates, Workload
 from mm.parallel.layout import ParallelConfig
 from mm.parallel.plan import PlanConfig, command, plan, planned, stored, workload
@@ -24,7 +26,8 @@ Qwen3-30B-A3B,30.5e9,3.3e9,8,H100,ep8 stock all-to-all,not stated,not stated,bf1
 
 @pytest.fixture(scope="module")
 def config() -> PlanConfig:
-    return PlanConfig(gpus=8)
+    two_blocks = ModelConfig(backbone=BackboneConfig(layers=2))
+    return PlanConfig(gpus=8, model=two_blocks)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def test_layouts_that_fit_come_first_and_the_fastest_before_all(config: PlanConf
 
 
 def test_what_cannot_be_divided_is_one_line(config: PlanConfig, load: Workload) -> None:
-    with pytest.raises(UserError, match=r"7 GPUs cannot be divided for this run: .* batch of 32"):
+    with pytest.raises(UserError, match=r"7 GPUs cannot be divided for this run: .* batch of 64"):
         planned(replace(config, gpus=7), load)
 
 
