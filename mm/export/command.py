@@ -23,12 +23,13 @@ from mm.export import executorch
 from mm.export.aot_inductor import open_aoti, write_aoti
 from mm.export.executorch import open_executorch, write_executorch
 from mm.export.graph import BATCH, Graph, graphs_of
-from mm.export.onnx_integers import prepare_integers
+from mm.export.onnx_integers import prepare_onnx
 from mm.export.onnx_runtime import OnnxExperts, open_onnx, write_onnx
 from mm.export.tensorrt import write_tensorrt
+from mm.export.xnnpack_integers import prepare_xnnpack
 from mm.files import sha256, write_json
 from mm.modalities import build_readers
-from mm.model.inference import DenseExperts, prepare
+from mm.model.inference import DenseExperts, Experts, prepare
 from mm.model.multimodal import MultimodalModel
 
 Call = Callable[..., Iterable[Any]]
@@ -45,6 +46,9 @@ class Engine:
         bits: of weights that it has.
         write: a graph, into a folder -> its file.
         open: that file -> a function.
+        experts: makes the body of a mixture's experts in float32.
+        integers: a model, its packed weights, whether layers round what they read -> the model in fewer bits; None if
+            it has 32 alone.
         batch: rows that its files take.
     """
 
@@ -52,13 +56,17 @@ class Engine:
     bits: tuple[int, ...]
     write: Callable[[Graph, Path], Path]
     open: Callable[[Path], Call]
+    experts: Experts = DenseExperts
+    integers: Callable[[MultimodalModel, Mapping[str, Packed], bool], MultimodalModel] | None = None
     batch: Dim = BATCH
 
 
 ENGINES = {
-    "onnx": Engine("ONNX Runtime", (32, 8, 4), write_onnx, open_onnx),
+    "onnx": Engine("ONNX Runtime", (32, 8, 4), write_onnx, open_onnx, OnnxExperts, prepare_onnx),
     "aoti": Engine("AOTInductor", (32,), write_aoti, open_aoti),
-    "executorch": Engine("ExecuTorch", (32,), write_executorch, open_executorch, executorch.BATCH),
+    "executorch": Engine(
+        "ExecuTorch", (32, 8), write_executorch, open_executorch, integers=prepare_xnnpack, batch=executorch.BATCH
+    ),
     "tensorrt": Engine("TensorRT", (32,), write_tensorrt, open_onnx),
 }
 TOLERANCES = {32: 1e-3, 8: 0.05, 4: 0.3}
@@ -160,16 +168,14 @@ def written(run: Run, engine: Engine, bits: int, folder: Path, asked: tuple[str,
 
 def model_for(run: Run, engine: Engine, bits: int) -> MultimodalModel:
     """A run's model as an engine executes it."""
-    if engine.write is not write_onnx:
-        return prepare(run.model, DenseExperts)
-    if bits == 32:
-        return prepare(run.model, OnnxExperts)
+    if engine.integers is None or bits == 32:
+        return prepare(run.model, engine.experts)
     rounds = run.compression is None or run.compression.activation_bits == QATConfig().activation_bits
     packed = {}
     for name, value in pack_state(run.state_dict(), places(run.model, bits), run.packed).items():
         if isinstance(value, Packed):
             packed[name] = value
-    return prepare_integers(run.model, packed, rounds)
+    return engine.integers(run.model, packed, rounds)
 
 
 def checked(stored: Fingerprint, rows: Mapping[str, Exported], bits: int) -> None:

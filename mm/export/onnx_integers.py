@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from kernels.errors import UserError
 from mm.compress.integers import Packed, two_a_byte
-from mm.compress.quantize import QuantizedLinear
+from mm.export.integers import with_integers
 from mm.export.onnx_runtime import interleaved, router_logits, routing
 from mm.model.inference import prepare
 from mm.model.moe import MoE
@@ -141,7 +141,7 @@ class Stored(nn.Module):
         return (self.values,)
 
 
-def prepare_integers(model: MultimodalModel, packed: Mapping[str, Packed], rounds: bool) -> MultimodalModel:
+def prepare_onnx(model: MultimodalModel, packed: Mapping[str, Packed], rounds: bool) -> MultimodalModel:
     """A copy of a model for inference whose large weights are integers.
 
     Args:
@@ -156,28 +156,16 @@ def prepare_integers(model: MultimodalModel, packed: Mapping[str, Packed], round
     def experts(moe: MoE, name: str) -> nn.Module:
         return NBitExperts(moe, packed[f"{name}.w_in"], packed[f"{name}.w_out"])
 
-    found = prepare(model, experts)
-    for name, weight in packed.items():
-        owner_name, _, last = name.rpartition(".")
-        if last in ("w_in", "w_out") or not has_module(found, owner_name):
-            continue
-        owner = found.get_submodule(owner_name)
-        if type(owner) in (nn.Linear, QuantizedLinear):
-            found.set_submodule(owner_name, NBitLinear(weight, owner.bias, rounds))  # type: ignore[arg-type]
-        elif weight.bits == 8:
-            parametrize.register_parametrization(owner, last, Stored(weight), unsafe=True)
+    def linear(weight: Packed, bias: Tensor | None) -> nn.Module:
+        return NBitLinear(weight, bias, rounds)
+
+    def other(owner: nn.Module, name: str, weight: Packed) -> None:
+        if weight.bits == 8:
+            parametrize.register_parametrization(owner, name, Stored(weight), unsafe=True)
         else:
-            getattr(owner, last).data.copy_(weight.unpack())
-    return found
+            getattr(owner, name).data.copy_(weight.unpack())
 
-
-def has_module(model: nn.Module, name: str) -> bool:
-    """Whether a model has a module of this name: what an inference does not read is gone."""
-    try:
-        model.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
+    return with_integers(prepare(model, experts), packed, linear, other)
 
 
 def block_of(packed: Packed) -> int:

@@ -62,10 +62,10 @@ class DenseExperts(nn.Module):
         gate, up = moe.w_in.detach().chunk(2, 1)
         self.experts = experts
         self.hidden = hidden
-        self.gate = linear_of(gate.flatten(0, 1))
-        self.up = linear_of(up.flatten(0, 1))
+        self.gate: nn.Module = linear_of(gate.flatten(0, 1))
+        self.up: nn.Module = linear_of(up.flatten(0, 1))
         # (E, D, H) -> (D, E·H)
-        self.down = linear_of(moe.w_out.detach().permute(1, 0, 2).reshape(width, experts * hidden))
+        self.down: nn.Module = linear_of(moe.w_out.detach().permute(1, 0, 2).reshape(width, experts * hidden))
 
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """x (N, D), chosen (N, K) int64, weights (N, K) -> (N, D)."""

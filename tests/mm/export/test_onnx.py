@@ -149,7 +149,7 @@ def test_a_run_in_eight_bits_does_what_the_run_does(
     ("to", "bits", "said"),
     [
         ("aoti", 4, "--to aoti has no 4-bit weights here: it has 32"),
-        ("executorch", 8, "--to executorch has no 8-bit weights here"),
+        ("executorch", 4, "--to executorch has no 4-bit weights here: it has 32, 8"),
     ],
 )
 def test_bits_that_an_engine_lacks_are_refused_before_it_compiles(
