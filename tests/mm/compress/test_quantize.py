@@ -204,12 +204,15 @@ def test_training_on_the_grid_reaches_experts_and_ends_on_it(bits: int, tiny_run
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_weight_that_trains_has_no_zero_point(bits: int) -> None:
-    """Of values that are all positive an asymmetric grid would have twice the steps, and lose what it stores."""
+    """Of values that are all positive an asymmetric grid has half the step, and a zero point that nothing stores."""
     pytest.importorskip("torchao", reason="its fake quantisers are torchao's")
     weight = torch.linspace(0.5, 1.5, 64)[None]
     fake = FakeQuantized(weight, bits, 1)
     found = fake(weight)
-    assert len(found.unique()) <= 2 ** (bits - 1) and fake.packed(weight).integers().min() > 0
+    step = float(fake.quantizer.scale.max())
+    assert torch.isclose(torch.tensor(step), weight.max() / (2 ** (bits - 1) - 0.5), rtol=0.01)
+    torch.testing.assert_close(found, weight, atol=1.01 * step, rtol=0)
+    assert fake.packed(weight).integers().min() > 0
     assert torch.equal(fake.packed(weight).unpack(), found)
 
 
