@@ -119,8 +119,8 @@ def _load(rank: int, words: Sequence[str], saved: Sequence[str], folder: Path, p
 def started(word: str, finished: Path | None = None) -> tuple[Trial, Optimizer, Meshes | None]:
     """A small run under a layout, from its initial weights or those of a finished one, and its optimizer."""
     config = small_config()
-    # One modality less: a checkpoint of another encoder shows nothing more.
-    config = replace(config, model=replace(config.model, modalities=("image", "text")))
+    # One modality less: a checkpoint of another encoder shows nothing more. What writes has no pipeline.
+    config = replace(config, model=replace(config.model, modalities=("image", "text"), generate=False))
     run = small_run(config, initial_device())
     if finished is not None and dist.get_rank() == 0:
         run.load_state_dict(read_weights(finished))

@@ -51,15 +51,15 @@ def small_config(experts: int = 8, checkpoint: bool = False, width: int = 32, pi
         experts: how many, of which at most 8 are active.
         checkpoint: whether blocks are recomputed.
         width: of the backbone, its heads and experts with it.
-        pipeline: whether it is for one: four blocks, and of the routers' losses the one that microbatches do not
-            change.
+        pipeline: whether it is for one: four blocks, of the routers' losses the one that microbatches do not change,
+            and no captions written, which the others learn.
     """
     balance = 0.0 if pipeline else 0.1
     top_k = min(8, max(2, experts // 4))
     moe = MoEConfig(num_experts=experts, top_k=top_k, hidden=width // 4, shared=width, balance=balance)
     backbone = BackboneConfig(width=width, layers=4 if pipeline else 2, heads=4, checkpoint=checkpoint, moe=moe)
     return AlignConfig(
-        model=ModelConfig(embedding=16, token_embedding=8, backbone=backbone),
+        model=ModelConfig(embedding=16, token_embedding=8, generate=not pipeline, backbone=backbone),
         image=ImageConfig(size=32, width=16, depth=1),
         audio=AudioConfig(seconds=0.32, width=16, depth=1),
         text=TextConfig(width=16, depth=1, heads=2, max_tokens=12),

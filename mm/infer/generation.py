@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from kernels.collectives import Group, from_rank
 from kernels.errors import UserError
 from mm.infer.decoding import Decoding, check_finite, choose
 from mm.model.cache import NewTokens
@@ -71,6 +72,7 @@ class Generation:
         told: is called with the number of a text and its ids, its prefix included, after each token that is added to
             it; of beams it is not.
         joining: texts that come later, which beams cannot be beside; None for none.
+        together: processes that divide the model, all of which write all texts; None for one that has it whole.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Generation:
         slots: int = SLOTS,
         told: Callable[[int, list[int]], None] | None = None,
         joining: Joining | None = None,
+        together: Group = None,
     ) -> None:
         self.writer = writer
         self.stops = set(stops)
@@ -88,6 +91,7 @@ class Generation:
         self.slots = slots
         self.told = told
         self.joining = joining
+        self.together = together
 
     @torch.inference_mode()
     def __call__(self, prefixes: Sequence[Sequence[int]], condition: Condition | None) -> list[list[int]]:
@@ -185,6 +189,8 @@ class Generation:
         new.keep()
         last = torch.tensor([max(len(row) - 1, 0) for row in ids], device=device)
         logits = self.writer.next_logits(out.x[torch.arange(len(ids), device=device), last], self.written)
+        # Of experts elsewhere each process may round otherwise, and one that chose another token would wait for ever.
+        from_rank(logits, 0, self.together)
         check_finite(logits[new.real[:, 0]], f"token {new.longest}")
         if self.writer.encoder.unknown_row is not None:
             logits[:, self.writer.encoder.unknown_row] = -torch.inf

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from encoders.tokenizer import Tokenizer
+from kernels.collectives import Group
 from kernels.errors import UserError
 from mm.batch import Batch
 from mm.infer.decoding import Decoding
@@ -36,15 +37,17 @@ class TextWriter:
     Args:
         model: in evaluation mode.
         tokenizer: of its text encoder; None of a model that has none.
+        together: processes that divide the model, all of which write all texts; None for one that has it whole.
 
     Raises:
         ValueError: the model does not write text, or its tokenizer has no start and end token.
     """
 
-    def __init__(self, model: MultimodalModel, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, model: MultimodalModel, tokenizer: Tokenizer | None, together: Group = None) -> None:
         self.writer = Writer(model)
         assert tokenizer is not None  # whoever writes text has an encoder of it
         self.tokenizer = tokenizer
+        self.together = together
         self.start, self.end = tokenizer.ends
 
     def write(
@@ -85,9 +88,9 @@ class TextWriter:
                 told(number, self.tokenizer.decode(ids[1:]))
 
         later = None if joining is None else self._joining(joining, begun)
-        written = Generation(self.writer, stops, decoding, told=told_ids, joining=later)(begun, condition)
+        generation = Generation(self.writer, stops, decoding, told=told_ids, joining=later, together=self.together)
         texts = []
-        for before, after in zip(begun, written, strict=True):
+        for before, after in zip(begun, generation(begun, condition), strict=True):
             texts.append(self.tokenizer.decode([*before[1:], *after]))
         return texts
 

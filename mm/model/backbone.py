@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from kernels.ranges import check_ranges
 from kernels.rms_norm import RMSNorm
 from mm.model.attention import Attention
+from mm.model.causal import LayerCondition, Memory
 from mm.model.held import held, parameters_of
 from mm.model.moe import MoE, MoEConfig, MoEOutput
 from mm.model.packed import Layout, Look, Reading, pack, unpack
@@ -35,6 +36,10 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "model.backbone")
+
+
+CAUSAL_METHODS = ("read_causally", "keys_values")
+"""Methods of a block beside `forward` that are called from outside: its weights have to be whole within them, too."""
 
 
 @dataclass
@@ -124,6 +129,42 @@ class Block(nn.Module):
             return x + y
         ranges = [torch.arange(look.queries.start, look.queries.stop, device=x.device) for look in across]
         return x.index_add(0, torch.cat(ranges), y.to(x.dtype))
+
+    def read_causally(
+        self, x: Tensor, layout: Layout, layer: int, memory: Memory, beside: LayerCondition | None
+    ) -> MoEOutput:
+        """Let new tokens attend to those before them, then to what they are written beside, then ask the experts.
+
+        Args:
+            x: (B, T, D), new tokens of B sequences.
+            layout: which of them are real, one sequence behind another.
+            layer: the block's number.
+            memory: what was read before, which the tokens are added to.
+            beside: what is read beside; None for text alone.
+
+        Returns:
+            MoEOutput with tokens (B, T, D).
+        """
+        q, k, v = self.self_attention.project_rows(self.self_norm(x))
+        keys, values = memory.extend(layer, k, v)
+        x = x + self.dropout(self.self_attention.look(q, keys, values, memory.mask))
+        if beside is not None:
+            x = x + self.dropout(self.look_beside(x, beside))
+        out = self.mix_experts(x.flatten(0, 1), layout)
+        return replace(out, x=out.x.view_as(x))
+
+    def keys_values(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, S, D) as others see them -> keys and values (B, H, S, D / H) for whoever attends to them."""
+        k, v = self.cross_attention.keys_values(self.cross_norm(seen))
+        return k.transpose(1, 2), v.transpose(1, 2)
+
+    def look_beside(self, x: Tensor, beside: LayerCondition) -> Tensor:
+        """What tokens (B, T, D) take from a condition; zeros where it has no real token."""
+        q = self.cross_attention.queries(self.cross_norm(x))
+        # A softmax over nothing is not defined: all positions stand in for none, zeros take the place of what it gives.
+        mask = beside.mask | ~beside.attends[:, None]
+        y = self.cross_attention.look(q, beside.keys, beside.values, mask[:, None])
+        return torch.where(beside.attends[:, None, None], y, 0)
 
     def mix_experts(self, x: Tensor, layout: Layout) -> MoEOutput:
         """Send all real tokens of all streams through the experts in one call.

@@ -63,6 +63,10 @@ class Condition:
     mask: Tensor
     attends: Tensor
 
+    def of_layer(self, layer: int) -> "LayerCondition":
+        """What one layer attends to."""
+        return LayerCondition(self.keys[layer], self.values[layer], self.mask, self.attends)
+
     def rows(self, index: Tensor) -> "Condition":
         """Some sequences, or one several times: index (b,) int64."""
         return tree_map(lambda x: x[index], self)
@@ -71,6 +75,16 @@ class Condition:
     def joined(parts: Sequence["Condition"]) -> "Condition":
         """The sequences of several, one after another."""
         return tree_map(lambda *x: torch.cat(x), *parts)
+
+
+@dataclass
+class LayerCondition:
+    """A condition as one layer attends to it: keys and values (B, H, S, D / H), mask (B, S) and attends (B,) bool."""
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+    attends: Tensor
 
 
 @dataclass
@@ -83,7 +97,7 @@ class CausalOutput:
     load: Tensor | None
 
 
-for result in (Condition, CausalOutput):
+for result in (Condition, LayerCondition, CausalOutput):
     register_dataclass(result)
 
 
@@ -152,9 +166,9 @@ def condition_of(blocks: Sequence[Any], seen: Sequence[Reading], modalities: Seq
     values = []
     for block, reading in zip(blocks, seen, strict=True):
         x = torch.cat([reading[m].x for m in modalities], 1)
-        k, v = block.cross_attention.keys_values(block.cross_norm(x))
-        keys.append(k.transpose(1, 2))
-        values.append(v.transpose(1, 2))
+        k, v = block.keys_values(x)
+        keys.append(k)
+        values.append(v)
     mask = torch.cat([seen[0][m].mask for m in modalities], 1)
     return Condition(keys, values, mask, mask.any(1))
 
@@ -184,13 +198,9 @@ def read_causally(
     losses: dict[str, Tensor] = {}
     loads = []
     for layer, block in enumerate(blocks):
-        q, k, v = block.self_attention.project_rows(block.self_norm(x))
-        keys, values = memory.extend(layer, k, v)
-        x = x + block.dropout(block.self_attention.look(q, keys, values, memory.mask))
-        if condition is not None:
-            x = x + block.dropout(_beside(block, x, condition, layer))
-        out = block.mix_experts(x.flatten(0, 1), layout)
-        x = out.x.view_as(x)
+        beside = None if condition is None else condition.of_layer(layer)
+        out = block.read_causally(x, layout, layer, memory, beside)
+        x = out.x
         if out.load is not None:
             loads.append(out.load)
         for name, value in out.losses.items():
@@ -207,13 +217,3 @@ def _layout(x: Tensor, real: Tensor | None, number: int | None) -> Layout:
     if rows is None:
         return Layout([], [], None, real.flatten(), modality)
     return Layout([], [], rows, None, None if modality is None else modality[rows])
-
-
-def _beside(block: Any, x: Tensor, condition: Condition, layer: int) -> Tensor:
-    """What tokens (B, T, D) take from the condition; zeros where it has no real token."""
-    attention = block.cross_attention
-    q = attention.queries(block.cross_norm(x))
-    # A softmax over nothing is not defined: all positions stand in for none, and zeros take the place of what it gives.
-    mask = condition.mask | ~condition.attends[:, None]
-    y = attention.look(q, condition.keys[layer], condition.values[layer], mask[:, None])
-    return torch.where(condition.attends[:, None, None], y, 0)

@@ -197,9 +197,9 @@ class Describe(nn.Module):
         values = []
         for block in self.model.backbone.blocks:
             stream = attend_alone(block, stream)
-            k, v = block.cross_attention.keys_values(block.cross_norm(stream.x))
-            keys.append(k.transpose(1, 2))
-            values.append(v.transpose(1, 2))
+            k, v = block.keys_values(stream.x)
+            keys.append(k)
+            values.append(v)
             stream = mix(block, stream)
         return torch.stack(keys), torch.stack(values), stream.mask
 
@@ -319,8 +319,8 @@ def attend_across(block: Any, stream: Stream, other: Stream) -> Stream:
     """Cross-modal attention of one stream (B, T, D) to another (B, S, D), added."""
     attention = block.cross_attention
     q = attention.queries(block.cross_norm(stream.x))
-    k, v = attention.keys_values(block.cross_norm(other.x))
-    y = attention.look(q, k.transpose(1, 2), v.transpose(1, 2), seen(other.mask))
+    k, v = block.keys_values(other.x)
+    y = attention.look(q, k, v, seen(other.mask))
     return Stream(stream.x + y, stream.mask)
 
 

@@ -101,5 +101,7 @@ class Writer:
         """An empty cache of `slots` sequences, in the dtype in which keys and values are made."""
         attention = self.blocks[0].self_attention
         weight = self.causal.position
-        shape = CacheShape(len(self.blocks), attention.heads, weight.shape[1] // attention.heads, self.causal.context)
+        # Of heads that processes divide a block has its own.
+        head_width = len(attention.q_norm.weight)
+        shape = CacheShape(len(self.blocks), attention.heads, head_width, self.causal.context)
         return Cache(shape, slots, weight.dtype, weight.device)

@@ -23,6 +23,7 @@ from torch.distributed.tensor.parallel import (
 from kernels.collectives import all_ranks, from_rank, sum_over_ranks, world
 from kernels.errors import UserError
 from mm.model.attention import Attention
+from mm.model.backbone import CAUSAL_METHODS
 from mm.model.moe import EXPERT_WEIGHTS, MoE
 from mm.parallel.experts import DividedExperts, local
 from mm.parallel.gradients import is_in_stage
@@ -81,8 +82,12 @@ def divide(root: nn.Module, model: Any, meshes: Meshes) -> None:
         if meshes.layout.ep > 1:
             shard_experts(block.moe, meshes)
         sharded(block, meshes.sharded)
-    for encoder in model.encoders.values():
-        sharded(encoder, meshes.sharded)
+        for method in CAUSAL_METHODS:
+            register_fsdp_forward_method(block, method)
+    for modality, encoder in model.encoders.items():
+        # Whoever writes reads the table of the text encoder all along a step: it is whole within it, as the root is.
+        if modality != "text" or model.causal is None:
+            sharded(encoder, meshes.sharded)
     sharded(root, meshes.sharded)
 
 

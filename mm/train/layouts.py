@@ -170,8 +170,8 @@ def require_layout(config: AlignConfig, layout: ParallelConfig, processes: int) 
         )
     elif (lacks := untrained(layout)) is not None:
         reason = lacks
-    elif config.model.generate:
-        reason = "a model that writes (model.generate) is not divided: train it with ddp"
+    elif config.model.generate and layout.pp > 1:
+        reason = "a model that writes (model.generate) has no pipeline: leave pp out of the layout"
     elif any(moment(config.schedule, progress).merge != "sum" for progress in (0.0, 1.0)):
         reason = f"schedule.kind {config.schedule.kind} holds weights still within a step: train it with ddp"
     if reason is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -43,10 +44,8 @@ def test_a_text_does_not_depend_on_what_is_written_beside_it(
     together = embedder.generate(image=IMAGES, prefix=PREFIXES, decoding=decoding)
     assert all(text.startswith(prefix) for text, prefix in zip(together, PREFIXES, strict=True))
     assert len(set(together)) > 2
-    monkeypatch.setattr("mm.infer.generation.SLOTS", 2)
-    monkeypatch.setattr(
-        Generation.__init__, "__defaults__", (2, None, None)
-    )  # finished texts leave their slots to others
+    # Finished texts leave their slots to others.
+    monkeypatch.setattr("mm.infer.writing.Generation", partial(Generation, slots=2))
     assert embedder.generate(image=IMAGES, prefix=PREFIXES, decoding=decoding) == together
     if not decoding.temperature:
         assert embedder.generate(image=IMAGES[1], prefix=PREFIXES[1], decoding=decoding) == together[1]

@@ -35,7 +35,8 @@ def test_a_layout_is_refused_with_what_would_do(tiny: AlignConfig) -> None:
     assert "tp4 does not divide the 2 heads" in refused(tiny, "tp4", 4)
     assert "do not divide the batch of 8" in refused(tiny, "fsdp3", 3)
     writes = replace(tiny, model=replace(tiny.model, generate=True))
-    assert "model.generate" in refused(writes, "fsdp2", 2)
+    require_layout(writes, ParallelConfig.of_word("fsdp2-tp2"), 4)
+    assert "model.generate" in refused(writes, "pp2", 2)
     still = replace(tiny, schedule=ScheduleConfig("detail_projected"))
     assert "schedule.kind detail_projected" in refused(still, "fsdp2", 2)
 
