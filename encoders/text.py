@@ -12,7 +12,7 @@ from encoders.trunks import HuggingFaceTextTrunk
 from encoders.vqvae import Bottleneck, BottleneckConfig, Encoder
 from kernels.attention import attention
 from kernels.collectives import gather, rank_and_size, step_group
-from kernels.cross_entropy import joint_cross_entropy
+from kernels.cross_entropy import OutputProjection
 from kernels.draws import uniform
 from kernels.errors import UserError
 from kernels.padding import some_rows
@@ -179,6 +179,8 @@ class TextEncoder(Encoder):
                 nn.GELU(),
                 nn.Linear(embedding_width, embedding_width),
             )
+        self.output = OutputProjection()
+        """Of the decoder and of whoever writes; another one where processes divide it."""
         self.freeze_trunk_if_asked()
 
     def features(self, inputs: Tensor, mask: Tensor | None = None) -> Features:
@@ -224,14 +226,16 @@ class TextEncoder(Encoder):
         real = features.mask if mask is None else mask
         most = self.decoded_tokens if self.training else real.numel()
         chosen, counts = some_rows(real, most)
-        logits = self.logits(vectors.flatten(0, 1)[chosen])
-        return joint_cross_entropy(logits, self.rows(target).flatten()[chosen], counts)
+        assert self.decoder is not None
+        hidden = self.decoder(vectors.flatten(0, 1)[chosen])
+        labels = self.rows(target).flatten()[chosen]
+        return self.output.cross_entropy(hidden, self.trunk.embedding(), labels, counts)
 
-    def logits(self, vectors: Tensor) -> Tensor:
-        """Code vectors (..., C) -> token logits (..., V), the output matrix tied to the trunk's embedding
-        (Press & Wolf 2017)."""
-        hidden = self.decoder(vectors)  # type: ignore[misc]
-        return nn.functional.linear(hidden, self.trunk.embedding())
+    def embed(self, rows: Tensor) -> Tensor:
+        """Rows (...) of the trunk's embedding -> what stands there (..., F)."""
+        if isinstance(self.trunk, ScratchTextTrunk):
+            return self.trunk.token(rows)
+        return nn.functional.embedding(rows, self.trunk.embedding())
 
     def rows(self, ids: Tensor) -> Tensor:
         """Token ids (B, L) -> rows (B, L) of the trunk's embedding."""
@@ -255,7 +259,7 @@ class TextEncoder(Encoder):
         if self.decoder is None:
             raise ValueError("a continuous bottleneck has no decoder: bottleneck.mode=both or vq has one")
         vectors = self.bottleneck.lookup(codes)
-        return self.logits(vectors)
+        return self.output.logits(self.decoder(vectors), self.trunk.embedding())
 
     def token_ids(self, logits: Tensor) -> Tensor:
         """Token logits (..., V) -> the tokenizer's ids (...) of the likeliest tokens."""

@@ -1,7 +1,7 @@
-"""The cross-entropy of the tokens of the global batch that count."""
+"""The cross-entropy of the tokens of the global batch that count, and the output projection that it is of."""
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
 from kernels.collectives import joint_mean, step_group
 
@@ -22,3 +22,15 @@ def joint_cross_entropy(logits: Tensor, labels: Tensor, real: Tensor) -> Tensor:
     """
     error = cross_entropy(logits.float(), labels.where(real, NO_LABEL), reduction="sum", ignore_index=NO_LABEL)
     return joint_mean(error, real.sum(), step_group())
+
+
+class OutputProjection:
+    """Which token it is, by products with the rows of the table that tokens enter by (Press & Wolf 2017)."""
+
+    def logits(self, x: Tensor, table: Tensor) -> Tensor:
+        """x (..., F), table (V, F) -> float32 logits (..., V)."""
+        return linear(x, table).float()
+
+    def cross_entropy(self, x: Tensor, table: Tensor, labels: Tensor, real: Tensor) -> Tensor:
+        """`joint_cross_entropy` of the logits of x (N, F) over the rows of table (V, F) -> ()."""
+        return joint_cross_entropy(self.logits(x, table), labels, real)

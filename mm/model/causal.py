@@ -134,14 +134,6 @@ class CausalText(nn.Module):
         """Token embeddings (B, T, F), positions at (B, T) int64 or (T,) -> (B, T, D)."""
         return self.enter(self.token_norm(tokens)) + self.position[at]
 
-    def written(self, table: Tensor) -> Tensor:
-        """The rows (V, F) of the trunk's table that are written."""
-        return table if self.vocabulary is None else table[self.vocabulary]
-
-    def logits(self, x: Tensor, written: Tensor) -> Tensor:
-        """Tokens (..., D), the rows (V, F) that are written -> float32 logits (..., V) of the token that comes next."""
-        return nn.functional.linear(self.leave(x), written).float()
-
     def labels(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (...) of the trunk's table -> their places (...) in the logits, and which have one, (...) bool."""
         if self.vocabulary is None:

@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 
 from kernels.errors import UserError
 from kernels.grouped_mlp import grouped_mlp
-from mm.model.causal import Condition, read_causally
+from mm.model.causal import Condition
 from mm.model.log_mel import LogMelByProducts
 from mm.model.moe import MoE, MoEOutput
 from mm.model.multimodal import MultimodalModel
 from mm.model.packed import Layout, Stream
+from mm.model.writer import Writer
 
 Experts = Callable[[MoE, str], nn.Module]
 """A mixture and its name in the model -> the module that computes its experts: x (N, D), chosen (N, K), weights (N, K)
@@ -214,6 +214,7 @@ class DecodeStep(nn.Module):
     def __init__(self, model: MultimodalModel) -> None:
         super().__init__()
         self.model = model
+        self.writer = Writer(model)
 
     def forward(
         self, ids: Tensor, at: Tensor, keys: Tensor, values: Tensor, beside: tuple[Tensor, Tensor, Tensor]
@@ -230,15 +231,10 @@ class DecodeStep(nn.Module):
         Returns:
             logits (B, V), keys and values (layers, B, H, C, D / H) with the token's.
         """
-        model: Any = self.model
-        encoder = model.encoders["text"]
-        table = encoder.trunk.embedding()
-        x = model.causal.embed(embedding(encoder.rows(ids), table), at[:, None]) + model.backbone.modality["text"]
         memory = StepMemory(keys, values, at)
         condition = Condition(list(beside[0].unbind()), list(beside[1].unbind()), beside[2], beside[2].any(1))
-        out = read_causally(model.backbone.blocks, x, None, None, memory, condition)
-        logits = model.causal.logits(model.causal.norm(out.x)[:, 0], model.causal.written(table))
-        return logits, torch.stack(memory.keys), torch.stack(memory.values)
+        out = self.writer.read(ids, None, memory, at[:, None], condition)
+        return self.writer.next_logits(out.x[:, 0]), torch.stack(memory.keys), torch.stack(memory.values)
 
 
 class StepMemory:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import embedding
 
 from encoders import EncoderOutput
 from kernels.errors import UserError
@@ -53,15 +52,16 @@ class Writer:
         Returns:
             CausalOutput with tokens x (B, T, D) for `next_logits`; in training the experts' load is counted.
         """
-        tokens = embedding(self.encoder.rows(ids), self.encoder.trunk.embedding())
-        x = self.causal.embed(tokens, at) + self.model.backbone.modality["text"]
+        x = self.causal.embed(self.encoder.embed(self.encoder.rows(ids)), at) + self.model.backbone.modality["text"]
         number = self.number if self.model.training else None
         out = read_causally(self.blocks, x, real, number, memory, condition)
         return replace(out, x=self.causal.norm(out.x))
 
     def written(self) -> Tensor:
         """The rows (V, F) of the trunk's table that are written: a copy where these are not all of them."""
-        return self.causal.written(self.encoder.trunk.embedding())
+        if self.causal.vocabulary is None:
+            return self.encoder.trunk.embedding()
+        return self.encoder.embed(self.causal.vocabulary)
 
     def next_logits(self, x: Tensor, written: Tensor | None = None) -> Tensor:
         """Tokens (..., D) of `read` -> float32 logits (..., V) over what is written, see `labels`.
@@ -70,7 +70,11 @@ class Writer:
             x: of `read`.
             written: what `written` gave, for who asks again and again while no weight changes; None to take it anew.
         """
-        return self.causal.logits(x, self.written() if written is None else written)
+        return self.encoder.output.logits(self.causal.leave(x), self.written() if written is None else written)
+
+    def cross_entropy(self, x: Tensor, labels: Tensor, real: Tensor) -> Tensor:
+        """In nats, the mean over all ranks' tokens x (N, D) that are real (N,), of labels (N,) -> ()."""
+        return self.encoder.output.cross_entropy(self.causal.leave(x), self.written(), labels, real)
 
     def labels(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ids (...) of the tokenizer -> their places (...) in the logits, and which of them are written, (...) bool."""

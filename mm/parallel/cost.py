@@ -75,7 +75,8 @@ class Workload:
 
     Args:
         dense: parameters that every token uses.
-        outside: of these, those outside of blocks, which neither tp nor pp divides.
+        outside: of these, those outside of blocks, which pp does not divide.
+        outside_tensors: of those, what tp divides.
         experts: parameters of routed experts.
         flops: of a token, forward and backward, without attention.
         outside_flops: of these, those outside of blocks.
@@ -106,6 +107,7 @@ class Workload:
     microbatches: int = 1
     turns: int = 1
     outside: float = 0.0
+    outside_tensors: float = 0.0
     outside_flops: float = 0.0
     gathered_bytes: int = 2
     techniques: frozenset[str] = frozenset()
@@ -234,10 +236,15 @@ def _expert_parallel(load: Workload, layout: ParallelConfig, machine: Machine, r
     return load.layers / layout.pp * traffic / rate
 
 
+def _outside(load: Workload, layout: ParallelConfig) -> float:
+    """Parameters outside of blocks that a process of tp computes with."""
+    return load.outside - load.outside_tensors * (1 - 1 / layout.tp)
+
+
 def _held(load: Workload, layout: ParallelConfig) -> tuple[float, float]:
     """Dense and expert parameters that a GPU holds."""
     divided = layout.tp * layout.pp
-    dense = load.outside + (load.dense - load.outside) / divided
+    dense = _outside(load, layout) + (load.dense - load.outside) / divided
     return dense / layout.dp_shard, load.experts / (divided * layout.dp_shard)
 
 
@@ -247,7 +254,7 @@ def _bytes(load: Workload, layout: ParallelConfig, rates: Rates) -> dict[str, fl
     gathered = 0.0
     if layout.dp_shard > 1:
         inside = load.dense - load.outside + load.experts / layout.ep
-        stage = load.outside + inside / (layout.tp * layout.pp)
+        stage = _outside(load, layout) + inside / (layout.tp * layout.pp)
         # A pipeline keeps parameters and fp32 gradients of its stage whole until the last microbatch; else two blocks
         # at a time are gathered.
         parameter = load.gathered_bytes

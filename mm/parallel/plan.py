@@ -126,8 +126,21 @@ def workload(config: AlignConfig) -> Workload:
         gathered_bytes=4,
         techniques=frozenset({"eager", "stock", "grad_cache"}),
         outside=total - inside,
+        outside_tensors=sum(map(tensors_of, model.encoders.values())),
         outside_flops=6 * encoded / tokens,
     )
+
+
+def tensors_of(encoder: Any) -> int:
+    """Parameters of an encoder that tp divides, if its hidden widths allow it."""
+    from mm.parallel.shard import divided_layers
+
+    count = 0
+    for module, layers in divided_layers(encoder, 1):
+        for name in layers:
+            layer: Any = module.get_submodule(name)
+            count += layer.weight.numel()
+    return count
 
 
 def of_rank(whole: Workload, config: AlignConfig, layout: ParallelConfig) -> Workload:

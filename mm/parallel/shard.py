@@ -5,7 +5,7 @@ Heads and hidden widths by torch's tensor parallelism, experts by `mm.parallel.e
 sharded on another dimension beneath. A pipeline (`mm.parallel.pipeline`) instead leaves every process its own blocks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,11 +15,15 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DeviceMesh, DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
+    ParallelStyle,
     PrepareModuleInput,
     RowwiseParallel,
     parallelize_module,
 )
 
+from encoders import Encoder
+from encoders.text import ScratchTextTrunk, TextEncoder, TransformerLayer
+from encoders.trunks import ConvNeXtBlock
 from kernels.collectives import all_ranks, from_rank, sum_over_ranks, world
 from kernels.errors import UserError
 from mm.model.attention import Attention
@@ -30,6 +34,10 @@ from mm.parallel.gradients import is_in_stage
 from mm.parallel.mesh import Meshes
 from mm.parallel.pipeline import Pipeline
 from mm.parallel.stages import empty, is_elsewhere, mark_stages
+from mm.parallel.vocabulary import DividedOutputProjection
+
+MLPS: dict[type, tuple[str, str]] = {TransformerLayer: ("mlp.0", "mlp.2"), ConvNeXtBlock: ("expand", "project")}
+"""Of an encoder's own blocks the layers into and out of the hidden width, four times the block's."""
 
 
 def shard(root: nn.Module, model: Any, meshes: Meshes, device: torch.device, forward: str) -> None:
@@ -85,6 +93,8 @@ def divide(root: nn.Module, model: Any, meshes: Meshes) -> None:
         for method in CAUSAL_METHODS:
             register_fsdp_forward_method(block, method)
     for modality, encoder in model.encoders.items():
+        if meshes.layout.tp > 1:
+            divide_encoder(encoder, meshes)
         # Whoever writes reads the table of the text encoder all along a step: it is whole within it, as the root is.
         if modality != "text" or model.causal is None:
             sharded(encoder, meshes.sharded)
@@ -171,6 +181,27 @@ def divide_shared(moe: MoE, mesh: DeviceMesh) -> None:
         return
     gathered = ColwiseParallel(output_layouts=Replicate())
     parallelize_module(moe.shared, mesh, {"gate_up": gathered, "down": RowwiseParallel(input_layouts=Replicate())})
+
+
+def divide_encoder(encoder: Encoder, meshes: Meshes) -> None:
+    """Divide what the processes of tp can of an encoder: see `divided_layers`, and the vocabulary's projection."""
+    for module, plan in divided_layers(encoder, meshes.layout.tp):
+        parallelize_module(module, meshes.tensors, plan)
+    if isinstance(encoder, TextEncoder):
+        encoder.output = DividedOutputProjection(meshes.group("tp"))
+
+
+def divided_layers(encoder: nn.Module, tp: int) -> Iterator[tuple[nn.Module, dict[str, ParallelStyle]]]:
+    """Modules of an encoder some of whose layers are divided, and how: the hidden widths of MLPs that tp divides, and
+    the token table of a trunk from scratch. Pretrained trunks and convolutions stay whole."""
+    for module in encoder.modules():
+        if type(module) in MLPS:
+            wide, narrow = MLPS[type(module)]
+            layer: Any = module.get_submodule(wide)
+            if layer.out_features % tp == 0:
+                yield module, {wide: ColwiseParallel(), narrow: RowwiseParallel()}
+        elif isinstance(module, ScratchTextTrunk):
+            yield module, {"token": RowwiseParallel(input_layouts=Replicate())}
 
 
 def divide_experts(moe: MoE, meshes: Meshes, mesh: DeviceMesh) -> None:

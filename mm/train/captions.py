@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.utils._pytree import register_dataclass
 
 from alignment.progressive import PairRows
-from kernels.cross_entropy import joint_cross_entropy
 from kernels.padding import real_rows
 from mm.batch import Batch
 from mm.model.causal import Whole
@@ -78,4 +77,4 @@ def next_token_loss(writer: Writer, x: Tensor, following: Tensor, real: Tensor) 
     # Padding would cost as much as a token: a vocabulary is wide.
     if (rows := real_rows(real)) is not None:
         x, labels, real = x[rows], labels[rows], real[rows]
-    return joint_cross_entropy(writer.next_logits(x), labels, real)
+    return writer.cross_entropy(x, labels, real)
