@@ -38,7 +38,7 @@ $(STAMP): $(PACKAGE)
 	@touch $@
 
 $(BENCH): $(STAMP)
-	$(call install,[test$(comma)bench$(comma)ray$(comma)wandb])
+	$(call install,[test$(comma)bench$(comma)ray$(comma)wandb$(comma)deepspeed])
 	@touch $@
 
 train: $(PACKAGE)  ## train on the embedded scenes, evaluate, report (ARGS="--name mine --seed 1" for options)

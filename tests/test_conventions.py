@@ -214,8 +214,9 @@ NAMED = {
     "pandas": "eval/notebooks/schedule.ipynb",
     "tensorboard": "mm/train/following.py",
     "wandb": "mm/train/following.py",
+    "deepspeed": "tests/mm/parallel/test_deepspeed.py",
 }
-"""Packages that no module imports, and the file that has another one import them."""
+"""Packages that no module imports, and the file that has another one import them, or that tests what they do."""
 FOREIGN = {"triton", "executorch"}
 """Modules that come with another package, or are installed by hand (docs/export.md), where they come at all."""
 
