@@ -54,6 +54,8 @@ def test_absent_images_and_captions_do_not_count(task: AlignTask, tiny_batch: Ca
     batch.inputs["text"][2] = batch.inputs["text"][0]
     after, _, _ = task.find(batch)
     torch.testing.assert_close(after.terms["caption/image"], before.terms["caption/image"])
+    after.terms["caption/image"].backward()
+    assert all(p.grad.isfinite().all() for _, p in task.named_trainable() if p.grad is not None)
 
 
 def test_only_what_was_observed_is_written(task: AlignTask, tiny_batch: Callable[..., Batch]) -> None:
