@@ -43,6 +43,8 @@ class LossConfig:
     """Weight of binary matching through cross-modal attention."""
     caption: Annotated[float, "[0, inf)"] = 1.0
     """Weight of writing captions, of a model that does."""
+    continuation: Annotated[float, "[0, inf)"] = 0.0
+    """Weight of writing captions beside nothing, each token from those before it alone: text is continued from text."""
     filip_rows: Annotated[int, "[2, inf)"] = 32
     """Samples per step on which late interaction is computed: it costs rows² token similarities."""
     itm_rows: Annotated[int, "[1, inf)"] = 8
@@ -198,12 +200,15 @@ class ProgressiveAlignment(nn.Module):
         return found
 
     def caption_weights(self, weights: LossWeights) -> dict[str, float]:
-        """The same of writing captions: `caption/<modality>` of each that is paired with text, from when it is."""
+        """The same of writing captions: `caption/<modality>` of each that is paired with text, from when it is, and
+        `continuation` of text alone, always."""
         found = {}
         for a, b in self.pairs:
             weight = weights.contrastive[a, b] * self.config.caption
             if b == "text" and weight > 0:
                 found[f"caption/{a}"] = weight
+        if self.config.continuation > 0:
+            found["continuation"] = self.config.continuation
         return found
 
     def rows(self, sides: Mapping[str, Aligned]) -> PairRows:

@@ -269,6 +269,7 @@ ALIGN = [
         "model.backbone.layers",
     ),
     Needs("loss.caption", lambda c: c.model.generate, "model.generate=true", "model.generate"),
+    Needs("loss.continuation", lambda c: c.model.generate, "model.generate=true", "model.generate"),
     Needs("eval.rerank_weights", lambda c: c.eval.rerank > 0, "eval.rerank > 0", "eval.rerank"),
     Needs(
         "train.evaluate_every",

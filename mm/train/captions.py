@@ -10,7 +10,7 @@ from torch.utils._pytree import register_dataclass
 from alignment.progressive import PairRows
 from kernels.padding import real_rows
 from mm.batch import Batch
-from mm.model.causal import Whole
+from mm.model.causal import Condition, Whole
 from mm.model.multimodal import ModelOutput
 from mm.model.writer import Writer
 
@@ -32,7 +32,7 @@ register_dataclass(Written)
 def write_captions(
     writer: Writer, output: ModelOutput, batch: Batch, rows: PairRows, weights: Mapping[str, float]
 ) -> list[Written]:
-    """Write the captions of a batch beside each modality that they describe.
+    """Write the captions of a batch beside each modality that they describe, and beside nothing.
 
     Args:
         writer: of the model.
@@ -42,22 +42,38 @@ def write_captions(
         weights: of the terms that are on, by name.
 
     Returns:
-        the terms `caption/<modality>` that have a weight.
+        the terms `caption/<modality>` and `continuation` that have a weight.
     """
     found = []
+    ids = batch.inputs["text"]
     for (modality, other), pair in rows.items():
         name = f"caption/{modality}"
         if other == "text" and name in weights:
             condition = writer.condition_of(output.seen, [modality]).rows(pair.a)
-            ids = batch.inputs["text"][pair.b]
             real = batch.masks["text"][pair.b] & pair.real[:, None]
-            # A text's last token foretells nothing and is not read, whatever the length of the batch's longest text.
-            real = real[:, 1:]
-            out = writer.read(ids[:, :-1], real, Whole(real), positions(ids), condition)
-            assert out.load is not None  # of a model in training
-            value = next_token_loss(writer, out.x, ids[:, 1:], real)
-            found.append(Written(name, value, out.losses, out.load))
+            found.append(write_whole(writer, name, ids[pair.b], real, condition))
+    if "continuation" in weights:
+        real = batch.masks["text"] & batch.present["text"][:, None]
+        found.append(write_whole(writer, "continuation", ids, real, None))
     return found
+
+
+def write_whole(writer: Writer, name: str, ids: Tensor, real: Tensor, condition: Condition | None) -> Written:
+    """Write texts of which every token is known.
+
+    Args:
+        writer: of the model.
+        name: of the term.
+        ids: (B, L) int64.
+        real: (B, L) bool, the tokens that count.
+        condition: what each is written beside, or None.
+    """
+    # A text's last token foretells nothing and is not read, whatever the length of the batch's longest text.
+    real = real[:, 1:]
+    out = writer.read(ids[:, :-1], real, Whole(real), positions(ids), condition)
+    assert out.load is not None  # of a model in training
+    value = next_token_loss(writer, out.x, ids[:, 1:], real)
+    return Written(name, value, out.losses, out.load)
 
 
 def positions(ids: Tensor) -> Tensor:

@@ -68,6 +68,7 @@ ALIGNED = [
     ("--schedule.kind joint --loss.filip 0 --loss.filip_rows 4", "loss.filip_rows"),
     ("--schedule.kind joint --loss.itm 0 --loss.itm_rows 4", "loss.itm_rows"),
     ("--model.head_dropout 0.1", "model.head_dropout"),
+    ("--loss.continuation 1", "loss.continuation"),
     ("--model.backbone.moe.top_k 128 --model.backbone.moe.balance 1", "model.backbone.moe.balance"),
     ("--model.backbone.layers 0 --model.backbone.moe.top_k 4", "model.backbone.moe.top_k"),
     ("--eval.rerank 0 --eval.rerank_weights [1,0]", "eval.rerank_weights"),

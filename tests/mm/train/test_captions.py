@@ -90,6 +90,21 @@ def test_the_token_outweighs_what_is_the_same_for_all(task: AlignTask, tiny_batc
     assert x.std(0).mean() > x.mean(0).std()
 
 
+def test_text_is_continued_from_text_alone(task: AlignTask, tiny_batch: Callable[..., Batch]) -> None:
+    batch = tiny_batch()
+    batch.present["text"] = torch.tensor([True, True, False, True])
+    assert "continuation" not in task.find(batch)[0].terms
+    task.loss.config = LossConfig(caption=0.0, continuation=0.5)
+    before, _, load = task.find(batch)
+    assert before.weights["continuation"] == 0.5 and load.sum() > task.read(batch).load.sum()
+    batch.inputs["image"] = batch.inputs["image"].flip(0)
+    batch.inputs["text"][2] = batch.inputs["text"][0]  # of a caption that is not there
+    after, _, _ = task.find(batch)
+    assert torch.equal(after.terms["continuation"], before.terms["continuation"])
+    batch.inputs["text"][1] = batch.inputs["text"][0]
+    assert not torch.equal(task.find(batch)[0].terms["continuation"], before.terms["continuation"])
+
+
 def test_the_term_can_be_off(task: AlignTask, tiny_batch: Callable[..., Batch]) -> None:
     task.loss.config = LossConfig(caption=0.0)
     assert not [name for name in task.find(tiny_batch())[0].terms if name.startswith("caption")]
