@@ -18,7 +18,15 @@ from kernels.ranges import check_values, ranges_of
 from mm.data.domains.base import DomainAdapter
 from mm.optional import require
 
-TOKEN = re.compile(r"\[[^\]]+\]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|%\d{2}|\d|[().=#\-+\\/:~@?>*$]")
+TOKEN = re.compile(r"\[[^\]]+\]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|%\d{2}|\d|[().=#\-+\\/:~@?<>*$]")
+SPELLED = re.compile(r"\[[^\]]+\]|q[bcnosp]|br|cl|[bcnospfi]|%\d{2}|\d|[().=#\-+\\/:~@?<>*$]")
+ATOM = re.compile(r"\[(\d*)(q?)([bcfhiknopsuvwy]|[a-z]{2}|\*)((?:@[@a-z\d]*?)?(?:h\d*)?(?:[+-]+\d*)?(?::\d+)?)\]")
+"""A spelled atom in brackets: isotope, mark of an aromatic one, element, and the rest. One letter is tried first: NH
+and BH are hydrogen on an atom, not nihonium and bohrium."""
+SEPARATOR = ":"
+"""Stands between what is asked of a molecule, in which it does not occur, and its spelled SMILES."""
+DESCRIBED = re.compile(r"(?P<asked>.+?), [A-Z][^,]*, weight \d+, ")
+"""The beginning of what `properties` gives."""
 GROUPS = {
     "carboxylic acid": "fr_COO",
     "ester": "fr_ester",
@@ -47,6 +55,8 @@ class ChemistryLoader(DomainAdapter):
         smiles_path: the file; also .csv with the SMILES in the first column.
         randomised: randomised SMILES of a training row, as captions beside the text of its properties.
         size: side of the drawing in pixels.
+        joined: for a model that writes molecules, let each SMILES of a training row, the canonical one too, follow what
+            is asked of it and SEPARATOR in one text, and SEPARATOR alone in another, in the place of the SMILES alone.
 
     Raises:
         ValueError: the file is no text, or holds no molecule.
@@ -57,6 +67,7 @@ class ChemistryLoader(DomainAdapter):
         smiles_path: str | Path,
         randomised: Annotated[int, "[0, inf)"] = 2,
         size: Annotated[int, "[16, inf)"] = 192,
+        joined: bool = False,
     ) -> None:
         ranges = ranges_of(ChemistryLoader.__init__)
         check_values({"randomised": randomised, "size": size}, ranges, "adapter")
@@ -64,6 +75,7 @@ class ChemistryLoader(DomainAdapter):
         self.path = Path(smiles_path)
         self.randomised = randomised
         self.size = size
+        self.joined = joined
         self.smiles, self.skipped = self._read()
 
     @property
@@ -79,9 +91,15 @@ class ChemistryLoader(DomainAdapter):
     def augmented(self, index: int) -> Mapping[str, Any]:
         """The properties, and the molecule spelled from different atoms on."""
         molecule = self._molecule(index)
-        written = self.chemistry.MolToRandomSmilesVect(molecule, self.randomised, randomSeed=index + 1)
-        spelled = tuple(dict.fromkeys(spell(smiles) for smiles in written))
-        return {"image": self._drawing(index), "text": (properties(molecule), *spelled)}
+        written = list(self.chemistry.MolToRandomSmilesVect(molecule, self.randomised, randomSeed=index + 1))
+        texts = [properties(molecule)]
+        if self.joined:
+            beginnings = (prefix_of(), prefix_of(asked(molecule)))
+            for smiles in dict.fromkeys([self.smiles[index], *written]):
+                texts += [f"{beginning} {spell(smiles)}" for beginning in beginnings]
+        else:
+            texts += dict.fromkeys(spell(smiles) for smiles in written)
+        return {"image": self._drawing(index), "text": tuple(texts)}
 
     def splits(self, held_out: float, seed: int) -> dict[str, list[int]]:
         """No scaffold is in both: `val` takes whole scaffolds, in an order by chance, while they fit into its share."""
@@ -159,11 +177,55 @@ def spell(smiles: str) -> str:
     return " ".join(words)
 
 
+def unspell(text: str) -> str:
+    """The SMILES that `spell` made a text of, also after a tokenizer has lowered its letters and moved its spaces.
+
+    Raises ValueError on a text that `spell` does not write; whether the SMILES is of a molecule is not asked.
+    """
+    joined = "".join(text.lower().split())
+    words = SPELLED.findall(joined)
+    if "".join(words) != joined:
+        raise UserError(f"{text!r} is no spelled SMILES")
+    return "".join(_unspelled(word) for word in words)
+
+
+def _unspelled(word: str) -> str:
+    """One token of a SMILES from its word in small letters."""
+    if not word.startswith("["):
+        return word[1:] if word.startswith("q") else word.capitalize()
+    atom = ATOM.fullmatch(word)
+    if atom is None:
+        raise UserError(f"{word!r} is no atom")
+    isotope, aromatic, element, rest = atom.groups()
+    return f"[{isotope}{element if aromatic else element.capitalize()}{rest.upper()}]"
+
+
+def prefix_of(wanted: str = "") -> str:
+    """What a written molecule begins with: what `asked` gives and SEPARATOR, or SEPARATOR alone."""
+    return f"{wanted} {SEPARATOR}".lstrip()
+
+
+def spelled_in(text: str) -> str | None:
+    """What follows SEPARATOR in a text; None where there is none."""
+    _, separator, spelled = text.partition(SEPARATOR)
+    return spelled if separator else None
+
+
 def properties(molecule: Any) -> str:
     """What RDKit computes of a molecule, in the order in which a drawing shows it: rings, groups, formula, numbers."""
     formula = require("rdkit.Chem.rdMolDescriptors").CalcMolFormula(molecule)
-    parts = [_rings(molecule), *_groups(molecule), formula, *_numbers(molecule)]
-    return ", ".join(parts)
+    return ", ".join([asked(molecule), formula, *_numbers(molecule)])
+
+
+def asked(molecule: Any) -> str:
+    """Its rings and functional groups: how the text of `properties` begins, and what is asked of a written molecule."""
+    return ", ".join([_rings(molecule), *_groups(molecule)])
+
+
+def asked_in(description: str) -> str | None:
+    """What `asked` gives of the molecule that a text of `properties` describes; None of another text."""
+    found = DESCRIBED.match(description)
+    return found["asked"] if found else None
 
 
 def _rings(molecule: Any) -> str:
