@@ -12,6 +12,7 @@ from typing import Any
 from eval.captions import captions_table
 from eval.claims import Evidence
 from eval.light import light_page, pareto_plot, points_of
+from eval.molecules import molecules_table
 from eval.plots import save_svg
 from eval.serving import (
     SERVING_COLUMNS,
@@ -121,6 +122,11 @@ def _captions(evidence: Evidence) -> str:
     return captions_table(found) if found else ""
 
 
+def _molecules(evidence: Evidence) -> str:
+    found = [result for name, result in evidence.benchmarks.items() if name.partition("_")[0] == "molecules"]
+    return molecules_table(found) if found else ""
+
+
 def _batching(evidence: Evidence) -> str:
     """Whether the targets hold, and the table."""
 
@@ -171,6 +177,7 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "index": lambda evidence: _stored(evidence, "index_cpu", index_table),
     "generation": _generation,
     "captions": _captions,
+    "molecules": _molecules,
     "scale": lambda evidence: _stored(evidence, "scale", scale_table),
     "batching": _batching,
     "serving": _serving,

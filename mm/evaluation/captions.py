@@ -22,9 +22,8 @@ from eval.retrieval import top_k
 from kernels.errors import UserError
 from kernels.ranges import check_ranges
 from mm.artifacts.environment import commit, hardware
-from mm.config import encoders_of, plan_of, trunks_of
+from mm.config import trunks_of
 from mm.data.dataset import CaptionDataset
-from mm.data.module import AlignData
 from mm.evaluation.describer import Describer
 from mm.evaluation.embed import SplitEmbeddings
 from mm.evaluation.exhibits import Shower, examples_of
@@ -164,8 +163,7 @@ def nearest_captions(run: FinishedRun, vectors: Tensor) -> list[str]:
     Raises:
         ValueError: the training set cannot be read.
     """
-    config = run.run.config
-    data = AlignData(run.trained, encoders_of(config), plan_of(config), config.train.precision)
+    data = run.training_data()
     try:
         dataset = data.open(run.trained.train)
     except OSError as error:

@@ -127,6 +127,11 @@ class FinishedRun:
         self.pretraining = pretraining(trunks_of(config))
         self.modalities = self.run.model.modalities
 
+    def training_data(self) -> AlignData:
+        """The data that the run was trained on, wherever `root` is."""
+        config = self.run.config
+        return AlignData(self.trained, encoders_of(config), plan_of(config), config.train.precision)
+
     def open(self, split: str) -> CaptionDataset:
         """A split of `root` or of the run's own data."""
         return self.data.open(split)

