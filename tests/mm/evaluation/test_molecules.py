@@ -90,11 +90,11 @@ def test_what_holds_no_molecules_is_refused(run: Callable[..., Path], tmp_path: 
 
 
 def test_what_is_written_is_read_back() -> None:
-    texts = [f"1 ring, 1 aromatic, phenol : {spell('Oc1ccccc1')}", ": c c o", ": c ( c", ": zz", "c c o"]
+    texts = [f"1 ring, 1 aromatic, phenol : {spell('Oc1ccccc1')}", ": c c o", ": c ( c", ": zz", ":", "c c o"]
     phenol, ethanol, *none = read_molecules(texts)
     assert phenol is not None and phenol.smiles == "Oc1ccccc1"
     assert phenol.has == parts_of("1 ring, 1 aromatic, phenol") == Wanted("1 ring, 1 aromatic", frozenset({"phenol"}))
-    assert ethanol is not None and ethanol.smiles == "CCO" and none == [None] * 3
+    assert ethanol is not None and ethanol.smiles == "CCO" and none == [None] * 4
 
 
 def test_the_baseline_goes_on_from_what_is_asked() -> None:
