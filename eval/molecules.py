@@ -17,6 +17,10 @@ from eval.tables import markdown
 
 MEASURES = ("valid", "unique", "novel", "rings", "groups", "both")
 """In the order of the table."""
+LEGEND = (
+    "Shares in %, in brackets 95 % bootstrap intervals. Valid is of all, unique of the valid, novel of the unique;"
+    " rings, functional groups and both as they were asked for are of all."
+)
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,8 @@ def molecules_table(results: Iterable[Mapping[str, Any]]) -> str:
                 cells = [cell(of_writer, measure) for measure in MEASURES]
                 rows.append([names[writer], f"{kind}, {result['molecules'][kind]:,}", drawn, *cells])
         where.append(f"{result['hardware']} (commit {result['commit']})")
-    table = markdown(("written by", "molecules", "drawn at", *MEASURES), rows)
-    said = "Shares in %, in brackets 95 % bootstrap intervals."
-    return f"{table}\n\n{said} Measured on: {'; '.join(dict.fromkeys(where))}."
+    table = markdown(("written by", "of, number", "drawn at", *MEASURES), rows)
+    return f"{table}\n\n{LEGEND} Measured on: {'; '.join(dict.fromkeys(where))}."
 
 
 def cell(scores: Mapping[str, Any], measure: str) -> str:

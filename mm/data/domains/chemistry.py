@@ -25,7 +25,7 @@ ATOM = re.compile(r"\[(\d*)(q?)([bcfhiknopsuvwy]|[a-z]{2}|\*)((?:@[@a-z\d]*?)?(?
 and BH are hydrogen on an atom, not nihonium and bohrium."""
 SEPARATOR = ":"
 """Stands between what is asked of a molecule, in which it does not occur, and its spelled SMILES."""
-DESCRIBED = re.compile(r"(?P<asked>.+?), [A-Z][^,]*, weight \d+, ")
+DESCRIBED = re.compile(r"(?P<asked>.+), [^,]+, weight \d+, ")
 """The beginning of what `properties` gives."""
 GROUPS = {
     "carboxylic acid": "fr_COO",
