@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kernels.errors import UserError
 from kernels.grouped_mlp import grouped_mlp
 from mm.model.causal import Condition
+from mm.model.heads import Center
 from mm.model.log_mel import LogMelByProducts
 from mm.model.moe import MoE, MoEOutput
 from mm.model.multimodal import MultimodalModel
@@ -73,6 +74,29 @@ class DenseExperts(nn.Module):
         hidden = nn.functional.silu(self.gate(x)) * self.up(x)
         hidden = hidden.unflatten(1, (self.experts, self.hidden)) * share[:, :, None]
         return self.down(hidden.flatten(1))
+
+
+class FixedCenter(nn.Module):
+    """A batch norm by its running statistics, as a difference and a product: (N, D) -> (N, D).
+
+    Engines know batch norms behind convolutions; ExecuTorch's partitioner fails at two that have no weights.
+
+    Args:
+        center: whose statistics they are.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, center: Center) -> None:
+        super().__init__()
+        assert center.running_mean is not None and center.running_var is not None
+        self.register_buffer("mean", center.running_mean)
+        self.register_buffer("scale", (center.running_var + center.eps).rsqrt())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, D)."""
+        return (x - self.mean) * self.scale
 
 
 class InferenceMoE(nn.Module):
@@ -278,6 +302,9 @@ def prepare(model: MultimodalModel, experts: Experts) -> MultimodalModel:
     found: Any = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     for number, block in enumerate(found.backbone.blocks):
         block.moe = InferenceMoE(block.moe, experts(block.moe, f"backbone.blocks.{number}.moe"))
+    for name, module in list(found.named_modules()):
+        if isinstance(module, Center):
+            found.set_submodule(name, FixedCenter(module))
     for encoder in found.encoders.values():
         encoder.decoder = None
     if "audio" in found.encoders:

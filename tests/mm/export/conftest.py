@@ -13,7 +13,7 @@ from mm.config import AlignConfig
 def writing_run(tiny: AlignConfig, vocabulary: torch.Tensor) -> Run:
     backbone = replace(tiny.model.backbone, layers=1)
     torch.manual_seed(0)
-    model = replace(tiny.model, generate=True, backbone=backbone)
+    model = replace(tiny.model, generate=True, direct=True, backbone=backbone)
     # Longer than any caption of the probe, which is then a part of a wider tensor.
     run = build_run(replace(tiny, model=model, text=replace(tiny.text, max_tokens=24)), vocabulary).eval()
     for block in run.model.backbone.blocks:
