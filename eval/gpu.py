@@ -49,6 +49,18 @@ def _memory(found: Mapping[str, Any]) -> Iterator[Line]:
         yield f"memory of a step, {found['rows'][0]['case']}", "; ".join(sizes)
 
 
+def _writing(found: Mapping[str, Any]) -> Iterator[Line]:
+    if "tokens_a_second" in found:
+        share = found["tokens_a_second"] / found["limit_tokens_a_second"]
+        said = [
+            f"{found['tokens_a_second']:,.0f} tokens/s, {100 * share:.0f} % of what reading weights and cache allows",
+            f"a token {found['milliseconds']['p50']:.2f} ms (p99 {found['milliseconds']['p99']:.2f})",
+        ]
+        if "milliseconds_unfused" in found:
+            said.append(f"with attention unfused {found['milliseconds_unfused']['p50']:.2f} ms")
+        yield f"writing, {found['sequences']} sequences at once", "; ".join(said)
+
+
 def _step(found: Mapping[str, Any]) -> Iterator[Line]:
     for batch, measured in found.get("batches", {}).items():
         if "rows" in measured:
@@ -91,6 +103,7 @@ LINES = {
     "kernels": _kernels,
     "sparse": _contests,
     "memory": _memory,
+    "writing": _writing,
     "step": _step,
     "evaluation": _evaluation,
     "run": _run,

@@ -8,7 +8,7 @@ from kernels.ranges import check_ranges
 from mm.config import AlignConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-GpuPart = Literal["parity", "sparse", "step", "memory", "evaluation", "run", "kernels"]
+GpuPart = Literal["parity", "sparse", "step", "memory", "writing", "evaluation", "run", "kernels"]
 """What `gpu_check` measures, in its order: the longest last, whose contests are written one by one."""
 GPU_PARTS: tuple[GpuPart, ...] = get_args(GpuPart)
 
@@ -85,8 +85,9 @@ class GpuConfig:
     parts: tuple[GpuPart, ...] = GPU_PARTS
     """parity: the kernels' tests on the device. sparse: experts beside dense layers of equal active and of equal total
     width. step: at several batches, with host waits and launches, beside open_clip's towers. memory: of a step, with
-    gradient checkpointing and without. evaluation: the evaluator, features of a trunk, and re-ranking. run: a whole run
-    of train_align.py. kernels: their table, with peers and limits."""
+    gradient checkpointing and without. writing: tokens a second of 128 sequences at once. evaluation: the evaluator,
+    features of a trunk, and re-ranking. run: a whole run of train_align.py. kernels: their table, with peers and
+    limits."""
     settings: Path = CONFIGS / "bench.yaml"
     """File with the settings of the steps that are measured."""
     accelerator: str = "gpu"

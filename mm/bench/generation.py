@@ -31,6 +31,7 @@ from mm.model.multimodal import ModelConfig
 from mm.model.writer import Writer
 from mm.optional import require
 
+CPU = torch.device("cpu")
 HEADS = 4
 PROMPT = 8
 """Tokens of each prefix."""
@@ -76,7 +77,7 @@ def bench_generation(config: GenerationConfig) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     torch.manual_seed(0)
     writer = random_writer(config)
-    result: dict[str, Any] = surroundings(torch.device("cpu"))
+    result: dict[str, Any] = surroundings(CPU)
     touched = touched_bytes(config)
     result |= {
         "parameters": writing_parameters(writer),
@@ -121,13 +122,13 @@ def touched_bytes(config: GenerationConfig) -> int:
     return 4 * (config.layers * block + config.vocabulary * width)
 
 
-def bandwidth(size: int) -> float:
-    """Bytes a second at which this machine reads a stretch of memory of this size, again and again as weights are."""
-    stretch = torch.ones(max(size // 4, 1))
+def bandwidth(size: int, device: torch.device = CPU) -> float:
+    """Bytes a second at which a device reads a stretch of memory of this size, again and again as weights are."""
+    stretch = torch.ones(max(size // 4, 1), device=device)
     taken = []
     for _ in range(PASSES):
         start = time.perf_counter()
-        stretch.sum()
+        float(stretch.sum())  # waits for the device
         taken.append(time.perf_counter() - start)
     return 4 * len(stretch) / min(taken)
 

@@ -41,6 +41,7 @@ SECONDS: Mapping[GpuPart, int] = {
     "sparse": 15,
     "step": 50,
     "memory": 15,
+    "writing": 20,
     "evaluation": 25,
     "run": 75,
     "kernels": 120,

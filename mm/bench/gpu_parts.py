@@ -32,6 +32,7 @@ from mm.artifacts.upgrade import upgrade_config
 from mm.bench.config import FeaturesConfig, GpuConfig, GpuPart, StepConfig
 from mm.bench.device_calls import captured, device_calls, host_waits
 from mm.bench.features import measure_features
+from mm.bench.gpu_writing import writing
 from mm.bench.step import Standing, standing, timed
 from mm.config import AlignConfig, EvalConfig, encoders_of, plan_of
 from mm.data.config import DataConfig
@@ -354,6 +355,7 @@ PARTS: dict[GpuPart, Callable[[Context], Iterator[Found]]] = {
     "sparse": sparse,
     "step": step,
     "memory": memory,
+    "writing": lambda context: writing(context.config.tiny, context.device),
     "evaluation": evaluation,
     "run": run,
     "kernels": kernels,

@@ -254,13 +254,15 @@ def test_every_part_runs_without_a_gpu(small: GpuConfig, tmp_path: Path, monkeyp
     monkeypatch.setattr("kernels.bench.DEVICE", "cpu")
     context = Context(small, SCRIPT.with_name("train_align.py"), tmp_path, CPU)
     found = {}
-    for part in ("kernels", "memory", "step", "evaluation"):
+    for part in ("kernels", "memory", "step", "writing", "evaluation"):
         *_, last = PARTS[part](context)  # type: ignore[index]
         found[part] = json.loads(json.dumps(last)) | {"state": "done"}
     lines = dict(gpu_lines({"parts": found}))
     assert {row["op"] for row in found["kernels"]["rows"]} == {"grouped_mlp", "nearest_code", "info_nce"}
     assert "with checkpointing" in lines["memory of a step, small, batch 4"]
     assert "operations" in lines["step, batch 4, calls"] and lines["step, batch 4"].startswith("ours ")
+    assert "a token " in lines["writing, 3 sequences at once"] and "unfused" in lines["writing, 3 sequences at once"]
+    assert 0 < found["writing"]["tokens_a_second"] < found["writing"]["limit_tokens_a_second"]
     assert "product" in lines["evaluator, 10 x 50 x 8"] and "16: " in lines["a split evaluated, by depth of re-ranking"]
 
 
