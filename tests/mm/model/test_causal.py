@@ -1,11 +1,14 @@
 """Text that is written: what a token sees, with a cache and without."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mm.artifacts.run import Run
 from mm.batch import Batch
@@ -63,6 +66,29 @@ def test_a_cache_changes_nothing_wherever_the_text_is_cut(
     real = batch.masks["text"]
     assert not real.all()  # texts of different lengths
     torch.testing.assert_close(cached(writer, batch, condition, cuts)[real], expected[real], atol=1e-5, rtol=1e-5)
+
+
+class Called(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.name()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_attention_is_fused_in_prefill_in_decoding_and_beside_a_condition(writer: Writer, batch: Batch) -> None:
+    condition = writer.condition(batch, ["image"])
+    with Called() as called:
+        cached(writer, batch, condition, [1, 2])
+    # Three pieces, each of which looks at the text and at the condition in every block.
+    fused = called.counts["aten::_scaled_dot_product_flash_attention_for_cpu"]
+    assert fused == 3 * 2 * len(writer.blocks)
+    assert not any("softmax" in name for name in called.counts)
 
 
 @torch.inference_mode()
