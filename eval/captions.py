@@ -5,7 +5,7 @@ scored images have them: it is of a whole split, and no average of its parts.
 """
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from eval.intervals import Bootstrap, Interval, mean_intervals, paired_test
-from eval.tables import markdown
+from eval.tables import markdown, measured_on
 from kernels.errors import UserError
 
 CORPUS = ("BLEU-4", "METEOR")
@@ -106,14 +106,13 @@ def _scored(references: dict[int, list[str]], written: dict[int, list[str]]) -> 
     return CaptionScores(values, each)
 
 
-def captions_table(results: Iterable[Mapping[str, Any]]) -> str:
+def captions_table(results: Sequence[Mapping[str, Any]]) -> str:
     """What was written of each split, beside the nearest training captions where they were scored.
 
     Args:
         results: as scripts/eval_captions.py writes them.
     """
     rows = []
-    where = []
     for result in results:
         scores = result["scores"]
         beams = result["decoding"]["beams"]
@@ -125,13 +124,12 @@ def captions_table(results: Iterable[Mapping[str, Any]]) -> str:
         for measure in ("BLEU-4", "METEOR", "ROUGE-L"):
             row.append(", ".join(f"{scores[name][measure]:.1f}" for name in scores))
         rows.append(row)
-        where.append(f"{result['hardware']} (commit {result['commit']})")
     heads = ("run", "of", "decoding", "CIDEr", "of the lookup", "gain", "BLEU-4", "METEOR", "ROUGE-L")
     said = (
         "Brackets are 95 % bootstrap intervals over images, of the gain a paired one. The last three are ×100, and of"
         " the lookup behind the comma."
     )
-    return f"{markdown(heads, rows)}\n\n{said} Measured on: {'; '.join(dict.fromkeys(where))}."
+    return f"{markdown(heads, rows)}\n\n{said} {measured_on(results)}."
 
 
 def _between(interval: Sequence[float]) -> str:

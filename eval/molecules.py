@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from eval.intervals import Bootstrap, Interval, mean_intervals
-from eval.tables import markdown
+from eval.tables import markdown, measured_on
 
 MEASURES = ("valid", "unique", "novel", "rings", "groups", "both")
 """In the order of the table."""
@@ -87,14 +87,13 @@ def _percent(true: Iterable[bool]) -> np.ndarray:
     return 100.0 * np.fromiter(true, dtype=np.float64)
 
 
-def molecules_table(results: Iterable[Mapping[str, Any]]) -> str:
+def molecules_table(results: Sequence[Mapping[str, Any]]) -> str:
     """What was written, by a run and by an n-gram model, freely and of held-out properties.
 
     Args:
         results: as scripts/eval_molecules.py writes them.
     """
     rows = []
-    where = []
     for result in results:
         names = {"run": Path(result["evaluated"]).name, "ngram": f"{result['order']}-gram"}
         drawn = f"temperature {result['decoding']['temperature']:g}, top-p {result['decoding']['top_p']:g}"
@@ -102,9 +101,8 @@ def molecules_table(results: Iterable[Mapping[str, Any]]) -> str:
             for writer, of_writer in scores.items():
                 cells = [cell(of_writer, measure) for measure in MEASURES]
                 rows.append([names[writer], f"{kind}, {result['molecules'][kind]:,}", drawn, *cells])
-        where.append(f"{result['hardware']} (commit {result['commit']})")
     table = markdown(("written by", "of, number", "drawn at", *MEASURES), rows)
-    return f"{table}\n\n{LEGEND} Measured on: {'; '.join(dict.fromkeys(where))}."
+    return f"{table}\n\n{LEGEND} {measured_on(results)}."
 
 
 def cell(scores: Mapping[str, Any], measure: str) -> str:

@@ -117,14 +117,10 @@ def _generation(evidence: Evidence) -> str:
     return _each(evidence, "generation_", generation_table)
 
 
-def _captions(evidence: Evidence) -> str:
-    found = [result for name, result in evidence.benchmarks.items() if name.startswith("captions_")]
-    return captions_table(found) if found else ""
-
-
-def _molecules(evidence: Evidence) -> str:
-    found = [result for name, result in evidence.benchmarks.items() if name.partition("_")[0] == "molecules"]
-    return molecules_table(found) if found else ""
+def _together(evidence: Evidence, kind: str, table: Callable[[list[Any]], str]) -> str:
+    """One table of all results of a kind, the first word of their names."""
+    found = [result for name, result in evidence.benchmarks.items() if name.partition("_")[0] == kind]
+    return table(found) if found else ""
 
 
 def _batching(evidence: Evidence) -> str:
@@ -176,8 +172,8 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "feeding": lambda evidence: _stored(evidence, "feeding", feeding_table),
     "index": lambda evidence: _stored(evidence, "index_cpu", index_table),
     "generation": _generation,
-    "captions": _captions,
-    "molecules": _molecules,
+    "captions": lambda evidence: _together(evidence, "captions", captions_table),
+    "molecules": lambda evidence: _together(evidence, "molecules", molecules_table),
     "scale": lambda evidence: _stored(evidence, "scale", scale_table),
     "batching": _batching,
     "serving": _serving,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from eval.tables import markdown
+from eval.tables import markdown, measured_on
 
 Result = Mapping[str, Any]
 GIBIBYTE = 2**30
@@ -37,7 +37,7 @@ def feeding_table(result: Result) -> str:
         share = row["images_per_second"] / result["limit_images_per_second"]
         rows.append((row["what"], str(row["processes"]), f"{row['images_per_second']:,.0f}", f"{100 * share:.0f} %"))
     heads = ("what", "processes", "images/s", "of decoding and resizing on all cores")
-    return f"{markdown(heads, rows)}\n\n{_measured(result)}. By `python scripts/bench_feeding.py --image.size 224`."
+    return f"{markdown(heads, rows)}\n\n{measured_on([result])}. By `python scripts/bench_feeding.py --image.size 224`."
 
 
 def index_table(result: Result) -> str:
@@ -81,7 +81,7 @@ def scale_table(result: Result) -> str:
         f" command to end, and in {found['seconds_again']:.0f} s once their embeddings are kept."
     )
     heads = ("set", "command to first step", "resume to next step", "memory of all processes")
-    return f"{markdown(heads, rows)}\n\n{said} {_measured(result)}. By `python scripts/bench_scale.py`."
+    return f"{markdown(heads, rows)}\n\n{said} {measured_on([result])}. By `python scripts/bench_scale.py`."
 
 
 def generation_table(result: Result) -> str:
@@ -102,7 +102,3 @@ def generation_table(result: Result) -> str:
     )
     tokens = markdown(("sequences", "ours, tokens/s", beside), rows)
     return f"{tokens}\n\n{said}\n\n{markdown(names, lengths)}\n\nMeasured on: {where}."
-
-
-def _measured(result: Result) -> str:
-    return f"Measured on: {result['hardware']} (commit {result['commit']})"

@@ -1,6 +1,6 @@
 """Tables of the pages: what was measured, under which protocol, by which command, on what hardware."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,12 @@ def markdown(columns: Cells, rows: Sequence[Cells]) -> str:
     for cells in (columns, ["---"] * len(columns), *rows):
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def measured_on(results: Iterable[Result]) -> str:
+    """On what each of some results was measured, and at which commit, once each."""
+    places = dict.fromkeys(f"{result['hardware']} (commit {result['commit']})" for result in results)
+    return f"Measured on: {'; '.join(places)}"
 
 
 def headline_table(runs: Sequence[Result]) -> str:
