@@ -218,7 +218,7 @@ def timed(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, floa
 
 @torch.inference_mode()
 def read_new(writer: Writer, ids: Tensor, new: Any) -> Tensor:
-    """The logits behind the last of ids (1, T), which join what a cache holds; they are not counted as read."""
+    """The logits (B, V) behind the last of ids (B, T), which join what a cache holds; they are not counted as read."""
     out = writer.read(ids, None, new, new.at, None)
     return writer.next_logits(out.x[:, -1])
 

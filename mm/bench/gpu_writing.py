@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mm.bench.generation import PROMPT, GenerationConfig, bandwidth, random_writer, writing_parameters
+from kernels.timing import wait
+from mm.bench.generation import PROMPT, GenerationConfig, bandwidth, random_writer, read_new, writing_parameters
 from mm.model.cache import Cache
 from mm.model.writer import Writer
 
@@ -62,24 +63,19 @@ def token_seconds(writer: Writer, prompts: Tensor, tokens: int) -> Tensor:
     """What each of the likeliest tokens behind all prompts (B, P) takes, with a cache -> (tokens,) float64."""
     cache = writer.cache(len(prompts))
     last = following(writer, prompts, cache)
+    wait(prompts.device)
     taken = []
     for _ in range(tokens):
-        start = finished(prompts.device)
+        start = time.perf_counter()
         last = following(writer, last, cache)
-        taken.append(finished(prompts.device) - start)
+        wait(prompts.device)
+        taken.append(time.perf_counter() - start)
     return torch.tensor(taken, dtype=torch.float64)
 
 
 def following(writer: Writer, ids: Tensor, cache: Cache) -> Tensor:
     """The likeliest token (B, 1) behind ids (B, T), which the cache keeps."""
     new = cache.new([ids.shape[1]] * len(ids))
-    out = writer.read(ids, None, new, new.at, None)
+    logits = read_new(writer, ids, new)
     new.keep()
-    return writer.next_logits(out.x[:, -1]).argmax(-1, keepdim=True)
-
-
-def finished(device: torch.device) -> float:
-    """The time when a device has done all that it was asked."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return logits.argmax(-1, keepdim=True)
