@@ -19,9 +19,8 @@ from mm.artifacts.run import Run, load_run
 from mm.compress.integers import Packed
 from mm.compress.quantize import HALF, QATConfig, pack_state, places
 from mm.config import encoders_of
-from mm.export import executorch
 from mm.export.aot_inductor import open_aoti, write_aoti
-from mm.export.executorch import open_executorch, write_executorch
+from mm.export.executorch import PLANNED, open_executorch, write_executorch
 from mm.export.graph import BATCH, Graph, graphs_of
 from mm.export.onnx_integers import prepare_onnx
 from mm.export.onnx_runtime import OnnxExperts, open_onnx, write_onnx
@@ -65,7 +64,7 @@ ENGINES = {
     "onnx": Engine("ONNX Runtime", (32, 8, 4), write_onnx, open_onnx, OnnxExperts, prepare_onnx),
     "aoti": Engine("AOTInductor", (32,), write_aoti, open_aoti),
     "executorch": Engine(
-        "ExecuTorch", (32, 8), write_executorch, open_executorch, integers=prepare_xnnpack, batch=executorch.BATCH
+        "ExecuTorch", (32, 8), write_executorch, open_executorch, integers=prepare_xnnpack, batch=PLANNED
     ),
     "tensorrt": Engine("TensorRT", (32,), write_tensorrt, open_onnx),
 }
@@ -171,11 +170,13 @@ def model_for(run: Run, engine: Engine, bits: int) -> MultimodalModel:
     if engine.integers is None or bits == 32:
         return prepare(run.model, engine.experts)
     rounds = run.compression is None or run.compression.activation_bits == QATConfig().activation_bits
-    packed = {}
-    for name, value in pack_state(run.state_dict(), places(run.model, bits), run.packed).items():
-        if isinstance(value, Packed):
-            packed[name] = value
-    return engine.integers(run.model, packed, rounds)
+    return engine.integers(run.model, packed_weights(run, bits), rounds)
+
+
+def packed_weights(run: Run, bits: int) -> dict[str, Packed]:
+    """The weights of a run that are stored in integers, by name; those that are integers already stay as they are."""
+    state = pack_state(run.state_dict(), places(run.model, bits), run.packed)
+    return {name: value for name, value in state.items() if isinstance(value, Packed)}
 
 
 def checked(stored: Fingerprint, rows: Mapping[str, Exported], bits: int) -> None:

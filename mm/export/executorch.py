@@ -18,7 +18,7 @@ from mm.optional import require
 
 SUFFIX = ".pte"
 EXTRA = "export"
-BATCH = Dim("batch", min=1, max=16)
+PLANNED = Dim("batch", min=1, max=16)
 """Rows that a program takes: the memory of the most of them is planned, and held while it runs."""
 
 

@@ -5,16 +5,11 @@ import torch
 
 from kernels.errors import UserError
 from mm.artifacts.run import Run
-from mm.compress.integers import Packed, pack
-from mm.compress.quantize import pack_state, places
+from mm.compress.integers import pack
+from mm.export.command import packed_weights
 from mm.export.graph import graphs_of
 from mm.export.xnnpack_integers import Int8Experts, Int8Linear, prepare_xnnpack
 from mm.model.inference import DenseExperts, prepare
-
-
-def packed_weights(run: Run) -> dict[str, Packed]:
-    found = pack_state(run.state_dict(), places(run.model, 8), run.packed)
-    return {name: value for name, value in found.items() if isinstance(value, Packed)}
 
 
 def off(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -36,7 +31,7 @@ def test_a_layer_multiplies_by_the_run_s_own_integers() -> None:
 
 def test_experts_keep_their_integers_but_for_the_rows_that_hold_all_of_them(writing_run: Run) -> None:
     block = writing_run.model.backbone.blocks[0].moe
-    weights = packed_weights(writing_run)
+    weights = packed_weights(writing_run, 8)
     w_in = weights["backbone.blocks.0.moe.w_in"]
     experts = Int8Experts(block, "", w_in)
     gate = experts.gate.values.float() * experts.gate.scale[:, None]
@@ -47,7 +42,7 @@ def test_experts_keep_their_integers_but_for_the_rows_that_hold_all_of_them(writ
 
 
 def test_a_model_in_eight_bits_embeds_as_the_run_does(writing_run: Run) -> None:
-    model = prepare_xnnpack(writing_run.model, packed_weights(writing_run), rounds=True)
+    model = prepare_xnnpack(writing_run.model, packed_weights(writing_run, 8), rounds=True)
     layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
     assert len(layers) > 10 and any(isinstance(module, Int8Experts) for module in model.modules())
     plain = {graph.name: graph for graph in graphs_of(writing_run.config, prepare(writing_run.model, DenseExperts))}
@@ -55,4 +50,4 @@ def test_a_model_in_eight_bits_embeds_as_the_run_does(writing_run: Run) -> None:
         if graph.name.startswith("encode_"):
             assert 0 < off(graph.eager()[0], plain[graph.name].eager()[0]) < 0.05
     with pytest.raises(UserError, match="compress without --activation_bits 32"):
-        prepare_xnnpack(writing_run.model, packed_weights(writing_run), rounds=False)
+        prepare_xnnpack(writing_run.model, packed_weights(writing_run, 8), rounds=False)
