@@ -5,11 +5,13 @@
 `residual`  each quantizer codes the residual of those before it      Zeghidour et al. 2021, SoundStream (2107.03312)
 `fsq`       rounding of a few bounded channels, no codebook           Mentzer et al. 2023 (2309.15505)
 `simvq`     a frozen random codebook seen through one learned linear  Zhu et al. 2024 (2411.02038)
+Any of them may be grouped: a vector in equal parts, each with a quantizer of its own (Jégou et al. 2011).
 """
 
 from encoders.quantizers.base import Quantized, Quantizer, QuantizerConfig
 from encoders.quantizers.ema import CosineQuantizer, EMAQuantizer
 from encoders.quantizers.finite_scalar import FiniteScalarQuantizer
+from encoders.quantizers.grouped import GroupedQuantizer
 from encoders.quantizers.residual import ResidualQuantizer
 from encoders.quantizers.simvq import SimQuantizer
 
@@ -25,5 +27,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
 
 
 def build_quantizer(config: QuantizerConfig) -> Quantizer:
-    """The quantizer that `config.kind` names."""
+    """The quantizer that `config.kind` names, or one for each of `config.groups` parts of a vector."""
+    if config.groups > 1:
+        return GroupedQuantizer(config, build_quantizer)
     return QUANTIZERS[config.kind](config)

@@ -54,7 +54,8 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.mode = config.mode
         self.prefix = prefix
-        self.summary_width = (prefix + 1) * features
+        of_codes = config.mode == "vq"
+        self.summary_width = (prefix + 1) * (config.quantizer.width if of_codes else features)
         self.norm = nn.LayerNorm(features)
         self.position = nn.Parameter(torch.randn(max_tokens, width) * 0.02)
         self.quantizer: Quantizer | None = None
@@ -78,8 +79,8 @@ class Bottleneck(nn.Module):
             coded: (B,) bool, the rows whose tokens show their codes, others have the bypass alone; None for all.
 
         Returns:
-            EncoderOutput with tokens (B, T, D), codes (B, T, Q) and summary (B, (P + 1)·F); code vectors (B, T, C), or
-            None of a continuous bottleneck.
+            EncoderOutput with tokens (B, T, D), codes (B, T, Q) and summary (B, (P + 1)·F), of codes alone
+            (B, (P + 1)·C); code vectors (B, T, C), or None of a continuous bottleneck.
 
         Raises:
             ValueError: T is larger than max_tokens, or `coded` is given and there is no bypass.
@@ -96,6 +97,7 @@ class Bottleneck(nn.Module):
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         vectors = None
+        held = x
         if self.quantizer is not None:
             quantized = self.quantizer(self.down(x), mask)
             vectors = quantized.vectors
@@ -103,11 +105,13 @@ class Bottleneck(nn.Module):
             losses.update(quantized.losses)
             metrics.update(quantized.metrics)
             tokens = tokens + self.shown(self.up(vectors), coded)
+            if self.bypass is None:
+                held = vectors
         if self.bypass is not None:
             gate = torch.sigmoid(self.gate)
             tokens = tokens + gate * self.bypass(x)
             metrics["bypass_gate"] = gate.detach().mean()
-        summary = self.summarise(x, mask)
+        summary = self.summarise(held, mask)
         return EncoderOutput(tokens, codes, mask, summary, losses, metrics), vectors
 
     def shown(self, x: Tensor, coded: Tensor | None) -> Tensor:
@@ -122,11 +126,11 @@ class Bottleneck(nn.Module):
         """The P prefix tokens beside the mean of the other real ones.
 
         Args:
-            x: normed features (B, T, F).
+            x: normed features (B, T, F), or code vectors (B, T, C).
             mask: (B, T) bool, True where a token is real.
 
         Returns:
-            (B, (P + 1)·F).
+            (B, (P + 1)·F), or (B, (P + 1)·C).
         """
         real = mask[:, self.prefix :, None]
         count = real.sum(1).clamp(min=1)

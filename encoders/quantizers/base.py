@@ -28,6 +28,10 @@ class QuantizerConfig:
     """Channels of the vectors that are quantized."""
     quantizers: Annotated[int, "[1, inf)"] = 1
     """Depth of the residual quantizer; 1 for every other kind."""
+    groups: Annotated[int, "[1, inf)"] = 1
+    """Equal parts of a vector, each with a quantizer of its own: codes per vector are `groups` x `quantizers`."""
+    gradient: Literal["straight_through", "rotation"] = "straight_through"
+    """How the gradient passes a choice of codes (not fsq, which rounds): as it is, or turned as the vector was."""
     decay: Annotated[float, "[0, 1)"] = 0.9
     """Per-step decay of the moving averages (ema, cosine, residual); 0.99 is usual for runs of many thousand steps."""
     levels: Annotated[tuple[int, ...], "[2, inf)"] = (8, 8, 8)
@@ -37,6 +41,10 @@ class QuantizerConfig:
         check_ranges(self, "bottleneck.quantizer")
         if self.quantizers > 1 and self.kind != "residual":
             raise UserError(f"quantizers={self.quantizers} needs kind='residual', not {self.kind!r}")
+        if self.width % self.groups:
+            raise UserError(f"{self.groups} groups do not divide the width {self.width}: bottleneck.quantizer.groups")
+        if self.kind == "fsq" and self.gradient == "rotation":
+            raise UserError("fsq rounds channel by channel, there is nothing to turn: gradient=straight_through")
         if self.kind == "fsq" and not self.levels:
             raise UserError("bottleneck.quantizer.levels is empty: fsq needs one or more channels")
 
@@ -123,10 +131,37 @@ class Quantizer(nn.Module):
         """codes (..., Q), none negative -> (..., C) float32."""
         raise NotImplementedError
 
+    def passed(self, z: Tensor, vectors: Tensor) -> Tensor:
+        """The value of `vectors`, in training with the gradient of `config.gradient`. Both (N, C)."""
+        if self.training and self.config.gradient == "rotation":
+            z = rotated(z, vectors)
+        return straight_through(z, vectors)
+
 
 def straight_through(z: Tensor, vectors: Tensor) -> Tensor:
     """The value of `vectors`, to the bit, with the gradient of z (Bengio et al. 2013). Both (N, C)."""
     return vectors.detach() + (z - z.detach())
+
+
+def rotated(z: Tensor, vectors: Tensor) -> Tensor:
+    """Turn and stretch z onto `vectors` by a linear map that is held fixed: Fifty et al. 2024 (2410.06424), 4.2.
+
+    What pushes a code's vector away from its neighbours in angle then pushes z likewise, which the straight-through
+    estimator does not.
+
+    Args:
+        z: (N, C).
+        vectors: (N, C), of the chosen codes.
+
+    Returns:
+        (N, C), the value of `vectors` up to rounding; its gradient reaches z through the map's transpose.
+    """
+    a = nn.functional.normalize(z.detach(), dim=-1)
+    b = nn.functional.normalize(vectors.detach(), dim=-1)
+    middle = nn.functional.normalize(a + b, dim=-1)
+    stretch = vectors.detach().norm(dim=-1, keepdim=True) / z.detach().norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    mirrored = z - 2 * middle * (middle * z).sum(-1, keepdim=True)
+    return stretch * (mirrored + 2 * b * (a * z).sum(-1, keepdim=True))
 
 
 def mean_square(a: Tensor, b: Tensor, real: Tensor | None = None) -> Tensor:
@@ -152,3 +187,12 @@ def usage(counts: Tensor) -> dict[str, Tensor]:
     perplexity = torch.special.entr(share).sum().exp() * (counts.sum() > 0)
     used = (counts > 0).float().mean()
     return {"perplexity": perplexity, "used": used}
+
+
+def mean_of(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Per name, the mean of scalars () over the list."""
+    means = {}
+    for name in terms[0]:
+        values = [term[name].float() for term in terms]
+        means[name] = torch.stack(values).mean()
+    return means

@@ -18,7 +18,6 @@ from encoders.quantizers.base import (
     QuantizerConfig,
     joint_counts,
     mean_square,
-    straight_through,
     usage,
 )
 from kernels.collectives import gather, gather_uneven, sum_over_ranks, world
@@ -82,7 +81,7 @@ class EMAQuantizer(Quantizer):
             revived = counts.new_zeros(())
         losses = {"commitment": COMMITMENT * mean_square(z, vectors, real)}
         metrics = {**usage(counts), "revived": revived}
-        return Quantized(straight_through(z, vectors), codes[:, None], losses, metrics)
+        return Quantized(self.passed(z, vectors), codes[:, None], losses, metrics)
 
     def vectors_of(self, codes: Tensor) -> Tensor:
         return self.codebook[codes[..., 0]]

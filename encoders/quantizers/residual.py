@@ -1,11 +1,12 @@
 """Residual quantization: Zeghidour et al. 2021, SoundStream (2107.03312), algorithm 1."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from encoders.quantizers.base import Quantized, Quantizer, QuantizerConfig, straight_through
+from encoders.quantizers.base import Quantized, Quantizer, QuantizerConfig, mean_of
 from encoders.quantizers.ema import EMAQuantizer
 
 
@@ -15,7 +16,8 @@ class ResidualQuantizer(Quantizer):
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__(config)
         self.depth = config.quantizers
-        stages = nn.ModuleList([EMAQuantizer(config) for _ in range(config.quantizers)])
+        stage = replace(config, gradient="straight_through")  # of which no gradient is taken
+        stages = nn.ModuleList([EMAQuantizer(stage) for _ in range(config.quantizers)])
         self.stages: Sequence[EMAQuantizer] = stages  # type: ignore[assignment]
 
     def quantize(self, z: Tensor, real: Tensor | None = None) -> Quantized:
@@ -30,19 +32,10 @@ class ResidualQuantizer(Quantizer):
         metrics["revived"] = torch.stack([q.metrics["revived"] for q in found]).sum()
         vectors = torch.stack([q.vectors for q in found]).sum(0)
         codes = torch.cat([q.codes for q in found], -1)
-        return Quantized(straight_through(z, vectors), codes, losses, metrics)
+        return Quantized(self.passed(z, vectors), codes, losses, metrics)
 
     def vectors_of(self, codes: Tensor) -> Tensor:
         """Also takes the codes of only the first q stages, (..., q): a coarser vector at a lower bit rate."""
         of_stages = zip(self.stages, codes.split(1, dim=-1), strict=False)
         vectors = [stage.vectors_of(code) for stage, code in of_stages]
         return torch.stack(vectors).sum(0)
-
-
-def mean_of(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Per name, the mean of scalars () over the list."""
-    means = {}
-    for name in terms[0]:
-        values = [term[name].float() for term in terms]
-        means[name] = torch.stack(values).mean()
-    return means

@@ -10,7 +10,6 @@ from encoders.quantizers.base import (
     QuantizerConfig,
     joint_counts,
     mean_square,
-    straight_through,
     usage,
 )
 from kernels.nearest_code import nearest_code
@@ -40,7 +39,7 @@ class SimQuantizer(Quantizer):
         }
         counts = joint_counts(codes, self.size, real)
         metrics = {**usage(counts), "revived": codes.new_zeros(())}
-        return Quantized(straight_through(z, vectors), codes[:, None], losses, metrics)
+        return Quantized(self.passed(z, vectors), codes[:, None], losses, metrics)
 
     def vectors_of(self, codes: Tensor) -> Tensor:
         return self.linear(self.basis[codes[..., 0]])

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from encoders import Encoder
 from encoders.batch_norm import JointBatchNorm, counted_rows
-from kernels.errors import UserError
 
 
 class AttentionPool(nn.Module):
@@ -111,23 +110,13 @@ class Projection(nn.Module):
 
 
 def direct_projections(encoders: Mapping[str, Encoder], head: tuple[int, int, float]) -> dict[str, Projection]:
-    """A projection of each trunk's summary onto the embedding.
+    """A projection of each encoder's summary onto the embedding.
 
     Args:
         encoders: by modality.
         head: embedding width, hidden width and dropout of each projection.
-
-    Raises:
-        ValueError: an encoder's bottleneck has no bypass, which a direct projection would work around.
     """
-    projections = {}
-    for modality, encoder in encoders.items():
-        if encoder.bottleneck.bypass is None:
-            raise UserError(
-                "model.direct=true goes around the codes, and bottleneck.mode=vq has them alone: --model.direct false"
-            )
-        projections[modality] = Projection(encoder.bottleneck.summary_width, *head)
-    return projections
+    return {m: Projection(encoder.bottleneck.summary_width, *head) for m, encoder in encoders.items()}
 
 
 class MatchHead(nn.Module):

@@ -42,7 +42,8 @@ class ModelConfig:
     head_dropout: Annotated[float, "[0, 1)"] = 0.0
     """Before and inside of it."""
     direct: bool = True
-    """Project each trunk's summary straight onto the embedding; what the backbone read is added to it, from zero."""
+    """Project each encoder's summary (of its trunk's features; of its codes, if there is no more) straight onto the
+    embedding; what the backbone read is added to it, from zero."""
     token_embedding: Annotated[int, "[1, inf)"] = 64
     """Width of the token embeddings of late interaction."""
     generate: bool = False
@@ -126,9 +127,6 @@ class MultimodalModel(nn.Module):
         config: backbone and heads.
         encoders: by modality, all as wide as the backbone.
         vocabulary: (V,) int64, the rows of a text trunk's table that are written, where not all of them are.
-
-    Raises:
-        ValueError: config.direct, but an encoder's bottleneck has no bypass.
     """
 
     def __init__(self, config: ModelConfig, encoders: Mapping[str, Encoder], vocabulary: Tensor | None = None) -> None:

@@ -14,14 +14,16 @@ from torch import distributed as dist
 from encoders.quantizer import QUANTIZERS, QuantizerConfig, build_quantizer
 from encoders.quantizers.ema import EMAQuantizer
 
-KINDS = sorted(QUANTIZERS)
+KINDS = [*sorted(QUANTIZERS), "grouped ema", "grouped fsq", "grouped residual"]
 FOLLOWING = ["ema", "cosine", "residual"]
 
 
 def quantizer_of(kind: str, revive_below: float | None = None, **changes: Any) -> Any:
     torch.manual_seed(0)
+    groups = 2 if kind.startswith("grouped ") else 1
+    kind = kind.removeprefix("grouped ")
     depth = 3 if kind == "residual" else 1
-    defaults: dict[str, Any] = {"num_codes": 16, "width": 4, "quantizers": depth, "levels": (4, 5, 3)}
+    defaults: dict[str, Any] = {"num_codes": 16, "width": 4, "quantizers": depth, "levels": (4, 5, 3), "groups": groups}
     quantizer = build_quantizer(QuantizerConfig(kind=kind, **{**defaults, **changes}))  # type: ignore[arg-type]
     for module in quantizer.modules():
         if isinstance(module, EMAQuantizer) and revive_below is not None:
@@ -35,6 +37,10 @@ def batch(*shape: int, seed: int = 1) -> Tensor:
 
 def state(quantizer: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in quantizer.state_dict().items()}
+
+
+def assert_equal(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def assert_same_state(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
@@ -83,6 +89,38 @@ def test_the_gradient_goes_straight_through(kind: str) -> None:
     z, weight = batch(2, 5, 4).requires_grad_(), batch(2, 5, 4, seed=3)
     (quantizer_of(kind)(z).vectors * weight).sum().backward()
     torch.testing.assert_close(z.grad, weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["ema", "residual", "simvq", "grouped ema"])
+def test_the_gradient_is_turned_as_the_vector_was(kind: str) -> None:
+    """Parity with the rotation that the paper defines, as a matrix: within the plane of z and its code alone."""
+    z, weight = batch(2, 5, 4).requires_grad_(), batch(2, 5, 4, seed=3)
+    out = quantizer_of(kind, gradient="rotation")(z)
+    assert_equal(out.vectors, quantizer_of(kind)(z).vectors)
+    (out.vectors * weight).sum().backward()
+    parts = 2 if kind == "grouped ema" else 1
+    rows = (x.detach().reshape(-1, 4 // parts) for x in (z, out.vectors, weight, z.grad))
+    for row, vector, pushed, found in zip(*rows, strict=True):
+        e, q = row / row.norm(), vector / vector.norm()
+        r = (e + q) / (e + q).norm()
+        turn = torch.eye(len(row)) - 2 * torch.outer(r, r) + 2 * torch.outer(q, e)
+        torch.testing.assert_close(turn @ row * vector.norm() / row.norm(), vector, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, vector.norm() / row.norm() * turn.T @ pushed, rtol=1e-4, atol=1e-5)
+
+
+def test_each_group_is_quantized_as_if_it_were_alone() -> None:
+    grouped, z = quantizer_of("grouped ema"), batch(2, 50, 4)
+    alone = [quantizer_of("ema", width=2) for _ in range(2)]
+    for quantizer, part in zip(alone, grouped.parts, strict=True):
+        quantizer.load_state_dict(state(part))
+    out, halves = grouped(z), [quantizer(x) for quantizer, x in zip(alone, z.chunk(2, -1), strict=True)]
+    assert_equal(out.vectors, torch.cat([half.vectors for half in halves], -1))
+    assert_equal(out.codes, torch.cat([half.codes for half in halves], -1))
+    for found, name in ((out.losses, "commitment"), (out.metrics, "perplexity"), (out.metrics, "used")):
+        each = [(half.losses | half.metrics)[name] for half in halves]
+        torch.testing.assert_close(found[name], torch.stack(each).mean())
+    for part, quantizer in zip(grouped.parts, alone, strict=True):
+        assert_same_state(state(part), state(quantizer))
 
 
 def test_the_gradient_of_finite_scalars_is_that_of_the_bounded_channels() -> None:
@@ -287,6 +325,8 @@ def test_two_ranks_give_the_codebook_of_one_process_with_the_joint_batch(
         ({"kind": "fsq", "levels": (8, 1)}, r"levels=1: .* in \[2, inf\)"),
         ({"num_codes": 0}, "num_codes=0"),
         ({"decay": 1.0}, "decay"),
+        ({"width": 32, "groups": 5}, r"bottleneck\.quantizer\.groups"),
+        ({"kind": "fsq", "gradient": "rotation"}, "gradient=straight_through"),
     ],
 )
 def test_a_configuration_that_means_nothing_is_refused(changes: dict[str, Any], complaint: str) -> None:

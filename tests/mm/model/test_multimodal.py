@@ -135,10 +135,20 @@ def test_a_direct_reading_begins_as_the_trunks_alone(
     torch.testing.assert_close({m: x.flip(0) for m, x in found.items()}, other)
 
 
-def test_a_direct_reading_would_go_around_the_codes(tiny: AlignConfig, tiny_task: Callable[..., AlignTask]) -> None:
+def test_a_direct_reading_of_codes_alone_sees_nothing_but_them(
+    tiny: AlignConfig,
+    tiny_task: Callable[..., AlignTask],
+    tiny_batch: Callable[..., Batch],
+) -> None:
     codes_alone = replace(tiny.bottleneck, mode="vq")
-    with pytest.raises(ValueError, match=r"bottleneck\.mode=vq"):
-        tiny_task(model=replace(tiny.model, direct=True), bottleneck=codes_alone)
+    model = tiny_task(model=replace(tiny.model, direct=True), bottleneck=codes_alone).model.eval()
+    batch = tiny_batch()
+    found = model(batch).encoded
+    for m, encoder in model.encoders.items():
+        vectors = encoder.bottleneck.lookup(found[m].codes)
+        expected = encoder.bottleneck.summarise(vectors, found[m].mask)
+        torch.testing.assert_close(found[m].summary, expected)
+        assert model.direct[m].linear.in_features == expected.shape[1]
 
 
 def test_cached_features_stand_in_for_the_trunk(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
