@@ -138,6 +138,25 @@ class Bottleneck(nn.Module):
         prefix = x[:, : self.prefix].flatten(1)
         return torch.cat([prefix, mean], 1)
 
+    def of_codes(self, codes: Tensor) -> EncoderOutput:
+        """What `forward` makes of features with these codes, the features being gone.
+
+        Args:
+            codes: (B, T, Q) int64, -1 at padding.
+
+        Returns:
+            EncoderOutput without losses.
+
+        Raises:
+            ValueError: the bottleneck has a bypass, so that codes are not all there was.
+        """
+        if self.bypass is not None:
+            raise UserError("codes are not all that this model read: bottleneck.mode=vq is trained on codes alone")
+        vectors = self.lookup(codes)
+        mask = (codes >= 0).all(-1)
+        tokens = self.position[: codes.shape[1]] + self.up(vectors)
+        return EncoderOutput(tokens, codes, mask, self.summarise(vectors, mask))
+
     def lookup(self, codes: Tensor) -> Tensor:
         """codes (B, T, Q) -> code vectors (B, T, C). Raises ValueError of a continuous bottleneck."""
         if self.quantizer is None:

@@ -225,6 +225,25 @@ class MultimodalModel(nn.Module):
             encoded.term_mask = in_term & encoded.mask
         return encoded
 
+    def embed_codes(self, modality: str, codes: Tensor) -> Tensor:
+        """Embed what was stored as codes, by a model that was trained on codes alone.
+
+        Args:
+            modality: of the codes.
+            codes: (N, T, Q) int64, -1 at padding.
+
+        Returns:
+            unit vectors (N, E) float32.
+
+        Raises:
+            ValueError: the modality's bottleneck has a bypass, or the text's terms are read, which codes do not hold.
+        """
+        if modality == "text" and self.terms is not None:
+            raise UserError("codes of text do not say which tokens are terms: a model with a term bias needs the text")
+        encoded = self.encoders[modality].bottleneck.of_codes(codes)
+        (streams,) = self.backbone([streams_of({modality: encoded})], fuse=False).readings
+        return self.read(modality, streams[modality], encoded.summary)
+
     def match(self, pairs: Sequence[MatchInput], hold: bool = False) -> MatchOutput:
         """Read pairs of samples jointly, all of them in one call of the experts a layer.
 

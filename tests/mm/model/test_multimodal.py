@@ -151,6 +151,21 @@ def test_a_direct_reading_of_codes_alone_sees_nothing_but_them(
         assert model.direct[m].linear.in_features == expected.shape[1]
 
 
+def test_stored_codes_are_embedded_as_what_they_were_made_of(
+    tiny: AlignConfig,
+    tiny_task: Callable[..., AlignTask],
+    tiny_batch: Callable[..., Batch],
+    model: nn.Module,
+) -> None:
+    alone = tiny_task(bottleneck=replace(tiny.bottleneck, mode="vq")).model.eval()
+    batch = tiny_batch()
+    found = alone(batch)
+    for m, encoded in found.encoded.items():
+        torch.testing.assert_close(alone.embed_codes(m, encoded.codes), found.embeddings[m], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"bottleneck\.mode=vq"):
+        model.embed_codes("image", found.encoded["image"].codes)
+
+
 def test_cached_features_stand_in_for_the_trunk(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
     batch = tiny_batch()
     features = {m: model.encoders[m].features(batch.inputs[m], batch.masks.get(m)) for m in batch.modalities}
