@@ -13,6 +13,7 @@ from eval.captions import captions_table
 from eval.claims import Evidence
 from eval.light import light_page, pareto_plot, points_of
 from eval.molecules import molecules_table
+from eval.stored_codes import stored_codes_plot, stored_codes_table
 from eval.plots import save_svg
 from eval.serving import (
     SERVING_COLUMNS,
@@ -69,6 +70,8 @@ def draw_pictures(studies: Mapping[str, Study], benchmarks: Mapping[str, Any], f
     draw_studies(studies, folder)
     if "batching" in benchmarks:
         draw_batching(benchmarks["batching"], folder / "batching.svg")
+    if "stored_codes" in benchmarks:
+        save_svg(stored_codes_plot(benchmarks["stored_codes"]), folder / "stored-codes.svg")
     for name, result in light_results(benchmarks).items():
         save_svg(pareto_plot(points_of(result)), folder / f"{name}.svg")
 
@@ -175,6 +178,7 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "captions": lambda evidence: _together(evidence, "captions", captions_table),
     "molecules": lambda evidence: _together(evidence, "molecules", molecules_table),
     "scale": lambda evidence: _stored(evidence, "scale", scale_table),
+    "stored_codes": lambda evidence: _stored(evidence, "stored_codes", lambda result: stored_codes_table([result])),
     "batching": _batching,
     "serving": _serving,
     "soak": _soak,

@@ -11,6 +11,7 @@ from eval.tables import markdown, measured_on
 COLUMNS = ("model", "stored of an image", "bytes an image", "R@1 image→text", "R@1 text→image", "RSUM")
 CODES = "codes"
 FLOAT = "float32 vector"
+PRODUCT = "product quantization"
 
 
 def stored_codes_table(results: Sequence[Mapping[str, Any]]) -> str:
@@ -26,9 +27,8 @@ def stored_codes_table(results: Sequence[Mapping[str, Any]]) -> str:
             rows.append([row["model"], row["stored"], f"{row['bytes']:,}", *recalls])
     about = results[0]
     note = (
-        f"{about['images']:,} images of {about['dataset']}, captions as float32 vectors. A vector that is decoded from"
-        f" codes is that which the model itself makes; faiss {about['faiss']} learned its centroids from the vectors of"
-        f" {about['learned_from']:,} training images. {measured_on(results)}."
+        f"{about['images']:,} images of {about['dataset']}, captions as float32 vectors; faiss {about['faiss']} learned"
+        f" its centroids from the vectors of {about['learned_from']:,} training images. {measured_on(results)}."
     )
     return f"{markdown(COLUMNS, rows)}\n\n{note}"
 
@@ -42,8 +42,8 @@ def stored_codes_plot(result: Mapping[str, Any]) -> Figure:
     for row in result["rows"]:
         if row["stored"] == CODES:
             kinds.setdefault("codes of tokens, each model its own", []).append((row["bytes"], row["RSUM"]))
-        elif row["model"] == first and row["stored"] != FLOAT:
-            kinds.setdefault(f"product quantization, vectors of {first}", []).append((row["bytes"], row["RSUM"]))
+        elif row["model"] == first and row["stored"] == PRODUCT:
+            kinds.setdefault(f"{PRODUCT}, vectors of {first}", []).append((row["bytes"], row["RSUM"]))
         elif row["model"] == first:
             axes.axhline(row["RSUM"], color="grey", linestyle=":", label=f"{row['bytes']:,} bytes: {FLOAT} of {first}")
     for colour, (label, points) in zip(COLOURS, kinds.items(), strict=False):

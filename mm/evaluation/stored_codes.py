@@ -12,7 +12,7 @@ from rich.markdown import Markdown
 from torch import Tensor
 
 from eval.retrieval import retrieval
-from eval.stored_codes import CODES, FLOAT, stored_codes_table
+from eval.stored_codes import CODES, FLOAT, PRODUCT, stored_codes_table
 from kernels.errors import UserError
 from kernels.ranges import check_ranges
 from mm.artifacts.environment import commit, hardware
@@ -54,9 +54,10 @@ def eval_codes(config: EvalCodes) -> dict[str, Any]:
     """Measure, print a table, and write the result.
 
     Raises:
-        ValueError: a run is missing or reads no images and captions, or faiss is not installed.
+        ValueError: a run is missing or reads no images and captions, or product quantization is asked for, and faiss is
+            not installed or the run was trained on too few images.
     """
-    faiss = require("faiss", "bench")
+    faiss = require("faiss", "bench") if config.product else None
     rows: list[dict[str, Any]] = []
     about: dict[str, Any] = {}
     for name in config.runs:
@@ -68,7 +69,7 @@ def eval_codes(config: EvalCodes) -> dict[str, Any]:
             "learned_from": len(found.learned_from),
             "hardware": hardware(found.finished.device),
         }
-    result = {**about, "faiss": faiss.__version__, "commit": commit(), "rows": rows}
+    result = {**about, "faiss": getattr(faiss, "__version__", None), "commit": commit(), "rows": rows}
     Console().print(Markdown(stored_codes_table([result])))
     write_json(config.json or folder_of_run(config.runs[0], RUNS) / "stored_codes.json", result)
     return result
@@ -111,7 +112,8 @@ class RunCodes:
             yield {**self.row(CODES, packed.shape[1], decoded), "largest_difference": off}
         for size in self.product:
             if vectors.shape[1] % size == 0:
-                yield self.row(f"product quantization, {size} bytes", size, self.quantized(faiss, size))
+                decoded = product_quantized(faiss, self.learned_from, vectors, size)
+                yield self.row(PRODUCT, size, decoded)
 
     def row(self, stored: str, size: int, images: np.ndarray) -> dict[str, Any]:
         """Recalls in both directions of image vectors (N, E), of which `size` bytes each are stored."""
@@ -134,9 +136,30 @@ class RunCodes:
                 found.append(run.model.embed_codes("image", part.to(run.device)).float().cpu())
         return packed, torch.cat(found).numpy()
 
-    def quantized(self, faiss: Any, size: int) -> np.ndarray:
-        """The vectors (N, E) through faiss's product quantization of `size` bytes, learned from the training images."""
-        quantizer = faiss.ProductQuantizer(self.learned_from.shape[1], size, SUBCODE_BITS)
-        quantizer.cp.min_points_per_centroid = 1
-        quantizer.train(np.ascontiguousarray(self.learned_from))
-        return quantizer.decode(quantizer.compute_codes(np.ascontiguousarray(self.arrays["image"])))
+
+def product_quantized(faiss: Any, learned_from: np.ndarray, vectors: np.ndarray, size: int) -> np.ndarray:
+    """Vectors through faiss's product quantization.
+
+    Args:
+        faiss: the package.
+        learned_from: (M, E) float32, of which the centroids are learned.
+        vectors: (N, E) float32.
+        size: bytes of a vector, which divide E.
+
+    Returns:
+        (N, E) float32, decoded.
+
+    Raises:
+        ValueError: M is less than the centroids of a part.
+    """
+    centroids = 2**SUBCODE_BITS
+    if len(learned_from) < centroids:
+        raise UserError(
+            f"product quantization learns {centroids} centroids, more than the {len(learned_from)} training images:"
+            " --product '[]' leaves it out"
+        )
+    quantizer = faiss.ProductQuantizer(vectors.shape[1], size, SUBCODE_BITS)
+    # faiss warns of fewer than 39 vectors a centroid, once for every part.
+    quantizer.cp.min_points_per_centroid = 1
+    quantizer.train(np.ascontiguousarray(learned_from))
+    return quantizer.decode(quantizer.compute_codes(np.ascontiguousarray(vectors)))
