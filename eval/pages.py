@@ -13,7 +13,6 @@ from eval.captions import captions_table
 from eval.claims import Evidence
 from eval.light import light_page, pareto_plot, points_of
 from eval.molecules import molecules_table
-from eval.stored_codes import stored_codes_plot, stored_codes_table
 from eval.plots import save_svg
 from eval.serving import (
     SERVING_COLUMNS,
@@ -27,6 +26,7 @@ from eval.serving import (
     targets,
 )
 from eval.speed import feeding_table, generation_table, index_table, scale_table, steps_table
+from eval.stored_codes import stored_codes_plot, stored_codes_table
 from eval.studies import Study
 from eval.tables import (
     Result,

@@ -192,6 +192,7 @@ CALLERS = {
     "mm/data/sampling.py",
     "mm/data/scenes/scene.py",
     "mm/data/shard_writer.py",
+    "mm/infer/packed_codes.py",
     "mm/readers.py",
 }
 """Where functions refuse what only a program can hand them, such as arrays of a wrong shape; so do all kernels."""
@@ -204,7 +205,7 @@ def test_what_a_user_got_wrong_is_a_user_error() -> None:
     assert {p for p in found if not p.startswith("kernels/")} == CALLERS
 
 
-MODULES = {"open-clip-torch": "open_clip", "pillow": "PIL", "pyyaml": "yaml", "pyzmq": "zmq"}
+MODULES = {"faiss-cpu": "faiss", "open-clip-torch": "open_clip", "pillow": "PIL", "pyyaml": "yaml", "pyzmq": "zmq"}
 """What a package is imported as, where that is another name."""
 NAMED = {
     "clip-benchmark": "mm/bench/eval.py",

@@ -76,4 +76,4 @@ def test_the_plot_has_codes_and_product_quantization_of_the_first_model() -> Non
     (axes,) = stored_codes_plot({"rows": rows}).axes
     drawn = {str(line.get_label()): line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "o"}
     assert list(drawn.values()) == [[[8, 200], [16, 250]], [[57, 280]]]
-    assert "of a" in list(drawn)[0]
+    assert "of a" in next(iter(drawn))
