@@ -1,8 +1,11 @@
 """Captions to token ids. The tokenizer is the trunk's own: open_clip's for its model, or transformers'."""
 
+import importlib.util
+import sys
 from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +24,23 @@ CAPTIONS_AT_ONCE = 1024
 @cache
 def _scratch_bpe() -> Any:
     """open_clip's own tokenizer. Reading its merges takes as long as a small model's first batch."""
-    import open_clip
+    return _tokenizer_module().SimpleTokenizer()
 
-    return open_clip.SimpleTokenizer()
+
+def _tokenizer_module() -> Any:
+    """`open_clip.tokenizer`, without its package where nothing has imported that: the package imports timm, with all of
+    its models, which takes two seconds of every command's start."""
+    name = "open_clip.tokenizer"
+    package = importlib.util.find_spec("open_clip")
+    if "open_clip" in sys.modules or package is None or package.origin is None:
+        return importlib.import_module(name)
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(package.origin).with_name("tokenizer.py"))
+        assert spec is not None and spec.loader is not None  # of a file that ends in .py
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules[name] = module  # the package takes it from here if it is imported later, and so does pickle
+    return sys.modules[name]
 
 
 class Tokenizer:

@@ -70,6 +70,7 @@ EXTRAS = {
     "mm.serve.dispatcher": "zmq",
     "mm.serve.door": "fastapi",
     "mm.serve.replicas": "ray",
+    "mm.serve.retry": "starlette",
     "mm.serve.service": "zmq",
     "mm.serve.worker": "litserve",
 }

@@ -101,12 +101,12 @@ def run_server(served: Served, config: ServeConfig) -> None:
     from litserve.utils import wrap_litserve_start
 
     from mm.serve.connection import PatientProtocol
-    from mm.serve.worker import Engines, Worker
+    from mm.serve.worker import Engines, Worker, threads_of
 
     listening = listen(config)
     with tempfile.TemporaryDirectory(prefix="mm-serve-") as folder:  # which only this user can open
         address = f"ipc://{folder}/engines"
-        worker = Worker(served.build, address, config.batching.size)
+        worker = Worker(served.build, address, config.batching.size, threads_of(config.workers))
         engines = Engines(
             worker,
             accelerator="cpu",  # where an engine computes is its own matter

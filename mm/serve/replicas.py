@@ -1,5 +1,6 @@
 """Ray Serve in the place of this machine's own processes: several nodes, each replica with the run's weights.
 
+    export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=mm.serve.retry:middlewares
     serve run mm.serve.replicas:application model=/path/of/a/run
     serve run ray.yaml
 
@@ -10,6 +11,8 @@ small: so a batch that begins while the engine is busy waits until the engine wi
 """
 
 import asyncio
+import logging
+import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +31,10 @@ from mm.serve.engine import Engine, RunEngine, load_in_bits, timed
 from mm.serve.forecast import Forecast
 from mm.serve.inputs import InputReader, Refused
 from mm.serve.metrics import Metrics
+from mm.serve.retry import CALLBACK, MIDDLEWARES
 from mm.serve.service import Service
+
+logger = logging.getLogger(__name__)
 
 
 class RayBatches:
@@ -197,4 +203,6 @@ def application(args: Mapping[str, Any]) -> Any:
         ValueError: there is no such setting, or it does not take the value.
     """
     config = settings_from_dict(ServeConfig, dict(args), "the application's args")
+    if CALLBACK not in os.environ:
+        logger.warning("what a replica has that dies is answered 500: begin Ray with %s=%s", CALLBACK, MIDDLEWARES)
     return Replica.bind(config)  # type: ignore[attr-defined]  # what the decorator makes of the class has it

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import zmq
 from litserve import LitAPI, LitServer
 from litserve.loops.base import LitLoop
@@ -23,6 +24,12 @@ from mm.serve.engine import Continuing, Engine, timed
 logger = logging.getLogger(__name__)
 PATIENCE = 1000
 """Milliseconds between two looks whether the server is still there."""
+
+
+def threads_of(workers: int) -> int:
+    """With which each of some engines computes: a core is left to the event loop, for OpenMP's threads wait for one
+    another in every operation, and all wait for the one whose core is taken."""
+    return max(1, ((os.cpu_count() or 1) - 1) // workers)
 
 
 class Engines(LitServer):
@@ -69,18 +76,21 @@ class Worker(LitAPI):
         build: gives the engine, in the process that computes.
         address: of the dispatcher's socket.
         size: of a batch at most, for warm-up.
+        threads: that torch computes with at most.
     """
 
-    def __init__(self, build: Callable[[], Engine], address: str, size: int) -> None:
+    def __init__(self, build: Callable[[], Engine], address: str, size: int, threads: int) -> None:
         super().__init__(api_path="/batches", loop=BatchLoop())
         self.build = build
         self.address = address
         self.size = size
+        self.threads = threads
         self.engine: Engine | None = None
         self.seconds: dict[str, tuple[float, float]] = {}
 
     def setup(self, device: str) -> None:
         """Build the engine, and warm it up: a batch of one and a full one of each kind, whose seconds are kept."""
+        torch.set_num_threads(min(self.threads, torch.get_num_threads()))
         self.engine = self.build()
         for kind, payload in self.engine.examples():
             self.seconds[kind] = timed(self.engine, kind, payload, self.size)

@@ -1,5 +1,7 @@
 """Text: words survive the tokenizer, unknown ones are one row, and padding changes nothing."""
 
+import pickle
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,7 +11,7 @@ import torch
 from encoders import TextConfig, TextEncoder
 from encoders.quantizer import QuantizerConfig
 from encoders.text import ScratchTextTrunk
-from encoders.tokenizer import Tokenizer, observed_vocabulary
+from encoders.tokenizer import Tokenizer, _scratch_bpe, observed_vocabulary
 from encoders.vqvae import BottleneckConfig
 
 SMALL = TextConfig(
@@ -37,6 +39,23 @@ def test_captions_survive_the_round_trip(tokenizer: Tokenizer) -> None:
     ids, mask = tokenizer(CAPTIONS)
     for caption, row, real in zip(CAPTIONS, ids, mask, strict=True):
         assert tokenizer.decode(row[real].tolist()).replace(" !", "!") == caption
+
+
+def test_the_tokenizer_is_open_clip_s_without_the_rest_of_it(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a process that has imported nothing of open_clip, and then does."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "open_clip"]:
+        monkeypatch.delitem(sys.modules, name)
+    _scratch_bpe.cache_clear()
+    alone = Tokenizer("scratch", SMALL.max_tokens)
+    assert "open_clip" not in sys.modules
+    torch.testing.assert_close(alone(CAPTIONS), tokenizer(CAPTIONS))
+    import open_clip
+
+    assert type(alone.bpe) is open_clip.SimpleTokenizer
+    assert pickle.loads(pickle.dumps(alone)).id_of("circle</w>") == tokenizer.id_of("circle</w>")
+    _scratch_bpe.cache_clear()
 
 
 def test_a_batch_is_as_long_as_its_longest_caption(tokenizer: Tokenizer) -> None:

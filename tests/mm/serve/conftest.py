@@ -98,12 +98,30 @@ def server(
     return servers["server"]
 
 
+class Deployment(Server):
+    """A server whose processes are Ray's."""
+
+    def replicas(self, count: int) -> list[int]:
+        """Processes of the replicas, the oldest first, when that many live which have spoken."""
+        end = time.monotonic() + 180
+        while time.monotonic() < end and self.process.poll() is None:
+            with contextlib.suppress(OSError):
+                answering = self.ask("/health")[0] == 200
+                spoken = dict.fromkeys(map(int, re.findall(r"Replica pid=(\d+)", self.log.read_text())))
+                living = [process for process in spoken if Path(f"/proc/{process}").is_dir()]
+                if answering and len(living) == count:
+                    return living
+            time.sleep(0.3)
+        raise AssertionError(self.log.read_text())
+
+
 @pytest.fixture(scope="module")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path, Path], Server]]:
-    """deployed(run, file) -> `serve run` of a deployment file of Ray Serve with that run, when both replicas answer."""
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path, Path], Deployment]]:
+    """deployed(run, file) -> `serve run` of a deployment file of Ray Serve with that run, as the file says that it is
+    begun, when both replicas answer."""
     begun: list[subprocess.Popen[bytes]] = []
 
-    def deploy(run: Path, file: Path) -> Server:
+    def deploy(run: Path, file: Path) -> Deployment:
         folder = tmp_path_factory.mktemp("deployed")
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
@@ -115,6 +133,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Pat
         (folder / "ray.yaml").write_text(yaml.safe_dump(content))
         log = folder / "log.txt"
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "RAY_DEDUP_LOGS": "0"}
+        environment |= re.findall(r"export (\w+)=(\S+)", file.read_text())
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "ray.serve.scripts", "run", "ray.yaml"],
@@ -125,15 +144,9 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Pat
                 start_new_session=True,
             )
         begun.append(process)
-        server = Server(process, f"http://127.0.0.1:{port}", folder, log)
-        end = time.monotonic() + 180
-        while time.monotonic() < end and process.poll() is None:
-            with contextlib.suppress(OSError):
-                answering = server.ask("/health")[0] == 200
-                if answering and len(set(re.findall(r"Replica pid=(\d+)", log.read_text()))) == 2:
-                    return server
-            time.sleep(0.3)
-        raise AssertionError(log.read_text())
+        deployment = Deployment(process, f"http://127.0.0.1:{port}", folder, log)
+        deployment.replicas(2)
+        return deployment
 
     yield deploy
     for process in begun:

@@ -1,6 +1,11 @@
-"""The deployment file under `serve run`, with two replicas on this machine; and how long a replica's batches wait."""
+"""The deployment file under `serve run`, with two replicas on this machine, one of which dies; and how long a replica's
+batches wait."""
 
 import asyncio
+import json
+import os
+import re
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +18,7 @@ import pytest
 import mm
 from mm.artifacts.run import Run, save_run
 from mm.batch import Batch
+from mm.bench.load import Ask, Load, answer, closed_loop
 from mm.serve.config import BatchingConfig
 
 pytest.importorskip("ray.serve", reason="several nodes need the extra ray")
@@ -23,7 +29,7 @@ from mm.serve import replicas
 FILE = Path(replicas.__file__).with_name("ray.yaml")
 
 
-def test_two_replicas_give_the_run_s_vectors(
+def test_two_replicas_give_the_run_s_vectors_also_where_one_is_killed(
     deployed: Callable[..., Any], tiny_run: Callable[..., Run], tiny_batch: Callable[..., Batch], tmp_path: Path
 ) -> None:
     run = tiny_run()
@@ -40,6 +46,47 @@ def test_two_replicas_give_the_run_s_vectors(
     assert server.ask("/embed", {"video": "a"})[0] == 422
     seen = {answered(server) for _ in range(40)}
     assert sum(seen) == 60 or seen == {30}, "one of the two has answered all"
+    killed, kept = server.replicas(2)
+
+    def ask(number: int) -> Ask:
+        return eight_of(texts, expected, number)
+
+    load, answers = asyncio.run(killed_while_asked(int(server.address.rpartition(":")[2]), killed, ask))
+    assert set(load.statuses) == {200} and load.wrong == load.lost == load.twice == 0
+    assert [status for status, _ in answers] == [200] * 8
+    assert all(ask(number).right(said) for number, (_, said) in enumerate(answers))
+    left = server.replicas(2)
+    assert kept in left and killed not in left
+    assert server.ask("/embed", {"text": texts[0]})[1]["vectors"][0] == pytest.approx(expected[0], abs=1e-4)
+
+
+async def killed_while_asked(
+    port: int, replica: int, ask: Callable[[int], Ask]
+) -> tuple[Load, list[tuple[int, bytes]]]:
+    """What is answered where a replica is killed while eight clients ask, and eight more have sent all but the end of
+    a request: half of these are at that replica."""
+    loaded = asyncio.create_task(closed_loop(port, 8, 4.0, ask))
+    begun = []
+    for number in range(8):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        message = ask(number).message(f"127.0.0.1:{port}")
+        writer.write(message[:-9])
+        begun.append((reader, writer, message[-9:]))
+    await asyncio.sleep(1.5)
+    os.kill(replica, signal.SIGKILL)
+    answers = []
+    for reader, writer, rest in begun:
+        writer.write(rest)
+        answers.append(await answer(reader))
+        writer.close()
+    return await loaded, answers
+
+
+def eight_of(texts: Sequence[str], vectors: np.ndarray, number: int) -> Ask:
+    """A request for eight texts, whose answer are their vectors."""
+    places = [(number + place) % len(texts) for place in range(8)]
+    body = json.dumps({"text": [texts[place] for place in places]}).encode()
+    return Ask("/embed", body, right=lambda said: np.allclose(json.loads(said)["vectors"], vectors[places], 0, 1e-4))
 
 
 def answered(server: Any) -> int:
@@ -138,3 +185,15 @@ def test_settings_of_a_deployment_are_those_of_the_command() -> None:
         replicas.application({"model": "run", "batching": {"sizes": 3}})
     with pytest.raises(UserError, match="--token"):
         replicas.application({"model": "run", "host": "0.0.0.0"})
+
+
+def test_a_deployment_says_where_its_proxies_will_not_retry(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (name, value), *others = re.findall(r"export (\w+)=(\S+)", FILE.read_text())
+    monkeypatch.setenv(name, value)
+    replicas.application({"model": "run"})
+    assert not others and not caplog.records
+    monkeypatch.delenv(name)
+    replicas.application({"model": "run"})
+    assert f"{name}={value}" in caplog.text

@@ -62,6 +62,17 @@ def test_vectors_are_those_of_the_run_whoever_else_asks(server: Any) -> None:
         np.testing.assert_allclose(found["vectors"], vectors, atol=1e-4)
 
 
+def test_numbers_of_vectors_in_json_are_those_of_float32() -> None:
+    pytest.importorskip("fastapi", reason="serving needs the extra serve")
+    from mm.serve.app import vectors_json
+
+    vectors = np.random.default_rng(0).normal(size=(3, 500)).astype(np.float32) * 10.0 ** np.arange(-9, -6)[:, None]
+    vectors = vectors.astype(np.float32)
+    said = json.loads(vectors_json(vectors, 'a"b'))
+    assert said["model"] == 'a"b' and json.loads(vectors_json(vectors, None))["model"] is None
+    np.testing.assert_array_equal(np.array(said["vectors"], np.float32), vectors)
+
+
 def test_files_are_taken_as_they_are_and_vectors_given_as_numbers(server: Any) -> None:
     for kind, content in (("image/png", png()), ("audio/wav", wav()), ("text/plain", b"a red circle")):
         status, body, headers = server.ask("/embed", content, Content_Type=kind, Accept="application/octet-stream")

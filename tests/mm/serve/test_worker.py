@@ -1,17 +1,19 @@
 """What a process that computes tells the dispatcher of a batch that others join."""
 
+import os
 import pickle
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("litserve", reason="serving needs the extra serve")
 
 from kernels.errors import UserError
 from mm.serve.engine import Continuing
-from mm.serve.worker import Computation
+from mm.serve.worker import Computation, Worker, threads_of
 
 
 class Socket:
@@ -79,3 +81,26 @@ def test_a_bad_one_that_joins_fails_alone_and_nobody_is_answered_twice() -> None
     assert (done[0], done[1], done[3]) == (["A"], ["B"], ["C"])
     (failed,) = done[2]
     assert isinstance(failed, UserError) and str(failed) == "bad is none"
+
+
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(1, 1, 1), (2, 1, 1), (16, 1, 15), (16, 4, 3), (4, 8, 1)])
+def test_engines_leave_a_core_to_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, threads: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert threads_of(workers) == threads
+
+
+def test_an_engine_computes_with_its_threads_or_with_fewer_that_were_asked_for() -> None:
+    seen: list[int] = []
+
+    class Counting(Writing):
+        def run(self, kind: str, payloads: Sequence[Any], told: Any, continuing: Continuing | None = None) -> Any:
+            seen.append(torch.get_num_threads())
+            return super().run(kind, payloads, told, continuing)
+
+    for asked, given in ((4, 3), (2, 3)):
+        torch.set_num_threads(asked)
+        Worker(Counting, "ipc://none", 2, given).setup("cpu")
+        assert set(seen) == {min(asked, given)}
+        seen.clear()
