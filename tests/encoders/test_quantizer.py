@@ -109,16 +109,19 @@ def test_the_gradient_is_turned_as_the_vector_was(kind: str) -> None:
 
 
 def test_each_group_is_quantized_as_if_it_were_alone() -> None:
-    grouped, z = quantizer_of("grouped ema"), batch(2, 50, 4)
-    alone = [quantizer_of("ema", width=2) for _ in range(2)]
+    grouped = quantizer_of("grouped ema", revive_below=0.9)
+    alone = [quantizer_of("ema", width=2, revive_below=0.9) for _ in range(2)]
     for quantizer, part in zip(alone, grouped.parts, strict=True):
         quantizer.load_state_dict(state(part))
-    out, halves = grouped(z), [quantizer(x) for quantizer, x in zip(alone, z.chunk(2, -1), strict=True)]
+    for step in range(2):  # no code is dead in the first
+        z = batch(2, 50, 4, seed=step)
+        out, halves = grouped(z), [quantizer(x) for quantizer, x in zip(alone, z.chunk(2, -1), strict=True)]
     assert_equal(out.vectors, torch.cat([half.vectors for half in halves], -1))
     assert_equal(out.codes, torch.cat([half.codes for half in halves], -1))
     for found, name in ((out.losses, "commitment"), (out.metrics, "perplexity"), (out.metrics, "used")):
         each = [(half.losses | half.metrics)[name] for half in halves]
         torch.testing.assert_close(found[name], torch.stack(each).mean())
+    assert out.metrics["revived"] == sum(half.metrics["revived"] for half in halves) > 0
     for part, quantizer in zip(grouped.parts, alone, strict=True):
         assert_same_state(state(part), state(quantizer))
 

@@ -164,6 +164,10 @@ def test_stored_codes_are_embedded_as_what_they_were_made_of(
         torch.testing.assert_close(alone.embed_codes(m, encoded.codes), found.embeddings[m], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"bottleneck\.mode=vq"):
         model.embed_codes("image", found.encoded["image"].codes)
+    alone.add_term_bias(torch.tensor([[5, 6]]))
+    alone.embed_codes("image", found.encoded["image"].codes)
+    with pytest.raises(ValueError, match="term bias"):
+        alone.embed_codes("text", found.encoded["text"].codes)
 
 
 def test_cached_features_stand_in_for_the_trunk(model: nn.Module, tiny_batch: Callable[..., Batch]) -> None:
