@@ -40,7 +40,8 @@ class EvalCodes:
     split: str = "val"
     """Whose images are searched, and whose captions search."""
     product: Annotated[tuple[int, ...], "[1, inf)"] = (8, 16, 32, 64, 128, 256)
-    """Bytes a vector has as faiss's product quantization; those that divide the embedding's width."""
+    """Bytes that a vector of the first run has as faiss's product quantization; those that divide the embedding's
+    width."""
     json: Path | None = None
     """Where to write the result; by default <the first run>/stored_codes.json."""
 
@@ -62,13 +63,17 @@ def eval_codes(config: EvalCodes) -> dict[str, Any]:
     about: dict[str, Any] = {}
     for name in config.runs:
         found = RunCodes(folder_of_run(name, RUNS), config)
-        rows += found.rows(faiss)
-        about = {
-            "dataset": found.dataset.name,
-            "images": len(found.arrays["image"]),
-            "learned_from": len(found.learned_from),
-            "hardware": hardware(found.finished.device),
-        }
+        rows += found.rows()
+        if not about:
+            learned_from = found.training_vectors() if config.product else found.arrays["image"][:0]
+            for size in config.product:
+                rows += found.product_rows(faiss, learned_from, size)
+            about = {
+                "dataset": found.dataset.name,
+                "images": len(found.arrays["image"]),
+                "learned_from": len(learned_from),
+                "hardware": hardware(found.finished.device),
+            }
     result = {**about, "faiss": getattr(faiss, "__version__", None), "commit": commit(), "rows": rows}
     Console().print(Markdown(stored_codes_table([result])))
     write_json(config.json or folder_of_run(config.runs[0], RUNS) / "stored_codes.json", result)
@@ -76,7 +81,7 @@ def eval_codes(config: EvalCodes) -> dict[str, Any]:
 
 
 class RunCodes:
-    """A run, a split through it, and the vectors of the images that it was trained on.
+    """A run, and a split through it.
 
     Args:
         folder: of the run.
@@ -86,7 +91,6 @@ class RunCodes:
     def __init__(self, folder: Path, config: EvalCodes) -> None:
         self.finished = FinishedRun(folder, config.root)
         self.name = folder.name
-        self.product = config.product
         run = self.finished.run
         data = self.finished.data
         if not {"image", "text"} <= set(run.model.modalities):
@@ -96,24 +100,30 @@ class RunCodes:
         embeddings = embeddings_of(run, data, self.dataset, config.split)
         self.codes = embeddings.parts["image"].encoded.codes
         self.arrays = embeddings.arrays()
-        training = self.finished.training_data()
-        split = training.config.train
-        learned = training.open(split)
-        training.cache_features(run.model.encoders, {split: learned})
-        self.learned_from = embeddings_of(run, training, learned, split).parts["image"].vectors.numpy()
 
-    def rows(self, faiss: Any) -> Iterator[dict[str, Any]]:
-        """A row for each way to store an image: float32, codes, and product quantization."""
+    def training_vectors(self) -> np.ndarray:
+        """Unit vectors (M, E) of the images that the run was trained on."""
+        run = self.finished.run
+        data = self.finished.training_data()
+        split = data.config.train
+        dataset = data.open(split)
+        data.cache_features(run.model.encoders, {split: dataset})
+        return embeddings_of(run, data, dataset, split).parts["image"].vectors.numpy()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """A row of float32 vectors, and one of codes where they are all that the model reads."""
         vectors = self.arrays["image"]
         yield self.row(FLOAT, vectors.nbytes // len(vectors), vectors)
         if self.finished.run.config.bottleneck.mode == "vq":
             packed, decoded = self.from_codes()
             off = float(np.abs(decoded - vectors).max())
             yield {**self.row(CODES, packed.shape[1], decoded), "largest_difference": off}
-        for size in self.product:
-            if vectors.shape[1] % size == 0:
-                decoded = product_quantized(faiss, self.learned_from, vectors, size)
-                yield self.row(PRODUCT, size, decoded)
+
+    def product_rows(self, faiss: Any, learned_from: np.ndarray, size: int) -> Iterator[dict[str, Any]]:
+        """A row of product quantization in `size` bytes, if they divide the width; learned_from: (M, E)."""
+        vectors = self.arrays["image"]
+        if vectors.shape[1] % size == 0:
+            yield self.row(PRODUCT, size, product_quantized(faiss, learned_from, vectors, size))
 
     def row(self, stored: str, size: int, images: np.ndarray) -> dict[str, Any]:
         """Recalls in both directions of image vectors (N, E), of which `size` bytes each are stored."""
