@@ -178,7 +178,7 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "captions": lambda evidence: _together(evidence, "captions", captions_table),
     "molecules": lambda evidence: _together(evidence, "molecules", molecules_table),
     "scale": lambda evidence: _stored(evidence, "scale", scale_table),
-    "stored_codes": lambda evidence: _stored(evidence, "stored_codes", lambda result: stored_codes_table([result])),
+    "stored": lambda evidence: _stored(evidence, "stored_codes", lambda result: stored_codes_table([result])),
     "batching": _batching,
     "serving": _serving,
     "soak": _soak,
