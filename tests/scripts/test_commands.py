@@ -147,8 +147,8 @@ def words_of(command: str) -> tuple[str, list[str]]:
 def limits_of(script: str, words: list[str]) -> list[str]:
     """What stands behind the words of a script's command."""
     limits = shlex.split(LIMITS.get(script, ""))
-    if "configs/molecules.yaml" in words:
-        limits += ["--bottleneck.mode", "both"]  # the limits are of codes, which it has none of
+    if {"configs/molecules.yaml", "continuous"} & set(words):
+        limits += ["--bottleneck.mode", "both"]  # the limits are of codes, of which there are none
     return limits
 
 
