@@ -189,6 +189,23 @@ def usage(counts: Tensor) -> dict[str, Tensor]:
     return {"perplexity": perplexity, "used": used}
 
 
+def joined(found: list[Quantized], vectors: Tensor) -> Quantized:
+    """What several quantizers found as the result of one.
+
+    Args:
+        found: of each its codes (N, Q_i), losses and metrics, of which means are taken; codes revived are added up.
+        vectors: (N, C), what they make together.
+
+    Returns:
+        Quantized with codes (N, ΣQ_i).
+    """
+    losses = mean_of([quantized.losses for quantized in found])
+    metrics = mean_of([quantized.metrics for quantized in found])
+    metrics["revived"] = torch.stack([quantized.metrics["revived"] for quantized in found]).sum()
+    codes = torch.cat([quantized.codes for quantized in found], -1)
+    return Quantized(vectors, codes, losses, metrics)
+
+
 def mean_of(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Per name, the mean of scalars () over the list."""
     means = {}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from encoders.quantizers.base import Quantized, Quantizer, QuantizerConfig, mean_of
+from encoders.quantizers.base import Quantized, Quantizer, QuantizerConfig, joined
 
 
 class GroupedQuantizer(Quantizer):
@@ -27,12 +27,7 @@ class GroupedQuantizer(Quantizer):
 
     def quantize(self, z: Tensor, real: Tensor | None = None) -> Quantized:
         found = [part.quantize(x, real) for part, x in zip(self.parts, z.chunk(len(self.parts), -1), strict=True)]
-        losses = mean_of([q.losses for q in found])
-        metrics = mean_of([q.metrics for q in found])
-        metrics["revived"] = torch.stack([q.metrics["revived"] for q in found]).sum()
-        vectors = torch.cat([q.vectors for q in found], -1)
-        codes = torch.cat([q.codes for q in found], -1)
-        return Quantized(vectors, codes, losses, metrics)
+        return joined(found, torch.cat([q.vectors for q in found], -1))
 
     def vectors_of(self, codes: Tensor) -> Tensor:
         of_parts = zip(self.parts, codes.chunk(len(self.parts), -1), strict=True)

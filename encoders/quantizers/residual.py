@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from encoders.quantizers.base import Quantized, Quantizer, QuantizerConfig, mean_of
+from encoders.quantizers.base import Quantized, Quantizer, QuantizerConfig, joined
 from encoders.quantizers.ema import EMAQuantizer
 
 
@@ -27,12 +27,8 @@ class ResidualQuantizer(Quantizer):
             quantized = stage.quantize(residual, real)
             residual = residual - quantized.vectors.detach()
             found.append(quantized)
-        losses = mean_of([q.losses for q in found])
-        metrics = mean_of([q.metrics for q in found])
-        metrics["revived"] = torch.stack([q.metrics["revived"] for q in found]).sum()
         vectors = torch.stack([q.vectors for q in found]).sum(0)
-        codes = torch.cat([q.codes for q in found], -1)
-        return Quantized(self.passed(z, vectors), codes, losses, metrics)
+        return joined(found, self.passed(z, vectors))
 
     def vectors_of(self, codes: Tensor) -> Tensor:
         """Also takes the codes of only the first q stages, (..., q): a coarser vector at a lower bit rate."""

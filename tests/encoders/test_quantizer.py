@@ -39,11 +39,8 @@ def state(quantizer: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in quantizer.state_dict().items()}
 
 
-def assert_equal(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=0, atol=0)
-
-
-def assert_same_state(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+def assert_equal(a: Any, b: Any) -> None:
+    """Of tensors, or of states by name, to the bit."""
     torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
@@ -69,7 +66,7 @@ def test_padding_changes_nothing(kind: str) -> None:
         states.append(state(quantizer))
     for out, after in zip(outputs[1:], states[1:], strict=True):
         torch.testing.assert_close((out.vectors, out.codes, out.losses), (*outputs[0].__dict__.values(),)[:3])
-        assert_same_state(after, states[0])
+        assert_equal(after, states[0])
     assert (outputs[0].codes[~mask] == -1).all() and (outputs[0].vectors[~mask] == 0).all()
     assert (outputs[0].codes[mask] >= 0).all()
     assert (quantizer_of(kind).lookup(outputs[0].codes)[~mask] == 0).all()
@@ -81,7 +78,7 @@ def test_a_batch_of_padding_alone_is_harmless(kind: str) -> None:
     before = state(quantizer)
     out = quantizer(batch(2, 3, 4), torch.zeros(2, 3, dtype=torch.bool))
     assert all(value == 0 for value in (*out.losses.values(), *out.metrics.values()))
-    assert_same_state(state(quantizer), before)
+    assert_equal(state(quantizer), before)
 
 
 @pytest.mark.parametrize("kind", ["ema", "residual", "simvq"])
@@ -123,7 +120,7 @@ def test_each_group_is_quantized_as_if_it_were_alone() -> None:
         torch.testing.assert_close(found[name], torch.stack(each).mean())
     assert out.metrics["revived"] == sum(half.metrics["revived"] for half in halves) > 0
     for part, quantizer in zip(grouped.parts, alone, strict=True):
-        assert_same_state(state(part), state(quantizer))
+        assert_equal(state(part), state(quantizer))
 
 
 def test_the_gradient_of_finite_scalars_is_that_of_the_bounded_channels() -> None:
@@ -140,7 +137,7 @@ def test_eval_changes_no_buffer(kind: str) -> None:
     for _ in range(2):  # untouched by data at first, then trained
         before = state(quantizer.eval())
         quantizer(batch(2, 50, 4, seed=2))
-        assert_same_state(state(quantizer), before)
+        assert_equal(state(quantizer), before)
         quantizer.train()(batch(2, 50, 4))
 
 
@@ -153,7 +150,7 @@ def test_training_resumes_to_the_bit_from_a_state_dict(kind: str) -> None:
     torch.manual_seed(99)  # revival must not depend on the global generator
     for step in range(3, 6):
         quantizer(batch(2, 20, 4, seed=step)), resumed(batch(2, 20, 4, seed=step))
-    assert_same_state(state(resumed), state(quantizer))
+    assert_equal(state(resumed), state(quantizer))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -316,7 +313,7 @@ def test_two_ranks_give_the_codebook_of_one_process_with_the_joint_batch(
     for step in range(4):
         revived += int(alone(*joint_batch(step)).metrics["revived"])
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    assert_same_state(ranks[0], ranks[1])
+    assert_equal(ranks[0], ranks[1])
     torch.testing.assert_close(ranks[0], state(alone), rtol=1e-4, atol=1e-5)
     assert revived > 0 or kind != "ema"
 
