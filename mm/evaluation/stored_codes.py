@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from torch import Tensor
 
-from eval.retrieval import retrieval
+from eval.retrieval import retrieval_both, rsum
 from eval.stored_codes import CODES, FLOAT, PRODUCT, stored_codes_table
 from kernels.errors import UserError
 from kernels.ranges import check_ranges
@@ -128,10 +128,10 @@ class RunCodes:
     def row(self, stored: str, size: int, images: np.ndarray) -> dict[str, Any]:
         """Recalls in both directions of image vectors (N, E), of which `size` bytes each are stored."""
         ids, caption_ids = self.arrays["image_ids"], self.arrays["caption_image_ids"]
-        there = retrieval(images, self.arrays["text"], ids, caption_ids).metrics("image_to_text/")
-        back = retrieval(self.arrays["text"], images, caption_ids, ids).metrics("text_to_image/")
-        recalls = {name: value for name, value in (there | back).items() if "/R@" in name}
-        return {"model": self.name, "stored": stored, "bytes": size, "RSUM": sum(recalls.values()), **recalls}
+        there, back = retrieval_both(images, self.arrays["text"], ids, caption_ids)
+        found = there.metrics("image_to_text/") | back.metrics("text_to_image/")
+        recalls = {name: value for name, value in found.items() if "/R@" in name}
+        return {"model": self.name, "stored": stored, "bytes": size, "RSUM": rsum(there, back), **recalls}
 
     def from_codes(self) -> tuple[np.ndarray, np.ndarray]:
         """Codes as they lie on a disk (N, B) uint8, and the unit vectors (N, E) that the model makes of these bytes."""
