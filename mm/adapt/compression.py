@@ -37,8 +37,8 @@ class CompressConfig:
     run: str
     """Folder of the finished run."""
     bits: Literal[4, 8, 16, 32] = 8
-    """Of linear layers and experts; convolutions, tables and positions have at least eight. 16 is bfloat16, 32 leaves
-    them as they are."""
+    """Of linear layers, experts and decoders; other convolutions, tables and positions have at least eight. 16 is
+    bfloat16, 32 leaves them as they are."""
     prune: tuple[str, ...] = ()
     """Modalities that are kept, such as [image,text]: experts that receive nothing from any of them go, first."""
     prune_share: Annotated[float, "[0, 1)"] = 0.0

@@ -1,9 +1,9 @@
 """A model in integers: which weights in how many bits, and what its layers then compute.
 
-A linear layer has integer weights and rounds what it reads, token by token; experts have integer weights; everything
-else that is large, convolutions, tables of tokens, positions and codes, has eight bits. The router, norms and biases
-stay in float: together they are a hundredth, and routing is a decision. In sixteen bits the same tensors are bfloat16,
-which has no scales.
+A linear layer has integer weights and rounds what it reads, token by token; experts have integer weights, as have the
+convolutions of decoders, which no embedding reads; everything else that is large, other convolutions, tables of tokens,
+positions and codes, has eight bits. The router, norms and biases stay in float: together they are a hundredth, and
+routing is a decision. In sixteen bits the same tensors are bfloat16, which has no scales.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,9 @@ from mm.optional import require
 SMALLEST = 256
 """Numbers below which a tensor stays as it is: names and scales would take what packing saves."""
 OTHER_BITS = 8
-"""At least, of what is neither a linear layer's nor the experts'."""
+"""At least, of what is neither a linear layer's nor the experts' nor a decoder's."""
+DECODER = ".decoder."
+"""In the name of what reconstructs an encoder's inputs."""
 HALF: Final = 16
 """Bits of bfloat16, which needs no grid and no scales."""
 WHOLE: Final = 32
@@ -42,7 +44,8 @@ class QATConfig:
     activation_bits: Literal[8, 32] = 8
     """Of what linear layers read, token by token; 32 leaves it as it is."""
     weight_bits: Literal[4, 8, 16] = 8
-    """Of linear layers and experts; tables, positions and convolutions have at least eight. 16 is bfloat16."""
+    """Of linear layers, experts and decoders; tables, positions and other convolutions have at least eight. 16 is
+    bfloat16."""
     quant_scheme: Literal["symmetric"] = "symmetric"
     """Zero is zero."""
 
@@ -127,7 +130,7 @@ class Place:
 
 
 def places(model: nn.Module, bits: int) -> dict[str, Place]:
-    """Every tensor of a model that is packed, by its name; bits: of linear layers and experts."""
+    """Every tensor of a model that is packed, by its name; bits: of linear layers, experts and decoders."""
     return dict(_places(model, bits))
 
 
@@ -142,7 +145,8 @@ def _places(model: nn.Module, bits: int) -> Iterator[tuple[str, Place]]:
         elif not isinstance(module, Router):
             for weight, value in tensors_of(module):
                 if value.ndim >= 2 and value.numel() >= SMALLEST and value.is_floating_point():
-                    yield f"{name}.{weight}", Place(module, weight, max(bits, OTHER_BITS))
+                    full = f"{name}.{weight}"
+                    yield full, Place(module, weight, bits if DECODER in full else max(bits, OTHER_BITS))
 
 
 def is_packed(layer: nn.Linear) -> bool:

@@ -129,6 +129,15 @@ def test_a_model_that_rounds_what_it_reads_is_another_one(tiny_run) -> None:
     assert plain.state_dict().keys() == rounds.state_dict().keys()
 
 
+def test_convolutions_have_fewer_than_eight_bits_in_decoders_alone(tiny_run: Callable[..., Run]) -> None:
+    model = tiny_run().model
+    convolutions = {name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Conv1d)}
+    found = {name: place.bits for name, place in places(model, 4).items() if name.rpartition(".")[0] in convolutions}
+    decoders = {bits for name, bits in found.items() if ".decoder." in name}
+    others = {bits for name, bits in found.items() if ".decoder." not in name}
+    assert (decoders, others) == ({4}, {8})
+
+
 def test_no_role_of_a_compressed_file_stays_in_float_unannounced(compressed, tmp_path: Path) -> None:
     compressed(QATConfig())
     path = tmp_path / "run" / "model.safetensors"
