@@ -54,6 +54,9 @@ LAYOUTS = {
     4: (
         "pp4",
         "ddp2-pp2",
+        "tp2-pp2",
+        "fsdp2-pp2",
+        "fsdp2-ep2-pp2",
         "fsdp4",
         "ddp2-fsdp2",
         "fsdp2-tp2",

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 from torch.nn.functional import pad
 
-from kernels.collectives import Group, from_rank, rank_and_size, step_group, sum_over_ranks
+from kernels.collectives import Group, from_rank, largest_over_ranks, rank_and_size, step_group, sum_over_ranks, world
 from mm.model.backbone import Backbone, Passed
 from mm.model.moe import ROUTER_LOSSES
 from mm.model.packed import Reading, Span, Stream, pack, spans_of
@@ -136,7 +136,7 @@ class Pipeline:
         spans = spans_of(readings, self.backbone.modalities)
         streams = [readings[number][m] for number, m in spans]
         x = torch.cat([stream.x.flatten(0, 1) for stream in streams])
-        parts = Microbatches(spans, microbatches(max(span.rows for span in spans.values()), self.layout))
+        parts = Microbatches(spans, self.count(max(span.rows for span in spans.values()), x.device))
         mask = parts.divided(torch.cat([stream.mask.flatten() for stream in streams]))
         tokens = sum_over_ranks(mask.sum(1).float(), step_group())
         weight = tokens / tokens.sum().clamp(min=1)
@@ -150,6 +150,13 @@ class Pipeline:
         config = self.backbone.blocks[0].moe.config
         on = [name for name in ROUTER_LOSSES if getattr(config, name) and self.backbone.training]
         return Passed(parts.joined(y), {name: named[name] for name in on}, passage.load)
+
+    def count(self, rows: int, device: torch.device) -> int:
+        """Of microbatches: where processes with other samples gather blocks or add losses in each, as many as the one
+        with most rows has."""
+        group = world() if self.layout.dp_shard > 1 else step_group()
+        found = torch.tensor(microbatches(rows, self.layout), device=device)
+        return int(largest_over_ranks(found, group))
 
 
 @dataclass
