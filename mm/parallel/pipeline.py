@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 from torch.nn.functional import pad
 
@@ -113,6 +114,22 @@ class Stage(nn.Module):
         return (y, losses) if once_more else (y.detach(), losses.detach())
 
 
+class PlacedStage(PipelineStage):
+    """A stage whose blocks may be sharded: they are gathered once for all microbatches, and their gradients, which stay
+    whole until then, reduced behind the last one."""
+
+    @property
+    def sharded(self) -> list[FSDPModule]:
+        """Blocks and parts of them that FSDP2 shards each for itself."""
+        return [module for module in self.submod.modules() if isinstance(module, FSDPModule)]
+
+    def backward_maybe_with_nosync(self, backward_type: str, bwd_kwargs: dict[str, Any], last_backward: bool = False):  # type: ignore[no-untyped-def]  # torch's hook
+        """torch's, which does this for a stage that is one sharded module."""
+        for part in self.sharded:
+            part.set_requires_gradient_sync(last_backward, recurse=False)
+        return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
+
+
 class Pipeline:
     """What `Backbone.forward` calls instead of its blocks where processes divide them.
 
@@ -152,9 +169,9 @@ class Pipeline:
         return Passed(parts.joined(y), {name: named[name] for name in on}, passage.load)
 
     def count(self, rows: int, device: torch.device) -> int:
-        """Of microbatches: where processes with other samples gather blocks or add losses in each, as many as the one
-        with most rows has."""
-        group = world() if self.layout.dp_shard > 1 else step_group()
+        """Of microbatches: where processes with other samples meet in each, to add losses or to exchange tokens, as
+        many as the one with most rows has."""
+        group = world() if self.layout.ep > 1 else step_group()
         found = torch.tensor(microbatches(rows, self.layout), device=device)
         return int(largest_over_ranks(found, group))
 
@@ -219,7 +236,7 @@ class Passage:
         for number, blocks in self.pipeline.stages.items():
             stage = Stage(self.pipeline.backbone, blocks, self)
             count = layout.pp * layout.turns
-            placed.append(PipelineStage(stage, number, count, x.device, shapes, shapes, group=self.pipeline.group))
+            placed.append(PlacedStage(stage, number, count, x.device, shapes, shapes, group=self.pipeline.group))
         # What each microbatch is run against is a sum already.
         options: dict[str, Any] = {"loss_fn": loss, "scale_grads": False}
         schedule: Any
@@ -228,7 +245,12 @@ class Passage:
         else:
             schedule = ScheduleInterleaved1F1B(placed, self.parts.count, **options)
         given = (x, losses) if placed[0].is_first else ()
-        return schedule.step(*given, mask=self.mask, weight=self.weight, target=target if placed[-1].is_last else None)
+        target = target if placed[-1].is_last else None
+        found = schedule.step(*given, mask=self.mask, weight=self.weight, target=target)
+        for stage in placed:
+            for part in stage.sharded:
+                part.reshard()
+        return found
 
 
 class _Through(torch.autograd.Function):

@@ -74,8 +74,8 @@ def divide(root: nn.Module, model: Any, meshes: Meshes) -> None:
     """Say what each process holds of a model on the meta device: its blocks, of these its heads and experts, and of all
     that its share by FSDP2.
 
-    Beside a pipeline each block and each encoder is gathered for itself, since the first whole one, which holds the
-    others, would be in the middle of its backward while blocks go forward; heads, norms and losses are not sharded then.
+    Beside a pipeline each block and each encoder is sharded for itself: a root that held them would be in the middle of
+    its backward, and gather nothing, while blocks go forward. Heads, norms and losses are whole on every process then.
 
     Args:
         root: holds the model, its loss, and all other parameters.
@@ -89,9 +89,11 @@ def divide(root: nn.Module, model: Any, meshes: Meshes) -> None:
     for block in blocks:
         divide_block(block, meshes)
         if shards:
-            sharded(block, meshes.sharded)
+            sharded(block, meshes.sharded, reshard=not staged)
             for method in CAUSAL_METHODS:
                 register_fsdp_forward_method(block, method)
+            # A stage's blocks stay whole from the first microbatch to the last one: `PlacedStage`.
+            block.set_reshard_after_backward(not staged)
     for modality, encoder in model.encoders.items():
         if layout.tp > 1:
             divide_encoder(encoder, meshes)
@@ -99,7 +101,6 @@ def divide(root: nn.Module, model: Any, meshes: Meshes) -> None:
         if shards and (modality != "text" or model.causal is None):
             sharded(encoder, meshes.sharded)
     if not staged:
-        # It stays whole behind its forward: backward would gather it at once.
         sharded(root, meshes.sharded, reshard=False)
 
 
@@ -159,7 +160,10 @@ def fill(
 
 
 def sharded(module: nn.Module | list[nn.Module], mesh: DeviceMesh, reshard: bool = True) -> None:
-    """`fully_shard` what is not sharded yet, see `dimension`; reshard: whether it is divided again behind its forward."""
+    """`fully_shard` what is not sharded yet, see `dimension`.
+
+    reshard: whether it is divided again behind its forward; not where backward gathers it at once.
+    """
     processes = mesh.size(mesh.ndim - 1)
     fully_shard(
         module,
@@ -245,8 +249,9 @@ def shard_experts(moe: MoE, meshes: Meshes) -> None:
     others: list[nn.Module] = [moe.router]
     if moe.shared is not None:
         others.append(moe.shared)
-    sharded(others, meshes.sharded)
-    sharded(moe, meshes.sharded_experts)
+    reshard = meshes.layout.pp == 1
+    sharded(others, meshes.sharded, reshard)
+    sharded(moe, meshes.sharded_experts, reshard)
     wrapped: Any = moe
     wrapped.set_gradient_divide_factor(float(meshes.layout.data))
     if dist.get_backend() == "gloo" and meshes.sparse["outer"].size() > 1:
