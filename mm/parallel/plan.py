@@ -162,6 +162,7 @@ def command(config: PlanConfig, layout: ParallelConfig) -> str:
 def stored(config: PlanConfig, whole: Workload, ranked: Sequence[Planned]) -> dict[str, Any]:
     """The plan of a step of the whole batch as it is written to a file."""
     machine: Machine = MACHINES[config.machine]
+    writes = config.model.generate
     rows = []
     for each in ranked[: config.rows]:
         cost = each.estimate
@@ -174,7 +175,7 @@ def stored(config: PlanConfig, whole: Workload, ranked: Sequence[Planned]) -> di
                 "step": cost.step,
                 "seconds": cost.seconds,
                 "efficiency": cost.efficiency,
-                "trains": untrained(each.layout) is None,
+                "trains": untrained(each.layout, writes) is None,
             }
         )
     return {
@@ -189,7 +190,8 @@ def stored(config: PlanConfig, whole: Workload, ranked: Sequence[Planned]) -> di
         "whole": sizes_of(config, whole, ParallelConfig(dp_replicate=config.gpus)),
         "sharded": sizes_of(config, whole, ParallelConfig(dp_shard=config.gpus)),
         "command": next(
-            (command(config, each.layout) for each in ranked if each.fits and untrained(each.layout) is None), None
+            (command(config, each.layout) for each in ranked if each.fits and untrained(each.layout, writes) is None),
+            None,
         ),
         "rows": rows,
     }
