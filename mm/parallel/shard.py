@@ -66,6 +66,8 @@ def shard(root: nn.Module, model: Any, meshes: Meshes, device: torch.device, for
     if meshes.layout.pp == 1:
         register_fsdp_forward_method(root, forward)
     fill(root, device, shapes, values, buffers)
+    # Where it is already; Lightning takes note. It makes new parameters of divided ones, which are marked behind it.
+    root.to(device)
     if meshes.layout.pp > 1:
         mark_stages(model.backbone.blocks)
 
@@ -84,7 +86,7 @@ def divide(root: nn.Module, model: Any, meshes: Meshes) -> None:
     """
     layout = meshes.layout
     staged = layout.pp > 1
-    blocks = divide_stages(model.backbone, meshes) if staged else list(model.backbone.blocks)
+    blocks = divide_blocks(model.backbone, meshes) if staged else list(model.backbone.blocks)
     shards = not staged or layout.dp_shard > 1
     for block in blocks:
         divide_block(block, meshes)
@@ -104,7 +106,7 @@ def divide(root: nn.Module, model: Any, meshes: Meshes) -> None:
         sharded(root, meshes.sharded, reshard=False)
 
 
-def divide_stages(backbone: Any, meshes: Meshes) -> list[nn.Module]:
+def divide_blocks(backbone: Any, meshes: Meshes) -> list[Any]:
     """Leave this process of a pipeline its own blocks, and return them."""
     if any(block.self_attention.term_bias is not None for block in backbone.blocks):
         raise UserError("a model with a bias towards terms has no pipeline: leave pp out of the layout")
@@ -112,7 +114,7 @@ def divide_stages(backbone: Any, meshes: Meshes) -> list[nn.Module]:
     numbers: set[int] = set()
     for stage in backbone.pipeline.stages.values():
         numbers.update(stage)
-    own = []
+    own: list[Any] = []
     for number, block in enumerate(backbone.blocks):
         if number in numbers:
             own.append(block)

@@ -57,7 +57,6 @@ class LayoutStrategy(ModelParallelStrategy):
         self.accelerator.setup(trainer)
         task.captured.stay_eager(f"its layout is {self.layout}")
         shard(task, task.model, self.meshes, self.root_device, "training_step")
-        task.to(self.root_device)  # where it is already; Lightning takes note
         self.model = task
         self.barrier()
         self.setup_optimizers(trainer)
