@@ -1,8 +1,9 @@
 """The blocks of a backbone in stages of several processes, by torch's schedules.
 
 Every process of a pipeline has the same samples, and all but the blocks: it computes encoders, heads and losses as one
-process does. The rows of each stream are divided into microbatches of one shape. What passes between stages is float
-and used (torch 2.11 asks for it): tokens, and the routers' losses; masks come to every stage by themselves.
+process does. All of these, the blocks of a stage too, may be divided further, among processes that have pipelines of
+their own. The rows of each stream are divided into microbatches of one shape. What passes between stages is whole,
+float and used (torch 2.11 asks for it): tokens, and the routers' losses; masks come to every stage by themselves.
 
 A contrastive loss needs all embeddings at once, a pipeline has those of one microbatch. GradCache (Gao et al. 2021):
 the blocks run twice, first for all outputs, of which whatever follows has gradients; then, in its backward, under 1F1B
