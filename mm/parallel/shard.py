@@ -270,7 +270,6 @@ def complete_gradients(root: nn.Module, model: Any, meshes: Meshes) -> None:
     for parameter in root.parameters():
         if parameter.grad is None:
             continue
-        divide_as(parameter)
         grad = local(parameter.grad)
         if not is_in_stage(parameter):
             # The same on all, but for what a GPU adds in no fixed order: they shall not drift apart.
@@ -286,13 +285,6 @@ def sharded_parameters(root: nn.Module) -> set[Tensor]:
         if isinstance(module, FSDPModule):
             found.update(module.parameters())  # type: ignore[attr-defined]
     return found
-
-
-def divide_as(parameter: Tensor) -> None:
-    """Divide a parameter's gradient as the parameter is, which FSDP2 does of its own: DTensor leaves sums in parts."""
-    grad = parameter.grad
-    if isinstance(parameter, DTensor) and isinstance(grad, DTensor) and grad.placements != parameter.placements:
-        parameter.grad = grad.redistribute(placements=parameter.placements)
 
 
 def sum_partial_gradients(model: Any, meshes: Meshes) -> None:
