@@ -111,6 +111,7 @@ def workload(config: AlignConfig) -> Workload:
     lengths = {m: len(encoder.bottleneck.position) for m, encoder in model.encoders.items()}
     encoded = sum(sum(p.numel() for p in encoder.parameters()) * lengths[m] for m, encoder in model.encoders.items())
     tokens = sum(lengths.values())
+    encoders = sum(parameter.numel() for parameter in model.encoders.parameters())
     return Workload(
         dense=total - experts,
         experts=experts,
@@ -127,6 +128,7 @@ def workload(config: AlignConfig) -> Workload:
         techniques=frozenset({"eager", "stock", "grad_cache"}),
         outside=total - inside,
         outside_tensors=sum(map(tensors_of, model.encoders.values())),
+        outside_whole=total - inside - encoders,
         outside_flops=6 * encoded / tokens,
     )
 
