@@ -28,7 +28,7 @@ ALONE = "1"
 """One process that divides nothing."""
 FINISHED = "model.safetensors"
 """What a finished run is kept as."""
-MATRIX = (ALONE, "ddp2", "fsdp2", "tp2", "fsdp2-ep2", "pp2", "fsdp2-tp2")
+MATRIX = (ALONE, "ddp2", "fsdp2", "tp2", "fsdp2-ep2", "pp2", "fsdp2-tp2", "fsdp2-pp2", "tp2-pp2")
 """Layouts that write and read."""
 STEPS = 2
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")

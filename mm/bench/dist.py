@@ -39,7 +39,7 @@ class DistConfig:
     """Of its backbone."""
     kills: Annotated[int, "[1, inf)"] = 10
     """How many runs lose a rank."""
-    seconds: Annotated[int, "[1, inf)"] = 240
+    seconds: Annotated[int, "[1, inf)"] = 400
     """That the layouts of one number of processes may take."""
     json: Path | None = None
     """Where to write what was found."""
@@ -54,6 +54,9 @@ LAYOUTS = {
     4: (
         "pp4",
         "ddp2-pp2",
+        "tp2-pp2",
+        "fsdp2-pp2",
+        "fsdp2-ep2-pp2",
         "fsdp4",
         "ddp2-fsdp2",
         "fsdp2-tp2",

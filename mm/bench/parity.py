@@ -65,7 +65,7 @@ def small_config(experts: int = 8, checkpoint: bool = False, width: int = 32, pi
         text=TextConfig(width=16, depth=1, heads=2, max_tokens=12),
         bottleneck=BottleneckConfig(quantizer=QuantizerConfig(num_codes=16, width=8), reconstruct=3),
         schedule=ScheduleConfig(kind="progressive"),
-        loss=LossConfig(filip_rows=6, itm_rows=4),
+        loss=LossConfig(filip_rows=6, itm_rows=5),
         train=TrainConfig(steps=RUN_STEPS, batch_size=SAMPLES, precision="fp32", accelerator="cpu"),
         optim=OptimConfig(clip=0.5),
     )

@@ -77,6 +77,7 @@ class Workload:
         dense: parameters that every token uses.
         outside: of these, those outside of blocks, which pp does not divide.
         outside_tensors: of those, what tp divides.
+        outside_whole: of those, what dp_shard does not divide beside a pipeline.
         experts: parameters of routed experts.
         flops: of a token, forward and backward, without attention.
         outside_flops: of these, those outside of blocks.
@@ -108,6 +109,7 @@ class Workload:
     turns: int = 1
     outside: float = 0.0
     outside_tensors: float = 0.0
+    outside_whole: float = 0.0
     outside_flops: float = 0.0
     gathered_bytes: int = 2
     techniques: frozenset[str] = frozenset()
@@ -244,8 +246,9 @@ def _outside(load: Workload, layout: ParallelConfig) -> float:
 def _held(load: Workload, layout: ParallelConfig) -> tuple[float, float]:
     """Dense and expert parameters that a GPU holds."""
     divided = layout.tp * layout.pp
-    dense = _outside(load, layout) + (load.dense - load.outside) / divided
-    return dense / layout.dp_shard, load.experts / (divided * layout.dp_shard)
+    whole = load.outside_whole if layout.pp > 1 else 0.0
+    dense = _outside(load, layout) - whole + (load.dense - load.outside) / divided
+    return whole + dense / layout.dp_shard, load.experts / (divided * layout.dp_shard)
 
 
 def _bytes(load: Workload, layout: ParallelConfig, rates: Rates) -> dict[str, float]:

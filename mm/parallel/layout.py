@@ -116,10 +116,13 @@ def obstacle(layout: ParallelConfig, model: BackboneConfig, batch_size: int) -> 
     return None
 
 
-def untrained(layout: ParallelConfig) -> str | None:
-    """Why train_align does not have a layout that the planner knows, and what would do; None where it has it."""
-    if layout.pp > 1 and layout.dp_shard * layout.tp > 1:
-        return "a pipeline (pp) trains beside ddp alone: write ddp for fsdp and leave ep and tp out, or leave pp out"
+def untrained(layout: ParallelConfig, writes: bool) -> str | None:
+    """Why train_align does not have a layout that the planner knows, and what would do; None where it has it.
+
+    writes: whether the model writes text, which attends to what stands within each block.
+    """
+    if layout.pp > 1 and writes:
+        return "a model that writes (model.generate) has no pipeline: leave pp out of the layout"
     return None
 
 

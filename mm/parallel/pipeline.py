@@ -1,8 +1,9 @@
 """The blocks of a backbone in stages of several processes, by torch's schedules.
 
 Every process of a pipeline has the same samples, and all but the blocks: it computes encoders, heads and losses as one
-process does. The rows of each stream are divided into microbatches of one shape. What passes between stages is float
-and used (torch 2.11 asks for it): tokens, and the routers' losses; masks come to every stage by themselves.
+process does. All of these, the blocks of a stage too, may be divided further, among processes that have pipelines of
+their own. The rows of each stream are divided into microbatches of one shape. What passes between stages is whole,
+float and used (torch 2.11 asks for it): tokens, and the routers' losses; masks come to every stage by themselves.
 
 A contrastive loss needs all embeddings at once, a pipeline has those of one microbatch. GradCache (Gao et al. 2021):
 the blocks run twice, first for all outputs, of which whatever follows has gradients; then, in its backward, under 1F1B
@@ -18,10 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 from torch.nn.functional import pad
 
-from kernels.collectives import Group, from_rank, rank_and_size, step_group, sum_over_ranks
+from kernels.collectives import Group, from_rank, largest_over_ranks, rank_and_size, step_group, sum_over_ranks, world
 from mm.model.backbone import Backbone, Passed
 from mm.model.moe import ROUTER_LOSSES
 from mm.model.packed import Reading, Span, Stream, pack, spans_of
@@ -113,6 +115,22 @@ class Stage(nn.Module):
         return (y, losses) if once_more else (y.detach(), losses.detach())
 
 
+class PlacedStage(PipelineStage):
+    """A stage whose blocks may be sharded: they are gathered once for all microbatches, and their gradients, which stay
+    whole until then, reduced behind the last one."""
+
+    @property
+    def sharded(self) -> list[FSDPModule]:
+        """Blocks and parts of them that FSDP2 shards each for itself."""
+        return [module for module in self.submod.modules() if isinstance(module, FSDPModule)]
+
+    def backward_maybe_with_nosync(self, backward_type: str, bwd_kwargs: dict[str, Any], last_backward: bool = False):  # type: ignore[no-untyped-def]  # torch's hook
+        """torch's, which does this for a stage that is one sharded module."""
+        for part in self.sharded:
+            part.set_requires_gradient_sync(last_backward, recurse=False)
+        return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
+
+
 class Pipeline:
     """What `Backbone.forward` calls instead of its blocks where processes divide them.
 
@@ -136,7 +154,7 @@ class Pipeline:
         spans = spans_of(readings, self.backbone.modalities)
         streams = [readings[number][m] for number, m in spans]
         x = torch.cat([stream.x.flatten(0, 1) for stream in streams])
-        parts = Microbatches(spans, microbatches(max(span.rows for span in spans.values()), self.layout))
+        parts = Microbatches(spans, self.count(max(span.rows for span in spans.values()), x.device))
         mask = parts.divided(torch.cat([stream.mask.flatten() for stream in streams]))
         tokens = sum_over_ranks(mask.sum(1).float(), step_group())
         weight = tokens / tokens.sum().clamp(min=1)
@@ -150,6 +168,13 @@ class Pipeline:
         config = self.backbone.blocks[0].moe.config
         on = [name for name in ROUTER_LOSSES if getattr(config, name) and self.backbone.training]
         return Passed(parts.joined(y), {name: named[name] for name in on}, passage.load)
+
+    def count(self, rows: int, device: torch.device) -> int:
+        """Of microbatches: where processes with other samples meet in each, to add losses or to exchange tokens, as
+        many as the one with most rows has."""
+        group = world() if self.layout.ep > 1 else step_group()
+        found = torch.tensor(microbatches(rows, self.layout), device=device)
+        return int(largest_over_ranks(found, group))
 
 
 @dataclass
@@ -212,7 +237,7 @@ class Passage:
         for number, blocks in self.pipeline.stages.items():
             stage = Stage(self.pipeline.backbone, blocks, self)
             count = layout.pp * layout.turns
-            placed.append(PipelineStage(stage, number, count, x.device, shapes, shapes, group=self.pipeline.group))
+            placed.append(PlacedStage(stage, number, count, x.device, shapes, shapes, group=self.pipeline.group))
         # What each microbatch is run against is a sum already.
         options: dict[str, Any] = {"loss_fn": loss, "scale_grads": False}
         schedule: Any
@@ -221,7 +246,12 @@ class Passage:
         else:
             schedule = ScheduleInterleaved1F1B(placed, self.parts.count, **options)
         given = (x, losses) if placed[0].is_first else ()
-        return schedule.step(*given, mask=self.mask, weight=self.weight, target=target if placed[-1].is_last else None)
+        target = target if placed[-1].is_last else None
+        found = schedule.step(*given, mask=self.mask, weight=self.weight, target=target)
+        for stage in placed:
+            for part in stage.sharded:
+                part.reshard()
+        return found
 
 
 class _Through(torch.autograd.Function):

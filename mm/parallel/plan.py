@@ -111,6 +111,7 @@ def workload(config: AlignConfig) -> Workload:
     lengths = {m: len(encoder.bottleneck.position) for m, encoder in model.encoders.items()}
     encoded = sum(sum(p.numel() for p in encoder.parameters()) * lengths[m] for m, encoder in model.encoders.items())
     tokens = sum(lengths.values())
+    encoders = sum(parameter.numel() for parameter in model.encoders.parameters())
     return Workload(
         dense=total - experts,
         experts=experts,
@@ -127,6 +128,7 @@ def workload(config: AlignConfig) -> Workload:
         techniques=frozenset({"eager", "stock", "grad_cache"}),
         outside=total - inside,
         outside_tensors=sum(map(tensors_of, model.encoders.values())),
+        outside_whole=total - inside - encoders,
         outside_flops=6 * encoded / tokens,
     )
 
@@ -162,6 +164,7 @@ def command(config: PlanConfig, layout: ParallelConfig) -> str:
 def stored(config: PlanConfig, whole: Workload, ranked: Sequence[Planned]) -> dict[str, Any]:
     """The plan of a step of the whole batch as it is written to a file."""
     machine: Machine = MACHINES[config.machine]
+    writes = config.model.generate
     rows = []
     for each in ranked[: config.rows]:
         cost = each.estimate
@@ -174,7 +177,7 @@ def stored(config: PlanConfig, whole: Workload, ranked: Sequence[Planned]) -> di
                 "step": cost.step,
                 "seconds": cost.seconds,
                 "efficiency": cost.efficiency,
-                "trains": untrained(each.layout) is None,
+                "trains": untrained(each.layout, writes) is None,
             }
         )
     return {
@@ -189,7 +192,8 @@ def stored(config: PlanConfig, whole: Workload, ranked: Sequence[Planned]) -> di
         "whole": sizes_of(config, whole, ParallelConfig(dp_replicate=config.gpus)),
         "sharded": sizes_of(config, whole, ParallelConfig(dp_shard=config.gpus)),
         "command": next(
-            (command(config, each.layout) for each in ranked if each.fits and untrained(each.layout) is None), None
+            (command(config, each.layout) for each in ranked if each.fits and untrained(each.layout, writes) is None),
+            None,
         ),
         "rows": rows,
     }

@@ -2,7 +2,8 @@
 
 Heads and hidden widths by torch's tensor parallelism, experts by `mm.parallel.experts`, everything by FSDP2
 (`fully_shard`; Zhao et al. 2023, Rajbhandari et al. 2020). The order matters: what is divided by tensors and experts is
-sharded on another dimension beneath. A pipeline (`mm.parallel.pipeline`) instead leaves every process its own blocks.
+sharded on another dimension beneath. A pipeline (`mm.parallel.pipeline`) leaves every process its own blocks, which are
+then divided in the same way.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DeviceMesh, DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -65,53 +66,73 @@ def shard(root: nn.Module, model: Any, meshes: Meshes, device: torch.device, for
     if meshes.layout.pp == 1:
         register_fsdp_forward_method(root, forward)
     fill(root, device, shapes, values, buffers)
+    # Where it is already; Lightning takes note. It makes new parameters of divided ones, which are marked behind it.
+    root.to(device)
     if meshes.layout.pp > 1:
         mark_stages(model.backbone.blocks)
 
 
 def divide(root: nn.Module, model: Any, meshes: Meshes) -> None:
-    """Say what each process holds of a model on the meta device: its blocks, or heads and experts and then by FSDP2.
+    """Say what each process holds of a model on the meta device: its blocks, of these its heads and experts, and of all
+    that its share by FSDP2.
+
+    Beside a pipeline each block and each encoder is sharded for itself: a root that held them would be in the middle of
+    its backward, and gather nothing, while blocks go forward. Heads, norms and losses are whole on every process then.
 
     Args:
         root: holds the model, its loss, and all other parameters.
         model: `MultimodalModel`, whose blocks and encoders are gathered one at a time.
         meshes: of the processes.
     """
-    if meshes.layout.pp > 1:
-        divide_blocks(model.backbone, meshes)
-        return
-    for block in model.backbone.blocks:
-        if meshes.layout.tp > 1:
-            divide_attention(block.self_attention, meshes.tensors)
-            divide_attention(block.cross_attention, meshes.tensors)
-            divide_shared(block.moe, meshes.tensors)
-        if meshes.experts is not None:
-            divide_experts(block.moe, meshes, meshes.experts)
-        if meshes.layout.ep > 1:
-            shard_experts(block.moe, meshes)
-        sharded(block, meshes.sharded)
-        for method in CAUSAL_METHODS:
-            register_fsdp_forward_method(block, method)
+    layout = meshes.layout
+    staged = layout.pp > 1
+    blocks = divide_blocks(model.backbone, meshes) if staged else list(model.backbone.blocks)
+    shards = not staged or layout.dp_shard > 1
+    for block in blocks:
+        divide_block(block, meshes)
+        if shards:
+            sharded(block, meshes.sharded, reshard=not staged)
+            for method in CAUSAL_METHODS:
+                register_fsdp_forward_method(block, method)
+            # A stage's blocks stay whole from the first microbatch to the last one: `PlacedStage`.
+            block.set_reshard_after_backward(not staged)
     for modality, encoder in model.encoders.items():
-        if meshes.layout.tp > 1:
+        if layout.tp > 1:
             divide_encoder(encoder, meshes)
         # Whoever writes reads the table of the text encoder all along a step: it is whole within it, as the root is.
-        if modality != "text" or model.causal is None:
+        if shards and (modality != "text" or model.causal is None):
             sharded(encoder, meshes.sharded)
-    sharded(root, meshes.sharded)
+    if not staged:
+        sharded(root, meshes.sharded, reshard=False)
 
 
-def divide_blocks(backbone: Any, meshes: Meshes) -> None:
-    """Leave this process of a pipeline its own blocks."""
+def divide_blocks(backbone: Any, meshes: Meshes) -> list[Any]:
+    """Leave this process of a pipeline its own blocks, and return them."""
     if any(block.self_attention.term_bias is not None for block in backbone.blocks):
         raise UserError("a model with a bias towards terms has no pipeline: leave pp out of the layout")
     backbone.pipeline = Pipeline(backbone, meshes.layout, meshes.group("pp"))
-    own: set[int] = set()
-    for blocks in backbone.pipeline.stages.values():
-        own.update(blocks)
+    numbers: set[int] = set()
+    for stage in backbone.pipeline.stages.values():
+        numbers.update(stage)
+    own: list[Any] = []
     for number, block in enumerate(backbone.blocks):
-        if number not in own:
+        if number in numbers:
+            own.append(block)
+        else:
             empty(block)
+    return own
+
+
+def divide_block(block: Any, meshes: Meshes) -> None:
+    """Divide heads, the shared expert and routed experts of a block, as far as the layout does."""
+    if meshes.layout.tp > 1:
+        divide_attention(block.self_attention, meshes.tensors)
+        divide_attention(block.cross_attention, meshes.tensors)
+        divide_shared(block.moe, meshes.tensors)
+    if meshes.experts is not None:
+        divide_experts(block.moe, meshes, meshes.experts)
+    if meshes.layout.ep > 1:
+        shard_experts(block.moe, meshes)
 
 
 def fill(
@@ -140,10 +161,18 @@ def fill(
         from_rank(buffer, 0, all_ranks())
 
 
-def sharded(module: nn.Module | list[nn.Module], mesh: DeviceMesh) -> None:
-    """`fully_shard` what is not sharded yet, see `dimension`."""
+def sharded(module: nn.Module | list[nn.Module], mesh: DeviceMesh, reshard: bool = True) -> None:
+    """`fully_shard` what is not sharded yet, see `dimension`.
+
+    reshard: whether it is divided again behind its forward; not where backward gathers it at once.
+    """
     processes = mesh.size(mesh.ndim - 1)
-    fully_shard(module, mesh=mesh, shard_placement_fn=lambda parameter: dimension(parameter, processes))
+    fully_shard(
+        module,
+        mesh=mesh,
+        reshard_after_forward=reshard,
+        shard_placement_fn=lambda parameter: dimension(parameter, processes),
+    )
 
 
 def dimension(parameter: Tensor, processes: int) -> Shard:
@@ -222,8 +251,9 @@ def shard_experts(moe: MoE, meshes: Meshes) -> None:
     others: list[nn.Module] = [moe.router]
     if moe.shared is not None:
         others.append(moe.shared)
-    sharded(others, meshes.sharded)
-    sharded(moe, meshes.sharded_experts)
+    reshard = meshes.layout.pp == 1
+    sharded(others, meshes.sharded, reshard)
+    sharded(moe, meshes.sharded_experts, reshard)
     wrapped: Any = moe
     wrapped.set_gradient_divide_factor(float(meshes.layout.data))
     if dist.get_backend() == "gloo" and meshes.sparse["outer"].size() > 1:
@@ -236,14 +266,25 @@ def complete_gradients(root: nn.Module, model: Any, meshes: Meshes) -> None:
     sum_partial_gradients(model, meshes)
     if meshes.layout.pp == 1:
         return
+    averaged = sharded_parameters(root)
     for parameter in root.parameters():
-        grad = parameter.grad
-        if grad is None:
+        if parameter.grad is None:
             continue
+        grad = local(parameter.grad)
         if not is_in_stage(parameter):
             # The same on all, but for what a GPU adds in no fixed order: they shall not drift apart.
             from_rank(grad, 0, meshes.group("pp"))
-        sum_over_ranks(grad, world()).div_(meshes.layout.data)
+        if parameter not in averaged:
+            sum_over_ranks(grad, world()).div_(meshes.layout.data)
+
+
+def sharded_parameters(root: nn.Module) -> set[Tensor]:
+    """Those whose gradients FSDP2 averages over samples."""
+    found: set[Tensor] = set()
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            found.update(module.parameters())  # type: ignore[attr-defined]
+    return found
 
 
 def sum_partial_gradients(model: Any, meshes: Meshes) -> None:
@@ -255,7 +296,7 @@ def sum_partial_gradients(model: Any, meshes: Meshes) -> None:
         for attention in (block.self_attention, block.cross_attention):
             for norm in (attention.q_norm, attention.k_norm):
                 if norm.weight.grad is not None:
-                    sum_over_ranks(norm.weight.grad.to_local(), group)
+                    sum_over_ranks(local(norm.weight.grad), group)
 
 
 def divided_like(x: Tensor, parameter: Tensor) -> Tensor:

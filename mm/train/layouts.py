@@ -57,7 +57,6 @@ class LayoutStrategy(ModelParallelStrategy):
         self.accelerator.setup(trainer)
         task.captured.stay_eager(f"its layout is {self.layout}")
         shard(task, task.model, self.meshes, self.root_device, "training_step")
-        task.to(self.root_device)  # where it is already; Lightning takes note
         self.model = task
         self.barrier()
         self.setup_optimizers(trainer)
@@ -168,10 +167,8 @@ def require_layout(config: AlignConfig, layout: ParallelConfig, processes: int) 
             f"it takes {layout.processes} processes, train.devices times train.num_nodes are {processes}:"
             f" --train.devices {layout.processes} of one machine"
         )
-    elif (lacks := untrained(layout)) is not None:
+    elif (lacks := untrained(layout, config.model.generate)) is not None:
         reason = lacks
-    elif config.model.generate and layout.pp > 1:
-        reason = "a model that writes (model.generate) has no pipeline: leave pp out of the layout"
     elif any(moment(config.schedule, progress).merge != "sum" for progress in (0.0, 1.0)):
         reason = f"schedule.kind {config.schedule.kind} holds weights still within a step: train it with ddp"
     if reason is not None:

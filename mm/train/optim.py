@@ -2,11 +2,12 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from alignment import ScheduleConfig, learning_rate_factor
 from mm.config import OptimConfig
@@ -77,6 +78,36 @@ def parameter_groups(named: Iterable[tuple[str, Tensor]], config: OptimConfig) -
     return groups
 
 
+class AdamW(torch.optim.AdamW):
+    """Fused AdamW (Loshchilov & Hutter 2019) of parameters of which processes may divide some and not others: its one
+    operation for all of a group takes either kind alone."""
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Move parameters by their gradients; closure: see torch's."""
+        value = None
+        if closure is not None:
+            with torch.enable_grad():
+                value = closure()
+        groups = self.param_groups
+        self.param_groups = [part for group in groups for part in by_kind(group)]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+        return value
+
+
+def by_kind(group: dict) -> list[dict]:
+    """A group of parameters as it is, or in two where some are whole and some are what processes divide."""
+    whole: list[Tensor] = []
+    divided: list[Tensor] = []
+    for parameter in group["params"]:
+        (divided if isinstance(parameter, DTensor) else whole).append(parameter)
+    if not whole or not divided:
+        return [group]
+    return [{**group, "params": whole}, {**group, "params": divided}]
+
+
 def build_optimizer(groups: list[dict]) -> torch.optim.Optimizer:
-    """Fused AdamW (Loshchilov & Hutter 2019) over groups as `parameter_groups` returns them."""
-    return torch.optim.AdamW(groups, betas=BETAS, fused=True)
+    """Fused AdamW over groups as `parameter_groups` returns them."""
+    return AdamW(groups, betas=BETAS, fused=True)

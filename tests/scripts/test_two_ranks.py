@@ -180,10 +180,10 @@ def test_runs_on_two_ranks_or_resumed_on_another_number_end_with_the_same_weight
     assert train("stopped", 2, *resumed) == [0, 0]
     assert train("grown", 2, *resumed) == [0, 0]
     assert train("shrunk", 1, *resumed) == [0]
-    # Divided by data and experts, killed, on by heads, killed, and on by blocks.
+    # Divided by data and experts, killed, on by heads, killed, and on by blocks that are sharded.
     assert train("divided", 2, "--train.strategy", "fsdp2-ep2", killed_at=5) == [-signal.SIGKILL] * 2
     assert train("divided", 2, "--train.strategy", "tp2", "--resume", "true", killed_at=7) == [-signal.SIGKILL] * 2
-    assert train("divided", 2, "--train.strategy", "pp2", *resumed) == [0, 0]
+    assert train("divided", 4, "--train.strategy", "fsdp2-pp2", *resumed) == [0] * 4
     expected = load_file(tmp_path / "one" / "model.safetensors")
     logged = figures(tmp_path / "one")
     assert logged["step"] == 9 and "train/itm/image_audio" in logged

@@ -2,7 +2,7 @@
 
 from mm.bench.checkpoints import ALONE, FINISHED, described, read_everywhere
 
-WORDS = (ALONE, "fsdp2", "pp2")
+WORDS = (ALONE, "fsdp2", "fsdp2-pp2")
 
 
 def test_each_of_three_layouts_and_a_finished_run_is_read_under_all() -> None:

@@ -58,6 +58,9 @@ def test_what_lies_outside_of_blocks_is_divided_by_sharding_alone() -> None:
     load = replace(LOAD, outside=1e9, outside_flops=2e9)
     for word, share in (("tp2", 6.5e9), ("pp2", 6.5e9), ("fsdp2", 6e9), ("fsdp2-tp2", 3.25e9)):
         assert of(word, load)[0]["parameters"] == pytest.approx(4 * share)
+    heads = replace(load, outside_whole=2e8)  # whole on every process, but only beside a pipeline
+    assert of("fsdp2", heads) == of("fsdp2", load)
+    assert of("fsdp2-pp2", heads)[0]["parameters"] == pytest.approx(4 * (0.2e9 + 0.8e9 / 2 + 11e9 / 4))
     assert of("tp2", load)[1]["products"] == pytest.approx(8000 * (2e9 + 4e9 / 2) / 1e12)
 
 

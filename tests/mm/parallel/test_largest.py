@@ -57,8 +57,9 @@ def check_sizes(rank: int, config: AlignConfig, word: str, most: float) -> None:
     assert held == pytest.approx(said, rel=0.02) and held < most * whole
 
 
-def test_a_process_holds_what_the_plan_says(config: PlanConfig) -> None:
-    start_processes(check_sizes, (config, "fsdp256", 1.02 / GPUS), start_method="fork")
+@pytest.mark.parametrize("word, most", [("fsdp256", 1.02 / GPUS), ("fsdp16-tp8-pp2", 0.015)])
+def test_a_process_holds_what_the_plan_says(config: PlanConfig, word: str, most: float) -> None:
+    start_processes(check_sizes, (config, word, most), start_method="fork")
 
 
 def test_tp_divides_of_encoders_what_the_plan_says() -> None:

@@ -59,8 +59,11 @@ def test_what_cannot_be_divided_is_one_line(config: PlanConfig, load: Workload) 
 def test_the_command_names_the_layout_and_the_machines(config: PlanConfig, load: Workload) -> None:
     said = command(replace(config, gpus=32), ParallelConfig.of_word("fsdp16-tp2"))
     assert "torchrun --nnodes 4 --nproc-per-node 8" in said and "--train.strategy fsdp16-tp2" in said
-    rows = stored(config, load, planned(config, load))["rows"]
-    assert {row["trains"] for row in rows} == {True, False}
+    ranked = planned(replace(config, rows=99), load)
+    for writes in (False, True):
+        asked = replace(config, rows=99, model=replace(config.model, generate=writes))
+        for row in stored(asked, load, ranked)["rows"]:
+            assert row["trains"] == (not writes or "pp" not in row["layout"])
 
 
 def test_a_plan_is_shown_and_stored(config: PlanConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

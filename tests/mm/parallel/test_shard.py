@@ -1,4 +1,4 @@
-"""Two processes that divide a run in any way are one: loss terms, gradients, norm, weights, codes, routing, logs."""
+"""Processes that divide a run in any way are one: loss terms, gradients, norm, weights, codes, routing, logs."""
 
 import time
 from pathlib import Path
@@ -19,6 +19,10 @@ CASES: list[Case] = [
     ("fsdp2-ep2", 128, True),
     ("tp2", 8, False),
     ("pp2-vpp2", 8, True),
+]
+OF_FOUR: list[Case] = [
+    ("tp2-pp2", 8, False),
+    ("fsdp2-pp2", 5, True),
 ]
 WIDTH = 32
 
@@ -59,10 +63,28 @@ def found() -> dict[Case, Found]:
     return checked(2, CASES, WIDTH, 300)
 
 
+@pytest.fixture(scope="module")
+def found_of_four() -> dict[Case, Found]:
+    """The same of four processes."""
+    return checked(4, OF_FOUR, WIDTH, 300)
+
+
+# Asks for both: all processes are forked before this one differentiates.
+def test_stages_that_are_divided_themselves_are_one_process(
+    found: dict[Case, Found], found_of_four: dict[Case, Found]
+) -> None:
+    for case in OF_FOUR:
+        require_one_process(case, found_of_four[case])
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
 def test_a_layout_is_one_process(case: Case, found: dict[Case, Found]) -> None:
+    require_one_process(case, found[case])
+
+
+def require_one_process(case: Case, found: Found) -> None:
     one = alone(case, WIDTH)
-    away = difference(found[case].values, one.values)
+    away = difference(found.values, one.values)
     assert not away.unlike and len(one.values) > 40
     assert away.gradient < 3e-5, away.worst
     # AdamW makes a step of full size of a gradient that is rounding alone.

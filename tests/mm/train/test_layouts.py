@@ -30,8 +30,8 @@ def test_a_layout_is_refused_with_what_would_do(tiny: AlignConfig) -> None:
     assert "takes 4 processes, train.devices times train.num_nodes are 2: --train.devices 4" in refused(
         tiny, "fsdp4", 2
     )
-    require_layout(tiny, ParallelConfig.of_word("ddp2-pp2"), 4)
-    assert "write ddp for fsdp" in refused(tiny, "fsdp2-pp2", 4)
+    for word in ("ddp2-pp2", "fsdp2-pp2", "tp2-pp2"):
+        require_layout(tiny, ParallelConfig.of_word(word), 4)
     assert "tp4 does not divide the 2 heads" in refused(tiny, "tp4", 4)
     assert "do not divide the batch of 8" in refused(tiny, "fsdp3", 3)
     writes = replace(tiny, model=replace(tiny.model, generate=True))
