@@ -189,7 +189,7 @@ def checked(stored: Fingerprint, rows: Mapping[str, Exported], bits: int) -> Non
         if not row.error <= TOLERANCES[bits]:
             raise UserError(
                 f"{name} is off by {100 * row.error:.1f} % (allowed {100 * TOLERANCES[bits]:g} %): the engine computes"
-                " something else than the model"
+                " something else than the model, or so few bits are not enough for it: export it in 32"
             )
     probed = {name.removeprefix("encode_"): row.first for name, row in rows.items()}
     there = {name: values for name, values in probed.items() if name in stored.outputs}
