@@ -84,17 +84,12 @@ class AdamW(torch.optim.AdamW):
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move parameters by their gradients; closure: see torch's."""
-        value = None
-        if closure is not None:
-            with torch.enable_grad():
-                value = closure()
         groups = self.param_groups
         self.param_groups = [part for group in groups for part in by_kind(group)]
         try:
-            super().step()
+            return super().step(closure)
         finally:
             self.param_groups = groups
-        return value
 
 
 def by_kind(group: dict) -> list[dict]:
