@@ -14,6 +14,8 @@ There is no counter to lose: a resumed run reads the same weights from the same 
 `anchor_first`       contrastive terms alone: image-text, and from stage 2 audio against sides that hold still
                      (LiT, Zhai et al. 2022)
 `codes_later`        contrastive terms alone; the backbone sees no codes before stage 2, all of them from stage 3
+`projections_first`  contrastive terms alone; before stage 3 the direct projections of trunks' summaries alone learn,
+                     then codes and the backbone add to them from zero: most steps cost a fraction of a whole one
 
 The counterfactuals have nothing that progresses: `joint` has every term, `contrastive_only` the contrastive ones.
 """
@@ -44,6 +46,7 @@ SEAMS: dict[str, tuple[int, ...]] = {
     "few_tokens": (3,),
     "anchor_first": (2,),
     "codes_later": (2, 3),
+    "projections_first": (3,),
 }
 """The stages at which a kind of schedule changes; the others never do."""
 DETAILED = ("progressive", "joint", "detail_later", "detail_apart", "detail_balanced", "detail_projected")
@@ -68,6 +71,7 @@ class ScheduleConfig:
         "few_tokens",
         "anchor_first",
         "codes_later",
+        "projections_first",
     ] = "contrastive_only"
     """progressive: three stages; joint: every term from the first step; contrastive_only: contrastive terms alone, from
     the first step; the others: see alignment/schedule.py."""
@@ -100,7 +104,7 @@ class Moment:
     """What a step is beside its weights. It is the same throughout a stage: a recorded step has one for good.
 
     Args:
-        tokens: share of its tokens that the backbone reads.
+        tokens: share of its tokens that the backbone reads; with 0 neither bottlenecks nor backbone run.
         all_codes: whether it sees the codes of every row; else of a share of the rows, see `code_share`.
         merge: what becomes of the gradients of fine-grained and matching terms in what contrastive terms read too.
     """
@@ -172,6 +176,8 @@ def moment(config: ScheduleConfig, progress: float) -> Moment:
             return Moment(tokens=1.0 if late else FEW)
         case "codes_later":
             return Moment(all_codes=late)
+        case "projections_first":
+            return Moment(tokens=float(late))
         case "detail_apart":
             return Moment(merge="sum" if late else "apart")
         case "detail_balanced":

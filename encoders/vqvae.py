@@ -138,6 +138,29 @@ class Bottleneck(nn.Module):
         prefix = x[:, : self.prefix].flatten(1)
         return torch.cat([prefix, mean], 1)
 
+    def summary_alone(self, features: Features) -> EncoderOutput:
+        """What `forward` says of the whole, at the price of no token.
+
+        Args:
+            features: tokens (B, T, F) and mask (B, T).
+
+        Returns:
+            EncoderOutput with summary (B, (P + 1)·F), without tokens and losses.
+
+        Raises:
+            ValueError: the summary is of codes.
+        """
+        if self.bypass is None:
+            raise UserError("the summary of a bottleneck of codes alone is of its tokens: bottleneck.mode=both, not vq")
+        tokens = self.position.new_zeros(len(features.tokens), 0, self.position.shape[1])
+        codes = torch.full((*tokens.shape[:2], 1), -1, device=tokens.device)
+        # Projections centre and scale each feature: the norm's own scale and offset would learn from rounding alone,
+        # which AdamW makes steps of full size.
+        scale = self.norm.weight.detach()
+        offset = self.norm.bias.detach()
+        x = nn.functional.layer_norm(features.tokens, self.norm.normalized_shape, scale, offset, self.norm.eps)
+        return EncoderOutput(tokens, codes, features.mask[:, :0], self.summarise(x, features.mask))
+
     def of_codes(self, codes: Tensor) -> EncoderOutput:
         """What `forward` makes of features with these codes, the features being gone.
 
@@ -186,6 +209,7 @@ class Encoder(nn.Module):
         present: Tensor | None = None,
         draws: torch.Generator | None = None,
         coded: Tensor | None = None,
+        tokens: bool = True,
     ) -> EncoderOutput:
         """Encode one modality of a batch.
 
@@ -199,12 +223,13 @@ class Encoder(nn.Module):
             present: (B,) bool; no token of the other rows is real. None where all are.
             draws: decides which positions are decoded, see `decoded`.
             coded: (B,) bool, the rows whose tokens show their codes; None for all.
+            tokens: whether there are tokens, codes and losses; without, the trunk's summary is all there is.
 
         Returns:
             EncoderOutput with tokens (B, T, D) and losses by name, `reconstruction` among them.
 
         Raises:
-            ValueError: neither inputs nor features are given.
+            ValueError: neither inputs nor features are given, or `tokens` is not set and the summary is of codes.
         """
         if features is None:
             if inputs is None:
@@ -214,6 +239,8 @@ class Encoder(nn.Module):
         if present is not None:
             features = replace(features, mask=features.mask & present[:, None])
             mask = None if mask is None else mask & present[:, None]
+        if not tokens:
+            return self.bottleneck.summary_alone(features)
         output, vectors = self.bottleneck(features, coded)
         if vectors is not None:
             read = self.decoded(mask, draws)

@@ -188,6 +188,12 @@ def _coded_beside_bypass(settings: Any) -> bool:
     return settings.schedule.kind != "codes_later" or settings.bottleneck.mode == "both"
 
 
+def _projections_alone(settings: Any) -> bool:
+    if settings.schedule.kind != "projections_first":
+        return True
+    return settings.model.direct and not settings.model.generate and settings.bottleneck.mode != "vq"
+
+
 def _audio_after_anchors(settings: Any) -> bool:
     return settings.schedule.kind != "anchor_first" or {"image", "text", "audio"} <= set(_modalities(settings))
 
@@ -259,6 +265,12 @@ ALIGN = [
         "schedule.kind",
     ),
     Needs("schedule.kind", _coded_beside_bypass, "codes beside a bypass: bottleneck.mode=both", "bottleneck.mode"),
+    Needs(
+        "schedule.kind",
+        _projections_alone,
+        "model.direct=true, model.generate=false and bottleneck.mode=both or continuous: projections that learn alone",
+        "model.direct model.generate bottleneck.mode",
+    ),
     Needs("schedule.kind", _audio_after_anchors, "image, text and audio: what is anchored?", "model.modalities"),
     Needs("loss.filip_rows", lambda c: _fine(c) and c.loss.filip > 0, "the term filip", "schedule.kind loss.filip"),
     Needs("loss.itm_rows", lambda c: _fine(c) and c.loss.itm > 0, "the term itm", "schedule.kind loss.itm"),

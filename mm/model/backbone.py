@@ -256,8 +256,12 @@ class Backbone(nn.Module):
             loads.append(out.load)
             for name, value in out.losses.items():
                 losses[name] = losses[name] + value if name in losses else value
-        load = torch.stack(loads) if loads else x.new_zeros(0, len(self.modalities), self.num_experts)
+        load = torch.stack(loads) if loads else self.no_load(x.device)
         return Passed(x, losses, load, seen)
+
+    def no_load(self, device: torch.device) -> Tensor:
+        """The load (layers, M, E) of a step in which no token came."""
+        return torch.zeros(len(self.blocks), len(self.modalities), self.num_experts, device=device)
 
     def tagged(self, reading: Reading) -> Reading:
         """Every token (B, T, D) with the embedding (D,) of its modality added."""

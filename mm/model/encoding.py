@@ -17,6 +17,7 @@ def encode(
     rows: Tensor | None = None,
     draws: torch.Generator | None = None,
     coded: Tensor | None = None,
+    tokens: bool = True,
 ) -> EncoderOutput:
     """Send one modality of a batch through its encoder; cached features replace the trunk, which then does not run.
 
@@ -29,6 +30,7 @@ def encode(
         rows: (N,) bool, which rows are encoded; None encodes all.
         draws: on the CPU, decides which of the raw input is decoded; None draws from torch's own.
         coded: (n,) bool, the rows whose tokens show their codes; None for all.
+        tokens: whether there are tokens, codes and losses; without, the trunk's summary is all there is.
 
     Returns:
         EncoderOutput with tokens (n, T, D) of the n rows.
@@ -43,13 +45,13 @@ def encode(
     present = chosen(batch.present)
     assert present is not None
     mask = one_real(chosen(batch.masks), present)
-    tokens = zeroed(chosen(batch.features), present)
+    cached = zeroed(chosen(batch.features), present)
     features = None
-    if tokens is not None:
+    if cached is not None:
         assert mask is not None
-        features = Features(tokens.float(), mask)
+        features = Features(cached.float(), mask)
     inputs = zeroed(chosen(batch.inputs), present)
-    return encoder(inputs, mask, features, reconstruct, present, draws, coded)
+    return encoder(inputs, mask, features, reconstruct, present, draws, coded, tokens)
 
 
 def zeroed(x: Tensor | None, present: Tensor) -> Tensor | None:

@@ -185,9 +185,11 @@ class MultimodalModel(nn.Module):
         for m in carried:
             share = None if moment.all_codes else code_share
             coded = None if share is None else rows_with_codes(len(batch.present[m]), share, draws)
-            encoded = self.encode(batch, m, reconstruct, draws, coded)
+            encoded = self.encode(batch, m, reconstruct, draws, coded, tokens=moment.tokens > 0)
             encoded = some_tokens(encoded, moment.tokens, draws, self.encoders[m].bottleneck.prefix)
             alone[m], matched[m] = forked(encoded, moment.merge)
+        if moment.tokens == 0:
+            return self.projected_alone(alone, batch)
         out = self.backbone([streams_of(alone)], fuse=False, keep=self.causal is not None)
         (streams,) = out.readings
         embeddings = {}
@@ -199,6 +201,27 @@ class MultimodalModel(nn.Module):
         masks = {m: stream.mask for m, stream in streams.items()}
         return ModelOutput(matched, embeddings, tokens, masks, out.losses, out.load, out.seen)
 
+    def projected_alone(self, encoded: Mapping[str, EncoderOutput], batch: Batch) -> ModelOutput:
+        """Embed summaries by their direct projections: `forward` before anything is added to them.
+
+        Args:
+            encoded: by modality, with summary (N, S).
+            batch: which rows are present.
+
+        Returns:
+            ModelOutput without tokens, losses and load.
+
+        Raises:
+            ValueError: the model has no direct projections, or learns to write, which is of tokens.
+        """
+        if not self.direct or self.causal is not None:
+            raise UserError("projections come first where they are all there is: model.direct=true, generate=false")
+        projected = {m: self.direct[m](e.summary, present=batch.present[m]) for m, e in encoded.items()}
+        embeddings = {m: normalize(x.float(), dim=-1) for m, x in projected.items()}
+        tokens = {m: e.tokens for m, e in encoded.items()}
+        masks = {m: e.mask for m, e in encoded.items()}
+        return ModelOutput(dict(encoded), embeddings, tokens, masks, {}, self.backbone.no_load(batch.ids.device))
+
     def encode(
         self,
         batch: Batch,
@@ -206,6 +229,7 @@ class MultimodalModel(nn.Module):
         reconstruct: bool = True,
         draws: torch.Generator | None = None,
         coded: Tensor | None = None,
+        tokens: bool = True,
     ) -> EncoderOutput:
         """Encode one modality of a batch, and mark the tokens of terms where the model has a term bias.
 
@@ -215,12 +239,14 @@ class MultimodalModel(nn.Module):
             reconstruct: whether the losses include decoding the raw input, if the batch has it.
             draws: decides which of it is decoded.
             coded: (N,) bool, the rows whose tokens show their codes; None for all.
+            tokens: whether there are any; without, the trunk's summary is all there is.
 
         Returns:
             EncoderOutput with tokens (N, T, D).
         """
-        encoded = encode(self.encoders[modality], batch, modality, reconstruct, draws=draws, coded=coded)
-        if modality == "text" and self.terms is not None:
+        encoder = self.encoders[modality]
+        encoded = encode(encoder, batch, modality, reconstruct, draws=draws, coded=coded, tokens=tokens)
+        if modality == "text" and self.terms is not None and tokens:
             in_term = self.terms(batch.inputs["text"])
             encoded.term_mask = in_term & encoded.mask
         return encoded

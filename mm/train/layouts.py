@@ -171,5 +171,9 @@ def require_layout(config: AlignConfig, layout: ParallelConfig, processes: int) 
         reason = lacks
     elif any(moment(config.schedule, progress).merge != "sum" for progress in (0.0, 1.0)):
         reason = f"schedule.kind {config.schedule.kind} holds weights still within a step: train it with ddp"
+    elif layout.pp > 1 and moment(config.schedule, 0.0).tokens == 0:
+        reason = (
+            f"schedule.kind {config.schedule.kind} leaves the blocks of a pipeline idle: leave pp out of the layout"
+        )
     if reason is not None:
         raise UserError(f"train.strategy {layout}: {reason}")

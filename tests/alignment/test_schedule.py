@@ -133,6 +133,12 @@ def test_few_tokens_are_read_until_the_last_stage() -> None:
     assert [stage(config, p) for p in (0.0, 0.3, 0.6)] == [2, 2, 3]  # it has no stage of its own before
 
 
+def test_projections_come_first_until_the_last_stage() -> None:
+    config = of_kind("projections_first")
+    assert [moment(config, p).tokens for p in (0.0, 0.3, 0.59, 0.6, 1.0)] == [0] * 3 + [1] * 2
+    assert [flat(loss_weights(config, p)) for p in (0.0, 1.0)] == [[1] * 3 + [0] * 6] * 2
+
+
 def test_codes_come_in_between_the_stages() -> None:
     config = of_kind("codes_later")
     assert [code_share(config, p) for p in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx([0, 0, 0.5, 1, 1])

@@ -76,7 +76,14 @@ STAGES = (
 STRATEGY: Any = "qlora" if find_spec("peft") and find_spec("bitsandbytes") else "full"
 
 
-SCHEDULES: tuple[Any, ...] = ("few_tokens", "codes_later", "anchor_first", "detail_apart", "detail_projected")
+SCHEDULES: tuple[Any, ...] = (
+    "few_tokens",
+    "codes_later",
+    "projections_first",
+    "anchor_first",
+    "detail_apart",
+    "detail_projected",
+)
 """Those that change what the backbone reads, or where gradients meet."""
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from alignment import Moment
 from alignment.matching import matching_loss
 from encoders import EncoderOutput
 from mm.batch import Batch
@@ -126,13 +127,53 @@ def test_a_direct_reading_begins_as_the_trunks_alone(
     encode = model.encode
 
     def changed(change: Callable[[EncoderOutput], EncoderOutput]) -> dict[str, Tensor]:
-        model.encode = lambda *arguments: change(encode(*arguments))
+        model.encode = lambda *arguments, **options: change(encode(*arguments, **options))
         return model(tiny_batch()).embeddings
 
     moved = changed(lambda e: replace(e, tokens=e.tokens.flip(0)))
     other = changed(lambda e: replace(e, summary=e.summary.flip(0)))
     torch.testing.assert_close(found, moved)
     torch.testing.assert_close({m: x.flip(0) for m, x in found.items()}, other)
+
+
+def test_projections_that_come_first_are_what_the_rest_adds_to(
+    tiny: AlignConfig, tiny_task: Callable[..., AlignTask], tiny_batch: Callable[..., Batch]
+) -> None:
+    """They embed as the whole untrained model does; nothing else learns or is counted; a row that lacks a modality
+    changes no other."""
+    model = tiny_task(model=replace(tiny.model, direct=True)).model
+    batch = tiny_batch()
+    batch.present["audio"][1] = False
+    found = model(batch, moment=Moment(tokens=0.0))
+    torch.testing.assert_close(found.embeddings, model(batch).embeddings)
+    assert found.load.shape == (2, 3, 8) and not found.load.any() and not found.losses
+    assert not any(e.losses or e.tokens.numel() for e in found.encoded.values())
+    model.zero_grad()
+    sum(x[0, 0] for x in found.embeddings.values()).backward()
+    taught = {name for name, p in model.named_parameters() if p.grad is not None}
+    allowed = ("direct.", "encoders.image.trunk.", "encoders.audio.trunk.", "encoders.text.trunk.")
+    assert "direct.text.linear.weight" in taught and all(name.startswith(allowed) for name in taught)
+
+
+@pytest.mark.parametrize("change", [{"direct": False}, {"generate": True}])
+def test_projections_come_first_only_where_there_are_some_and_nothing_is_written(
+    change: dict[str, bool],
+    tiny: AlignConfig,
+    tiny_task: Callable[..., AlignTask],
+    tiny_batch: Callable[..., Batch],
+) -> None:
+    model = tiny_task(model=replace(tiny.model, **{"direct": True, **change})).model
+    with pytest.raises(ValueError, match=r"model\.direct=true, generate=false"):
+        model(tiny_batch(), moment=Moment(tokens=0.0))
+
+
+def test_projections_of_codes_alone_do_not_come_first(
+    tiny: AlignConfig, tiny_task: Callable[..., AlignTask], tiny_batch: Callable[..., Batch]
+) -> None:
+    codes_alone = replace(tiny.bottleneck, mode="vq")
+    model = tiny_task(model=replace(tiny.model, direct=True), bottleneck=codes_alone).model
+    with pytest.raises(ValueError, match=r"bottleneck\.mode=both, not vq"):
+        model(tiny_batch(), moment=Moment(tokens=0.0))
 
 
 def test_a_direct_reading_of_codes_alone_sees_nothing_but_them(

@@ -39,6 +39,9 @@ def test_a_layout_is_refused_with_what_would_do(tiny: AlignConfig) -> None:
     assert "model.generate" in refused(writes, "pp2", 2)
     still = replace(tiny, schedule=ScheduleConfig("detail_projected"))
     assert "schedule.kind detail_projected" in refused(still, "fsdp2", 2)
+    idle = replace(tiny, schedule=ScheduleConfig("projections_first"))
+    require_layout(idle, ParallelConfig.of_word("fsdp2-tp2"), 4)
+    assert "leave pp out of the layout" in refused(idle, "pp2", 2)
 
 
 def test_the_refusal_comes_before_anything_is_read(tiny: AlignConfig, tmp_path: Path) -> None:

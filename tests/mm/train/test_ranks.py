@@ -128,6 +128,8 @@ def cases(tiny: AlignConfig) -> list[Case]:
     for kind, stage3 in drawn.items():
         schedule = ScheduleConfig(kind, stage2=0.0, stage3=stage3)  # type: ignore[arg-type]
         found.append((kind, 5, PARTLY, 2, {"schedule": schedule}))
+    alone = ScheduleConfig("projections_first", stage3=1.0)
+    found.append(("projections_first", 5, PARTLY, 2, {"schedule": alone, "model": replace(tiny.model, direct=True)}))
     for kind in QUANTIZERS:
         if kind != tiny.bottleneck.quantizer.kind:
             depth = 2 if kind == "residual" else 1
