@@ -17,7 +17,7 @@ from kernels.errors import UserError
 from kernels.timing import Contest, Run
 from mm.artifacts.settings import settings_from_dict
 from mm.bench.config import StepConfig
-from mm.bench.step import StandingTask, own_step, standing
+from mm.bench.step import Standing, StandingTask, own_step, standing
 from mm.device import autocast, choose_device, precision_name
 from mm.files import write_json
 from mm.study import PlannedRun, read_study
@@ -77,7 +77,7 @@ def bench_equal_time(
     """Time every variant, print a row of each, and write them to `json`.
 
     Args:
-        study: YAML file of a study on the embedded scenes.
+        study: YAML file of a study that has no file of settings under it.
         reference: the variant whose time the others are given.
         repeats: steps of each part of each variant that are timed.
         settings: added to those of every variant.
@@ -91,25 +91,33 @@ def bench_equal_time(
         raise UserError(f"reference={reference}: {study} has {', '.join(variants)}")
     keep_freed_memory()
     device = choose_device(variants[reference].train.accelerator)
-    steps = dict(interleaved(variants, device))
+    (first, config), *_ = variants.items()
+    made = standing(config, device)
+    steps = dict(interleaved(variants, first, made))
     own = variants[reference]
     dtype = precision_name(own.train.precision, device)
     case = f"{study.stem}, batch {own.train.batch_size}"
     timed = WorkContest("training_step", case, dtype, "forward_backward", steps, device=device).rows(repeats)
-    rows = found(variants, reference, timed)
+    rows = found(variants, reference, timed, made.milliseconds_of_data)
     show(rows, reference)
     if json:
-        write_json(json, {"reference": reference, "rows": rows, "parts": timed})
+        content = {"reference": reference, "rows": rows, "milliseconds_of_data": made.milliseconds_of_data}
+        write_json(json, {**content, "parts": timed})
 
 
-def interleaved(settings: dict[str, StepConfig], device: torch.device) -> Iterator[tuple[str, Run]]:
+def interleaved(settings: dict[str, StepConfig], first: str, made: Standing) -> Iterator[tuple[str, Run]]:
     """A step of each part of each variant, by `variant part`: from the same weights, on the same batches.
+
+    Args:
+        settings: of each variant.
+        first: the variant that was built.
+        made: its run, untrained, and its batches.
 
     Raises:
         UserError: a variant differs from the first one in more than its schedule, its losses and how long it trains.
     """
-    (first, config), *_ = settings.items()
-    made = standing(config, device)
+    config = settings[first]
+    device = made.device
     for variant, own in settings.items():
         if modelled(own) != modelled(config):
             raise UserError(f"{variant} reads other batches than {first}, or has another model: time it alone")
@@ -127,16 +135,24 @@ def modelled(config: StepConfig) -> StepConfig:
     return replace(config, train=train, schedule=plain.schedule, loss=plain.loss, optim=plain.optim)
 
 
-def found(settings: dict[str, StepConfig], reference: str, timed: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def found(
+    settings: dict[str, StepConfig], reference: str, timed: Sequence[dict[str, Any]], data: float
+) -> list[dict[str, Any]]:
     """Of each variant the mean milliseconds of a step over its run, and the steps that take the reference's time.
 
     The fastest repeat counts: whatever else a machine does only adds to it.
+
+    Args:
+        settings: of each variant.
+        reference: the variant whose time the others are given.
+        timed: rows of the contest.
+        data: milliseconds that making a batch takes, on the cores that take the steps.
     """
     of_part = {row["implementation"]: row["fastest_milliseconds"] for row in timed}
     milliseconds = {}
     for variant, config in settings.items():
         shares = [(part.stop - part.start) * of_part[f"{variant} {part.name}"] for part in parts(config.schedule)]
-        milliseconds[variant] = sum(shares)
+        milliseconds[variant] = data + sum(shares)
     budget = settings[reference].train.steps * milliseconds[reference]
     return [
         {"variant": variant, "milliseconds": round(mean, 1), "steps": round(budget / mean)}

@@ -46,10 +46,11 @@ def test_a_step_that_costs_half_is_taken_twice_as_often() -> None:
         {"implementation": "few 0-0.75", "milliseconds": 4.0, "fastest_milliseconds": 4.0},
         {"implementation": "few 0.75-1", "milliseconds": 8.0, "fastest_milliseconds": 8.0},
     ]
-    assert found(settings, "plain", timed) == [
+    assert found(settings, "plain", timed, 0.0) == [
         {"variant": "plain", "milliseconds": 10, "steps": 100},
         {"variant": "few", "milliseconds": 5, "steps": 200},
     ]
+    assert [row["steps"] for row in found(settings, "plain", timed, 5.0)] == [100, 150]  # both are fed at one price
 
 
 def test_every_part_of_a_study_is_timed_and_what_cannot_be_compared_is_refused(
