@@ -46,6 +46,7 @@ def claims(evidence: Evidence) -> list[Claim]:
     return [
         experts(evidence),
         matching(evidence),
+        progression(evidence),
         Claim("+7.1 points over a baseline", f"{UNMEASURED}: the baseline is not named", NO_COMMAND),
         sharding(evidence),
         scaling(evidence),
@@ -147,6 +148,27 @@ def batching(evidence: Evidence) -> Claim:
             measured += f"; real server, {row['model']}, {row['clients']} clients: {row['requests_a_second']:,.0f}"
             measured += f" requests/s, p99 {row['p99']:.0f} ms"
     return Claim(claim, measured, command)
+
+
+PROGRESSIONS = {"photographs": "at equal steps", "projections": "in equal time"}
+"""The studies of schedules on Flickr8k, and what is equal in them."""
+
+
+def progression(evidence: Evidence) -> Claim:
+    """What schedules that progress gained over contrastive terms from the first step on."""
+    claim = "a progressive modality-alignment loss improves image-text matching"
+    told = []
+    for name, equal in PROGRESSIONS.items():
+        study = evidence.studies.get(name)
+        if study is None:
+            continue
+        reference, *others = study.variants
+        gains = "; ".join(f"{variant} {study.difference(variant, reference, 'RSUM')}" for variant in others)
+        told.append(f"RSUM of flickr8k/val against {reference}, {equal}: {gains}")
+    if not told:
+        return Claim(claim, UNMEASURED, "`ablate.py configs/ablations/photographs.yaml`")
+    commands = ", ".join(f"`ablate.py configs/ablations/{name}.yaml`" for name in PROGRESSIONS)
+    return Claim(claim, ". ".join(told), commands)
 
 
 def sharding(evidence: Evidence) -> Claim:

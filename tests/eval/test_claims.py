@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 
 from eval.adapted import AdaptedRow
-from eval.claims import Evidence, adaptation, checkpointing, claims, experts, matching, scaling, sharding
+from eval.claims import Evidence, adaptation, checkpointing, claims, experts, matching, progression, scaling, sharding
 from eval.protocols import Protocol
 from eval.studies import Study
 
@@ -26,7 +26,7 @@ def run():
 def test_without_evidence_every_claim_says_so(run):
     run["protocol"]["val"]["dataset"] = "scenes"
     rows = claims(Evidence([run]))
-    assert len(rows) == 12 and len({row.claim for row in rows}) == 12
+    assert len(rows) == 13 and len({row.claim for row in rows}) == 13
     assert all("not measured" in row.measured or "cannot be" in row.measured for row in rows)
 
 
@@ -38,6 +38,17 @@ def test_experts_are_counted_and_a_study_of_equal_training_is_told(run):
     found = experts(Evidence([run], {"experts": Study("experts", {"sparse": by_seed})}))
     told = "2 seeds of few steps: sparse: 1.0 of 4.0 M parameters active, RSUM 50.5, 9 s"
     assert found.measured.endswith(told) and "experts.yaml" in found.command
+
+
+def test_a_schedule_is_told_by_what_it_gained_over_contrastive_terms():
+    of_seeds = {
+        name: {"RSUM": dict(enumerate(values))}
+        for name, values in {"plain": (300.0, 310.0), "slow": (290.0, 300.0)}.items()
+    }
+    study = Study("photographs", of_seeds)
+    assert progression(Evidence([], {"photographs": study})).measured == (
+        "RSUM of flickr8k/val against plain, at equal steps: slow -10.00 [-10.00, -10.00] over 2 seeds: a difference"
+    )
 
 
 def test_matching_names_gallery_negatives_and_scorer(run):
