@@ -13,7 +13,7 @@ from torch import Tensor
 from alignment import ProgressiveAlignment
 from encoders.state import first_difference, load_encoder, read_weights, write_weights
 from encoders.trunks import NO_WEIGHTS, copied
-from eval.fingerprint import Fingerprint, check, fingerprint
+from eval.fingerprint import ROUNDED_TOLERANCE, TOLERANCE, Fingerprint, check, fingerprint
 from kernels.errors import UserError
 from kernels.parsing import parse_json
 from mm.artifacts.adapter import Adapted, is_adapter, load_adapter, read_adapted
@@ -90,7 +90,9 @@ class Run:
 
     def check_fingerprint(self, stored: Fingerprint) -> None:
         """Raises FingerprintError where the model behaves differently from what is stored."""
-        check(stored, lambda: probe(self.model, encoders_of(self.config)))
+        rounds = self.compression is not None and self.compression.rounds_activations
+        tolerance = ROUNDED_TOLERANCE if rounds else TOLERANCE
+        check(stored, lambda: probe(self.model, encoders_of(self.config)), tolerance)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The model's tensors, and the loss's under `loss.`."""

@@ -59,6 +59,11 @@ class QATConfig:
             if value not in known:
                 raise UserError(f"{name}={value!r}: there are {', '.join(map(str, known))}")
 
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether linear layers round what they read."""
+        return self.activation_bits == 8
+
 
 class QuantizedLinear(nn.Linear):
     """A linear layer that rounds each token it reads to integers: (..., I) -> (..., O).

@@ -17,7 +17,7 @@ from kernels.errors import UserError
 from kernels.parsing import parse_json
 from mm.artifacts.run import Run, load_run
 from mm.compress.integers import Packed
-from mm.compress.quantize import HALF, QATConfig, pack_state, places
+from mm.compress.quantize import HALF, pack_state, places
 from mm.config import encoders_of
 from mm.export.aot_inductor import open_aoti, write_aoti
 from mm.export.executorch import PLANNED, open_executorch, write_executorch
@@ -169,7 +169,7 @@ def model_for(run: Run, engine: Engine, bits: int) -> MultimodalModel:
     """A run's model as an engine executes it."""
     if engine.integers is None or bits == 32:
         return prepare(run.model, engine.experts)
-    rounds = run.compression is None or run.compression.activation_bits == QATConfig().activation_bits
+    rounds = run.compression is None or run.compression.rounds_activations
     return engine.integers(run.model, packed_weights(run, bits), rounds)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from mm.artifacts.run import VOCABULARY, Run, config_from_dict, load_run, save_run, write_config
+from mm.artifacts.run import VOCABULARY, Run, config_from_dict, load_run, quantize_run, save_run, write_config
 from mm.batch import Batch
+from mm.compress.quantize import QATConfig
 from mm.config import AlignConfig
 from mm.model.multimodal import MatchInput
 
@@ -58,6 +60,32 @@ def test_weights_that_were_changed_are_noticed(saved: tuple[Run, Path]) -> None:
     change(folder / "model.json", sha256=None)  # as in older runs
     with pytest.raises(ValueError, match="behave differently"):
         load_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("bits", "off", "allowed"),
+    [
+        (None, 0.02, False),
+        (QATConfig(32, 8), 0.02, False),
+        (QATConfig(8, 8), 0.02, True),
+        (QATConfig(8, 8), 0.08, False),
+    ],
+)
+def test_a_run_that_rounds_what_its_layers_read_may_stray_further(
+    bits: QATConfig | None,
+    off: float,
+    allowed: bool,
+    tiny_run: Callable[..., Run],
+    tiny_batch: Callable[..., Batch],
+) -> None:
+    """The order in which threads add is enough to move a value over an edge: one thread refused what two had stored."""
+    run = tiny_run()
+    run.model(tiny_batch())
+    run = run.eval() if bits is None else quantize_run(run.eval(), bits)
+    stored = run.fingerprint()
+    stored = replace(stored, outputs={name: values * (1 + off) for name, values in stored.outputs.items()})
+    with nullcontext() if allowed else pytest.raises(ValueError, match="behave differently"):
+        run.check_fingerprint(stored)
 
 
 def test_a_last_bit_that_the_fingerprint_does_not_see_is_noticed(saved: tuple[Run, Path]) -> None:
