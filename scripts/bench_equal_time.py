@@ -24,7 +24,7 @@ def bench_equal_time(
     """Time a step of every variant, and print how many take the time of one of them.
 
     Args:
-        study: YAML file of a study without a file of settings; its variants differ in schedule, losses and steps alone.
+        study: YAML file of a study whose variants differ in schedule, losses and steps alone.
         reference: the variant whose time the others are given.
         repeats: steps of each part of each variant that are timed.
         settings: added to those of every variant.

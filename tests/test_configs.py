@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 
 from mm.artifacts.run import Run, build_run, config_from_dict, without_pretrained_weights
 from mm.config import AlignConfig
-from mm.model.multimodal import count_parameters
+from mm.model.size import count_parameters
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

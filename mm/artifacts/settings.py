@@ -113,7 +113,27 @@ def by_group(values: Mapping[str, Any], settings: type | Callable[..., Any], sou
         if not isinstance(inner, Mapping):
             raise UserError(f"{source}: {called}={value!r}: a group of settings must stand here, not a name")
         nested = by_group(inner, group, source, f"{prefix}{name}.")
-        found[name] = (found.get(name) or {}) | nested
+        found[name] = merged(found.get(name) or {}, nested, group)
+    return found
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any], settings: type | Callable[..., Any]) -> dict[str, Any]:
+    """Nested values with others on top of them; groups of settings are joined, everything else is replaced.
+
+    Args:
+        base: nested, as `by_group` gives them.
+        changes: the same.
+        settings: a dataclass or function that takes them.
+    """
+    parts = parts_of(settings)
+    found = dict(base)
+    for name, value in changes.items():
+        group = group_in(parts[name]) if name in parts else None
+        before = found.get(name)
+        if group is not None and isinstance(before, Mapping) and isinstance(value, Mapping):
+            found[name] = merged(before, value, group)
+        else:
+            found[name] = value
     return found
 
 

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from alignment import ScheduleConfig, has_stage
+from eval.studies import ROOT
 from kernels.errors import UserError
 from kernels.timing import Contest, Run
-from mm.artifacts.settings import settings_from_dict
+from mm.artifacts.settings import by_group, merged, read_text, read_yaml, settings_from_dict
 from mm.bench.config import StepConfig
 from mm.bench.step import Standing, StandingTask, own_step, standing
 from mm.device import autocast, choose_device, precision_name
@@ -60,10 +61,14 @@ def parts(schedule: ScheduleConfig) -> list[Part]:
 
 
 def settings_of(run: PlannedRun, study: Path) -> StepConfig:
-    """What a run is trained with. Raises UserError of a study on top of a file of settings."""
+    """What a run is trained with: its own settings, on top of its file's."""
+    source = f"{study}, {run.variant}"
+    values: dict[str, Any] = {}
     if run.config:
-        raise UserError(f"{study}: config={run.config} is not read here: write what it says into `settings`")
-    return settings_from_dict(StepConfig, run.settings, f"{study}, {run.variant}")
+        path = ROOT / run.config
+        values = by_group(read_yaml(read_text(path), str(path)), StepConfig, str(path))
+    values = merged(values, by_group(run.settings, StepConfig, source), StepConfig)
+    return settings_from_dict(StepConfig, values, source)
 
 
 def bench_equal_time(
@@ -76,7 +81,7 @@ def bench_equal_time(
     """Time every variant, print a row of each, and write them to `json`.
 
     Args:
-        study: YAML file of a study that has no file of settings under it.
+        study: YAML file of a study.
         reference: the variant whose time the others are given.
         repeats: steps of each part of each variant that are timed.
         settings: added to those of every variant.

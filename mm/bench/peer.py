@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from kernels.timing import Run as Step
 from mm.artifacts.run import Run
 from mm.batch import Batch
-from mm.model.multimodal import MultimodalModel, count_parameters
+from mm.model.multimodal import MultimodalModel
+from mm.model.size import count_parameters
 
 HEAD_WIDTH = 32
 """Of the transformers' attention."""

@@ -30,7 +30,7 @@ from mm.evaluation.exhibits import diagnostics_of, material_of
 from mm.evaluation.retrieval import Evaluation, evaluate_split
 from mm.files import write_json
 from mm.modalities import MODALITIES, noun
-from mm.model.multimodal import count_parameters
+from mm.model.size import count_parameters
 
 
 def evaluate_run(

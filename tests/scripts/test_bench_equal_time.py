@@ -6,8 +6,9 @@ from pathlib import Path
 
 from alignment import ScheduleConfig
 from mm.bench.config import StepConfig
-from mm.bench.equal_time import found, parts
+from mm.bench.equal_time import found, parts, settings_of
 from mm.config import TrainConfig
+from mm.study import PlannedRun
 
 STUDY = """
 settings:
@@ -66,5 +67,12 @@ def test_every_part_of_a_study_is_timed_and_what_cannot_be_compared_is_refused(
     assert "reference=none: " in refused("bench_equal_time.py", study, "none")
     study.write_text(study.read_text() + "  wide: {model.embedding: 8}\n")
     assert "wide reads other batches than plain" in refused("bench_equal_time.py", study, "plain")
-    study.write_text(study.read_text() + "config: configs/soak.yaml\n")
-    assert "config=configs/soak.yaml is not read here" in refused("bench_equal_time.py", study, "plain")
+
+
+def test_a_study_stands_on_its_file_of_settings() -> None:
+    settings = {"data.views": 1, "model.backbone.moe.top_k": 4, "model.backbone.layers": 1}
+    run = PlannedRun("plain", 0, settings, "configs/flickr8k.yaml")
+    found = settings_of(run, Path("toy.yaml"))
+    backbone = found.model.backbone
+    assert (found.data.views, found.data.captions, found.image.pool) == (1, 2, 2)
+    assert (backbone.layers, backbone.width, backbone.moe.top_k, backbone.moe.shared) == (1, 256, 4, 256)

@@ -17,7 +17,7 @@ from eval.embeddings import Embeddings
 from kernels.errors import UserError
 from mm.artifacts.adapter import read_adapted, read_description
 from mm.artifacts.run import Run, load_run, save_run
-from mm.artifacts.settings import by_group, read_yaml, settings_from_dict
+from mm.artifacts.settings import by_group, merged, read_yaml, settings_from_dict
 from mm.cli import run_command
 from mm.config import AlignConfig
 from mm.study import read_study
@@ -204,3 +204,18 @@ def test_weights_follow_the_umask(planted: Path, tiny_run: Callable[..., Run]) -
     for name in ("model.safetensors", "image.safetensors", "model.json"):
         assert (planted / name).stat().st_mode & 0o777 == 0o640
     assert not list(planted.glob(".*.part"))
+
+
+def test_dotted_settings_of_one_deep_group_are_all_kept() -> None:
+    values = {"model.backbone.layers": 2, "model.backbone.width": 64, "optim.rates": {"a": 0.5}}
+    found = settings_from_dict(AlignConfig, values, "here")
+    assert (found.model.backbone.layers, found.model.backbone.width, found.optim.rates) == (2, 64, {"a": 0.5})
+
+
+def test_settings_on_top_of_others_join_groups_and_replace_everything_else() -> None:
+    base = {"model": {"embedding": 8, "backbone": {"layers": 1}}, "optim": {"rates": {"a": 0.5}}}
+    changes = {"model": {"backbone": {"width": 64}}, "optim": {"rates": {"b": 0.1}}}
+    assert merged(base, changes, AlignConfig) == {
+        "model": {"embedding": 8, "backbone": {"layers": 1, "width": 64}},
+        "optim": {"rates": {"b": 0.1}},
+    }

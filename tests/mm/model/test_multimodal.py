@@ -13,7 +13,7 @@ from encoders import EncoderOutput
 from mm.batch import Batch
 from mm.config import AlignConfig
 from mm.model.heads import AttentionPool, MatchHead
-from mm.model.multimodal import MatchInput, ModelConfig, count_parameters, select
+from mm.model.multimodal import MatchInput, ModelConfig, select
 from mm.train.task import AlignTask
 
 
@@ -244,15 +244,6 @@ def test_select_takes_rows_and_leaves_the_losses(model: nn.Module, tiny_batch: C
     part = select(encoded, torch.tensor([2, 2, 0]))
     assert torch.equal(part.tokens[0], part.tokens[1]) and torch.equal(part.codes[2], encoded.codes[0])
     assert part.losses == {} and encoded.losses
-
-
-def test_of_the_experts_only_the_active_share_counts(tiny_task: Callable[..., AlignTask], tiny: AlignConfig) -> None:
-    total, active = count_parameters(tiny_task().model)
-    moe = tiny.model.backbone.moe
-    per_layer = moe.num_experts * 3 * moe.hidden * 32  # gate, up and down
-    assert total - active == 2 * per_layer * (moe.num_experts - moe.top_k) // moe.num_experts
-    dense = replace(tiny.model.backbone, moe=replace(moe, top_k=8))
-    assert len(set(count_parameters(tiny_task(model=replace(tiny.model, backbone=dense)).model))) == 1
 
 
 def test_pooling_ignores_padding() -> None:
