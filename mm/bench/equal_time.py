@@ -95,9 +95,8 @@ def bench_equal_time(
         raise UserError(f"reference={reference}: {study} has {', '.join(variants)}")
     keep_freed_memory()
     device = choose_device(variants[reference].train.accelerator)
-    (first, config), *_ = variants.items()
-    made = standing(config, device)
-    steps = dict(interleaved(variants, first, made))
+    made = standing(next(iter(variants.values())), device)
+    steps = dict(interleaved(variants, made))
     own = variants[reference]
     dtype = precision_name(own.train.precision, device)
     case = f"{study.stem}, batch {own.train.batch_size}"
@@ -105,28 +104,26 @@ def bench_equal_time(
     rows = found(variants, reference, timed, made.milliseconds_of_data)
     show(rows, reference)
     if json:
-        content = {"reference": reference, "rows": rows, "milliseconds_of_data": made.milliseconds_of_data}
-        write_json(json, {**content, "parts": timed})
+        data = {"milliseconds_of_data": made.milliseconds_of_data}
+        write_json(json, {"reference": reference, "rows": rows, "parts": timed, **data})
 
 
-def interleaved(settings: dict[str, StepConfig], first: str, made: Standing) -> Iterator[tuple[str, Run]]:
+def interleaved(settings: dict[str, StepConfig], made: Standing) -> Iterator[tuple[str, Run]]:
     """A step of each part of each variant, by `variant part`: from the same weights, on the same batches.
 
     Args:
         settings: of each variant.
-        first: the variant that was built.
-        made: its run, untrained, and its batches.
+        made: the first one's run, untrained, and its batches.
 
     Raises:
         UserError: a variant differs from the first one in more than its schedule, its losses and how long it trains.
     """
-    config = settings[first]
-    device = made.device
+    (first, config), *_ = settings.items()
     for variant, own in settings.items():
         if modelled(own) != modelled(config):
             raise UserError(f"{variant} reads other batches than {first}, or has another model: time it alone")
         run = replace(copy.deepcopy(made.task.run), config=own)
-        precision = autocast(own.train.precision, device)
+        precision = autocast(own.train.precision, made.device)
         for part in parts(own.schedule):
             task = StandingTask(run, (part.start + part.stop) / 2)
             yield f"{variant} {part.name}", own_step(task, made.batches, precision)

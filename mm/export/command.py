@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from eval.fingerprint import Fingerprint, check
+from eval.fingerprint import ROUNDED_TOLERANCE, Fingerprint, check
 from kernels.errors import UserError
 from kernels.parsing import parse_json
 from mm.artifacts.run import Run, load_run
@@ -68,7 +68,7 @@ ENGINES = {
     ),
     "tensorrt": Engine("TensorRT", (32,), write_tensorrt, open_onnx),
 }
-TOLERANCES = {32: 1e-3, 8: 0.05, 4: 0.3}
+TOLERANCES = {32: 1e-3, 8: ROUNDED_TOLERANCE, 4: 0.3}
 """By bits the largest error of a probe's output, relative to its root mean square: of rounding, or of half precision,
 in which a fingerprint is kept. Another activation or tokenizer is off by more than eight bits are."""
 

@@ -201,7 +201,7 @@ class MultimodalModel(nn.Module):
         masks = {m: stream.mask for m, stream in streams.items()}
         return ModelOutput(matched, embeddings, tokens, masks, out.losses, out.load, out.seen)
 
-    def projected_alone(self, encoded: Mapping[str, EncoderOutput], batch: Batch) -> ModelOutput:
+    def projected_alone(self, encoded: dict[str, EncoderOutput], batch: Batch) -> ModelOutput:
         """Embed summaries by their direct projections: `forward` before anything is added to them.
 
         Args:
@@ -220,7 +220,7 @@ class MultimodalModel(nn.Module):
         embeddings = {m: normalize(x.float(), dim=-1) for m, x in projected.items()}
         tokens = {m: e.tokens for m, e in encoded.items()}
         masks = {m: e.mask for m, e in encoded.items()}
-        return ModelOutput(dict(encoded), embeddings, tokens, masks, {}, self.backbone.no_load(batch.ids.device))
+        return ModelOutput(encoded, embeddings, tokens, masks, {}, self.backbone.no_load(batch.ids.device))
 
     def encode(
         self,
