@@ -114,6 +114,13 @@ def _recalls_on_coco(run: Mapping[str, Any]) -> str:
     return f"{run['config']['name']} on {where}: R@1 {recalls} (not the 5K test)"
 
 
+NEGATIVES = {
+    "random": "random negatives",
+    "hard": "hard negatives",
+    "hard_fitted": "hard negatives that fixed the threshold too",
+}
+
+
 def _accuracies(run: Mapping[str, Any]) -> list[str]:
     """Of each kind of negatives and scorer."""
     found = []
@@ -124,7 +131,7 @@ def _accuracies(run: Mapping[str, Any]) -> list[str]:
         accuracy = figures.metrics["accuracy"]
         low, high = figures.intervals["accuracy"]
         found.append(
-            f"{run['config']['name']} on {figures.protocol.name}, {negatives} negatives, {scorer}:"
+            f"{run['config']['name']} on {figures.protocol.name}, {NEGATIVES[negatives]}, {scorer}:"
             f" accuracy {accuracy:.1f} % [{low:.1f}, {high:.1f}]"
         )
     return found

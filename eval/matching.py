@@ -3,8 +3,8 @@
 A number such as "92.3 % matching accuracy" means nothing before these are said. Here: (a) balanced binary matching with
 random negatives; (b) the same with hard negatives drawn from the top 20 of a named frozen retriever, with everything
 that ECCV Caption or CxC calls a match skipped (`eval.pairs`); the threshold and the calibration are fitted on a
-validation split (`eval.calibration`) and reported; (c) forced choice between a match and a non-match. (d) SugarCrepe is
-in `eval.sugar_crepe`.
+validation split (`eval.calibration`), by its random negatives and, of (b), by its hard ones too, and reported; (c)
+forced choice between a match and a non-match. (d) SugarCrepe is in `eval.sugar_crepe`.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from eval.calibration import Calibration, calibrate, calibration_error, resampled_calibration_error
-from eval.embeddings import ScoredItems, Scorer
+from eval.embeddings import Embeddings, ScoredItems, Scorer
 from eval.figures import Figures
 from eval.ground_truth import GroundTruth
 from eval.intervals import DEFAULT_BOOTSTRAP, Bootstrap, Interval, interval, percent_interval, resampled_means
@@ -60,35 +60,47 @@ def evaluate_matching(
 
     Args:
         items: what is evaluated.
-        validation: another split, with the same scorers: threshold and calibration are fitted on it with random
-            negatives.
+        validation: another split, with the same scorers: threshold and calibration are fitted on it.
         stated: for the protocols.
-        retriever: a frozen retriever's embeddings of the same items, which chooses hard negatives.
+        retriever: a frozen retriever's embeddings of the items, which chooses hard negatives; it may have more.
         ground_truth: its matches are never used as negatives.
         bootstrap: of the intervals; its seed is also that of the negatives.
 
     Returns:
-        `random/<scorer>` and, with a retriever, `hard/<scorer>`.
+        `random/<scorer>` and, with a retriever, `hard/<scorer>`: the threshold is that of the validation split's random
+        negatives. Where the retriever has the validation split's items too, `hard_fitted/<scorer>`: that of hard ones.
 
     Raises:
-        ValueError: when the retriever's items are others, or where the items lack the ids of the ground truth.
+        ValueError: when the retriever lacks the items, or where the items lack the ids of the ground truth.
     """
     items = items.paired()
     validation = validation.paired()
-    fitting = random_pairs(_matchable(validation, None), bootstrap.seed)
-    matchable = _matchable(items, ground_truth)
-    chosen = {"random": random_pairs(matchable, bootstrap.seed)}
+    own = _matchable(items, ground_truth)
+    others = _matchable(validation, None)
+    fitting = random_pairs(others, bootstrap.seed)
+    # Of each kind the pairs that are judged, and those that fix the threshold.
+    chosen = {"random": (random_pairs(own, bootstrap.seed), fitting)}
     if retriever is not None:
-        chosen["hard"] = _hard_pairs(matchable, retriever.paired(), bootstrap.seed)
+        shortlist = _shortlist(retriever, items.embeddings)
+        if shortlist is None:
+            raise UserError("the retriever's embeddings lack images or captions of what is evaluated")
+        hard = hard_pairs(own, shortlist, retriever.name, bootstrap.seed)
+        chosen["hard"] = (hard, fitting)
+        shortlist = _shortlist(retriever, validation.embeddings)
+        if shortlist is not None:
+            chosen["hard_fitted"] = (hard, hard_pairs(others, shortlist, retriever.name, bootstrap.seed))
     validation_scorers = validation.scorers()
     found = {}
     for name, score in items.scorers().items():
-        fitted = calibrate(*_scores(validation_scorers[name], fitting))
-        for kind, pairs in chosen.items():
-            result = matching(*_scores(score, pairs), pairs, fitted, bootstrap)
+        calibrations = {}
+        for kind, (pairs, fixing) in chosen.items():
+            if fixing.negatives not in calibrations:
+                calibrations[fixing.negatives] = calibrate(*_scores(validation_scorers[name], fixing))
+            result = matching(*_scores(score, pairs), pairs, calibrations[fixing.negatives], bootstrap)
+            where = validation.name if fixing is fitting else f"{validation.name} by negatives of the same kind"
             task = (
                 f"binary matching by {name}, as many non-matches ({pairs.negatives}) as matches,"
-                f" threshold fixed on {validation.name}"
+                f" threshold fixed on {where}"
             )
             protocol = _protocol(items, pairs, stated, ground_truth, task)
             found[f"{kind}/{name}"] = Figures(protocol, result.metrics(), result.intervals)
@@ -106,14 +118,29 @@ def _matchable(items: ScoredItems, ground_truth: GroundTruth | None) -> Matchabl
     return Matchable(e.image_ids, e.caption_image_ids, e.caption_ids, known)
 
 
-def _hard_pairs(items: Matchable, retriever: ScoredItems, seed: int) -> PairSet:
-    """Negatives from the retriever's first images of each caption."""
+def _shortlist(retriever: ScoredItems, items: Embeddings) -> np.ndarray | None:
+    """Of each caption of the items the positions (M, 20) of those of their images that the retriever ranks first; None
+    where it lacks one of them."""
     other = retriever.embeddings
-    same_images = np.array_equal(other.image_ids, items.image_ids)
-    if not same_images or not np.array_equal(other.caption_image_ids, items.text_ids):
-        raise UserError("the retriever's embeddings must be of the same images and captions in the same order")
-    _, shortlist = top_k(other.text, other.image, min(HARD_FROM, len(other.image)))
-    return hard_pairs(items, shortlist.numpy(), retriever.name, seed)
+    images = _positions(other.image_ids, items.image_ids)
+    if other.caption_ids is not None and items.caption_ids is not None:
+        captions = _positions(other.caption_ids, items.caption_ids)
+    elif np.array_equal(other.caption_image_ids, items.caption_image_ids):
+        captions = np.arange(len(items.text))
+    else:
+        captions = None
+    if images is None or captions is None:
+        return None
+    found = top_k(other.text[captions], other.image[images], min(HARD_FROM, len(images)))
+    return found[1].numpy()
+
+
+def _positions(ids: np.ndarray, asked: np.ndarray) -> np.ndarray | None:
+    """Where each of asked (M,) stands in ids (N,); None where one does not."""
+    if not np.isin(asked, ids).all():
+        return None
+    order = np.argsort(ids)
+    return order[np.searchsorted(ids[order], asked)]
 
 
 def _scores(score: Scorer, pairs: PairSet) -> tuple[np.ndarray, np.ndarray]:

@@ -29,8 +29,8 @@ class EvaluationData:
     """Fixes the threshold and the calibration of balanced matching, evaluated if this is given: another split of the
     same data, or, with embeddings, another .npz file or run folder."""
     retriever: Path | None = None
-    """.npz file or run folder with a frozen retriever's embeddings of the same items in the same order: the top 20
-    images of each caption give the hard negatives."""
+    """.npz file or run folder with a frozen retriever's embeddings of the items, by their ids: the top 20 images of
+    each caption give the hard negatives. Where it has those of `validation` too, they fix a threshold as well."""
     retriever_name: str = ""
     """Its name for the protocol; by default the file's or the run's."""
 

@@ -79,6 +79,33 @@ def test_matching_takes_its_threshold_from_the_validation_items():
     assert "non-matches (top 20 of easy)" in str(hard.protocol) and "threshold fixed on dev" in str(hard.protocol)
 
 
+def part_of(whole, rows, name):
+    """The images at `rows` of scored items, backwards, with their captions, backwards."""
+    e = whole.embeddings
+    images = np.arange(len(e.image))[rows][::-1]
+    captions = np.flatnonzero(np.isin(e.caption_image_ids, e.image_ids[images]))[::-1]
+    arrays = e.arrays()
+    for names, kept in ((("image", "image_ids"), images), (("text", "caption_image_ids", "caption_ids"), captions)):
+        for each in names:
+            arrays[each] = arrays[each][kept]
+    return ScoredItems(Embeddings.of(arrays), name)
+
+
+def test_a_retriever_of_both_splits_fixes_a_threshold_by_hard_negatives_too():
+    whole, retriever = items(images=80), items(0.1, images=80, seed=2, name="both")
+    test, validation = part_of(whole, slice(40, 80), "b"), part_of(whole, slice(40), "a")
+    found = m.evaluate_matching(test, validation, Stated("toy", "b"), retriever=retriever, bootstrap=FEW)
+    hard, fitted = found["hard/cosine"], found["hard_fitted/cosine"]
+    assert fitted.metrics["threshold"] > hard.metrics["threshold"] == found["random/cosine"].metrics["threshold"]
+    assert fitted.metrics["accuracy"] > hard.metrics["accuracy"]
+    assert fitted.metrics["forced_choice"] == hard.metrics["forced_choice"]  # the same pairs
+    assert "fixed on a by negatives of the same kind" in fitted.protocol.task
+    alone = part_of(retriever, slice(40, 80), "both")
+    assert m.evaluate_matching(test, validation, Stated("toy", "b"), retriever=alone, bootstrap=FEW) == {
+        name: figures for name, figures in found.items() if not name.startswith("hard_fitted")
+    }
+
+
 def knows(e):
     return lambda images, captions: (e.image_ids[images] == e.caption_image_ids[captions]).astype(float)
 
@@ -115,5 +142,9 @@ NAMES = ("image", "text", "image_ids", "caption_image_ids")
 
 
 def test_a_retriever_of_other_items_is_refused():
-    with pytest.raises(ValueError, match="same images"):
-        m.evaluate_matching(items(), items(), Stated(), retriever=items(images=41))
+    with pytest.raises(ValueError, match="lack images or captions"):
+        m.evaluate_matching(items(images=41), items(), Stated(), retriever=items())
+    e = items(images=41).embeddings
+    unnamed = ScoredItems(Embeddings(*(getattr(e, name) for name in NAMES)), "unnamed")
+    with pytest.raises(ValueError, match="lack images or captions"):
+        m.evaluate_matching(items(), items(), Stated(), retriever=unnamed)
