@@ -4,6 +4,8 @@ from alignment.gradients import Merge, fork
 from alignment.progressive import Aligned, DrawnPairs, LossConfig, LossTerms, ProgressiveAlignment
 from alignment.schedule import (
     DETAILED,
+    MATCHED,
+    SUMMARIES_FIRST,
     LossWeights,
     Moment,
     Pair,
@@ -14,6 +16,7 @@ from alignment.schedule import (
     learning_rate_factor,
     loss_weights,
     moment,
+    on_top,
     ramp,
     stage,
     still_sides,
@@ -21,6 +24,8 @@ from alignment.schedule import (
 
 __all__ = [
     "DETAILED",
+    "MATCHED",
+    "SUMMARIES_FIRST",
     "Aligned",
     "DrawnPairs",
     "LossConfig",
@@ -38,6 +43,7 @@ __all__ = [
     "learning_rate_factor",
     "loss_weights",
     "moment",
+    "on_top",
     "ramp",
     "stage",
     "still_sides",

@@ -7,11 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from alignment.contrastive import initial_log_scale, inverse_temperature
+from alignment.shortlist import hardest, shortlist_interaction
 from kernels.collectives import gather, world
 from kernels.dispatch import compute_dtype
 
 ROWS = 8
 """Rows of `a` that meet all of `b` at once: their similarities stay in the cache from product to maximum."""
+SHORTLIST = 16
+"""Columns of a row that late interaction on top of other logits tells apart: its own, and the hardest wrong ones."""
 HIDDEN = -4.0
 """Added to a padding token's similarities: below every cosine, so that it is nobody's best partner."""
 
@@ -97,10 +100,7 @@ def paired_late_interaction(a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor
 
 
 class LateInteraction(nn.Module):
-    """InfoNCE over late-interaction similarities: unit tokens and masks of both sides, ids (B,) -> ().
-
-    Owns its temperature.
-    """
+    """InfoNCE over late-interaction similarities. Owns its temperature."""
 
     def __init__(self, temperature: float = 0.07) -> None:
         super().__init__()
@@ -112,11 +112,43 @@ class LateInteraction(nn.Module):
         return inverse_temperature(self.log_scale)
 
     def forward(
-        self, a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, ids: Tensor, real: Tensor | None = None
+        self,
+        a: Tensor,
+        mask_a: Tensor,
+        b: Tensor,
+        mask_b: Tensor,
+        ids: Tensor,
+        real: Tensor | None = None,
+        logits: Tensor | None = None,
     ) -> Tensor:
-        """All rows against all columns of what is given; real (B,) bool, the rows that are pairs, None for all."""
-        similarity = late_interaction(a, mask_a, b, mask_b)
-        return dense_info_nce(similarity * self.scale, ids, real)
+        """All rows against all columns of what is given; of given logits the hardest of each row and column.
+
+        Args:
+            a: unit tokens (B, S, D).
+            mask_a: (B, S) bool, True where a token is real.
+            b: unit tokens (B, T, D).
+            mask_b: (B, T) bool.
+            ids: (B,); equal ones are no negatives.
+            real: (B,) bool, the rows that are pairs; None for all.
+            logits: (B, B), to which the similarities, by this term's own scale, are added; None for none. What they
+                rank highest is what is left to be told: `SHORTLIST` columns of each row, and rows of each column.
+
+        Returns:
+            ().
+        """
+        if logits is None:
+            return dense_info_nce(late_interaction(a, mask_a, b, mask_b) * self.scale, ids, real)
+        columns, of_columns = hardest(logits, ids, SHORTLIST, real)
+        rows, of_rows = hardest(logits.T, ids, SHORTLIST, real)
+        forward = shortlist_interaction(a, mask_a, b, mask_b, columns) * self.scale + of_columns
+        backward = shortlist_interaction(b, mask_b, a, mask_a, rows) * self.scale + of_rows
+        losses = 0.5 * (own_against_all(forward) + own_against_all(backward))
+        return losses.mean() if real is None else (losses * real).sum() / real.sum().clamp(min=1)
+
+
+def own_against_all(scores: Tensor) -> Tensor:
+    """scores (B, K), the right one first -> (B,): cross-entropy of choosing it."""
+    return scores.logsumexp(1) - scores[:, 0]
 
 
 class CodeAgreement(nn.Module):

@@ -46,7 +46,8 @@ class LossConfig:
     continuation: Annotated[float, "[0, inf)"] = 0.0
     """Weight of writing captions beside nothing, each token from those before it alone: text is continued from text."""
     filip_rows: Annotated[int, "[2, inf)"] = 32
-    """Samples per step on which late interaction is computed: it costs rows² token similarities."""
+    """Samples per step on which late interaction is computed: it costs rows² token similarities, in detail_on_top 32 of
+    each row."""
     itm_rows: Annotated[int, "[1, inf)"] = 8
     """Samples per step on which matching is computed: it costs three joint forwards each."""
 
@@ -277,6 +278,7 @@ class ProgressiveAlignment(nn.Module):
         ids: Tensor,
         weights: Mapping[str, float],
         still: Mapping[Pair, str] | None = None,
+        on_top: bool = False,
     ) -> LossTerms:
         """All terms but matching. One without a weight is not computed; one of fewer than two pairs is 0.
 
@@ -286,6 +288,7 @@ class ProgressiveAlignment(nn.Module):
             ids: image ids (B,).
             weights: by name, see `term_weights`.
             still: of a pair the modality through whose embedding the loss has no gradient; None for no pair.
+            on_top: whether late interaction is added to the contrastive logits, which hold still under it.
         """
         loss = LossTerms()
         codes: dict[str, Tensor] = {}
@@ -297,7 +300,7 @@ class ProgressiveAlignment(nn.Module):
         for pair, pair_rows in rows.items():
             of_rows = ids[sides[pair[0]].sample_index[pair_rows.a]]
             of_pair = {m: held_still(sides[m]) if still and still.get(pair) == m else sides[m] for m in pair}
-            self.add_pair(loss, pair, of_pair, pair_rows, of_rows, weights)
+            self.add_pair(loss, pair, of_pair, pair_rows, of_rows, weights, on_top)
             name = f"code_match/{name_of(pair)}"
             if name in weights:
                 p, q = codes[pair[0]][pair_rows.a], codes[pair[1]][pair_rows.b]
@@ -313,8 +316,10 @@ class ProgressiveAlignment(nn.Module):
         rows: PairedRows,
         ids: Tensor,
         weights: Mapping[str, float],
+        on_top: bool,
     ) -> None:
-        """Add one pair's contrastive terms, over its `rows` of each side, of samples ids (N,)."""
+        """Add one pair's contrastive terms, over its `rows` of each side, of samples ids (N,); `on_top` as `forward`
+        takes it."""
         name = name_of(pair)
         x = sides[pair[0]]
         y = sides[pair[1]]
@@ -335,7 +340,11 @@ class ProgressiveAlignment(nn.Module):
             j = j[:count]
             parts = (x.tokens[i], x.mask[i], y.tokens[j], y.mask[j], ids[:count], rows.real[:count])
             first = [rows.first(part, count, world()) for part in parts]
-            add(f"filip/{name}", self.filip[name](*first))
+            logits = None
+            if on_top:
+                left, right = (rows.first(part.detach(), count, world()) for part in (x.embedding[i], y.embedding[j]))
+                logits = self.contrastive[name].scale.detach() * (left @ right.T)
+            add(f"filip/{name}", self.filip[name](*first, logits=logits))
 
     def add_matching(
         self, loss: LossTerms, drawn: Sequence[DrawnPairs], logits: Sequence[Tensor], weights: Mapping[str, float]

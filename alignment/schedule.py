@@ -16,6 +16,8 @@ There is no counter to lose: a resumed run reads the same weights from the same 
 `codes_later`        contrastive terms alone; the backbone sees no codes before stage 2, all of them from stage 3
 `projections_first`  contrastive terms alone; before stage 3 the direct projections of trunks' summaries alone learn,
                      then codes and the backbone add to them from zero: most steps cost a fraction of a whole one
+`detail_on_top`      as projections_first; from stage 2 late interaction of the trunks' own tokens learns to tell apart
+                     what the contrastive logits rank highest, which hold still under it: to re-rank
 
 The counterfactuals have nothing that progresses: `joint` has every term, `contrastive_only` the contrastive ones.
 """
@@ -47,10 +49,15 @@ SEAMS: dict[str, tuple[int, ...]] = {
     "anchor_first": (2,),
     "codes_later": (2, 3),
     "projections_first": (3,),
+    "detail_on_top": (2, 3),
 }
 """The stages at which a kind of schedule changes; the others never do."""
-DETAILED = ("progressive", "joint", "detail_later", "detail_apart", "detail_balanced", "detail_projected")
-"""The kinds that have fine-grained and matching terms."""
+MATCHED = ("progressive", "joint", "detail_later", "detail_apart", "detail_balanced", "detail_projected")
+"""The kinds that have matching terms."""
+DETAILED = (*MATCHED, "detail_on_top")
+"""The kinds that have fine-grained terms."""
+SUMMARIES_FIRST = ("projections_first", "detail_on_top")
+"""The kinds whose bottlenecks and backbone come in with stage 3."""
 LATE_PAIRS = ("progressive", "anchor_first")
 """The kinds whose pairs come in by their stage; the others have all pairs from the first step."""
 
@@ -72,6 +79,7 @@ class ScheduleConfig:
         "anchor_first",
         "codes_later",
         "projections_first",
+        "detail_on_top",
     ] = "contrastive_only"
     """progressive: three stages; joint: every term from the first step; contrastive_only: contrastive terms alone, from
     the first step; the others: see alignment/schedule.py."""
@@ -152,12 +160,13 @@ def loss_weights(config: ScheduleConfig, progress: float, stages: Mapping[Pair, 
     for pair, number in stages.items():
         contrastive[pair] = begun(config, progress, number) if config.kind in LATE_PAIRS else 1.0
     detail = float(config.kind in DETAILED)
+    matched = float(config.kind in MATCHED)
     fine = begun(config, progress, 2)
     itm = begun(config, progress, 2 if config.kind == "detail_apart" else 3)
     return LossWeights(
         contrastive,
         fine={pair: detail * min(fine, weight) for pair, weight in contrastive.items()},
-        itm={pair: detail * min(itm, weight) for pair, weight in contrastive.items()},
+        itm={pair: matched * min(itm, weight) for pair, weight in contrastive.items()},
     )
 
 
@@ -176,7 +185,7 @@ def moment(config: ScheduleConfig, progress: float) -> Moment:
             return Moment(tokens=1.0 if late else FEW)
         case "codes_later":
             return Moment(all_codes=late)
-        case "projections_first":
+        case kind if kind in SUMMARIES_FIRST:
             return Moment(tokens=float(late))
         case "detail_apart":
             return Moment(merge="sum" if late else "apart")
@@ -201,6 +210,11 @@ def highest_temperature(config: ScheduleConfig, initial: float, progress: float)
     if config.kind != "hardening":
         return None
     return initial * min(1.0, HARDEST / initial) ** progress
+
+
+def on_top(config: ScheduleConfig) -> bool:
+    """Whether late interaction is added to the contrastive logits, which hold still under it."""
+    return config.kind == "detail_on_top"
 
 
 def still_sides(config: ScheduleConfig, stages: Mapping[Pair, int]) -> dict[Pair, str]:

@@ -20,7 +20,8 @@ class EncoderOutput:
 
     tokens (B, T, D) enter the backbone; codes (B, T, Q) int64 are their discrete names, -1 at padding;
     mask (B, T) bool; summary (B, S) is what the trunk itself says of the whole: its prefix tokens, and the mean of the
-    others; losses and metrics are named scalars; term_mask (B, T) bool are the tokens of terms, if any.
+    others; losses and metrics are named scalars; term_mask (B, T) bool are the tokens of terms, if any; features are
+    what all of it was made of, the trunk's (of codes alone their vectors), normed: (B, T, F).
     """
 
     tokens: Tensor
@@ -30,6 +31,7 @@ class EncoderOutput:
     losses: dict[str, Tensor] = field(default_factory=dict)
     metrics: dict[str, Tensor] = field(default_factory=dict)
     term_mask: Tensor | None = None
+    features: Features | None = None
 
 
 for result in (Features, EncoderOutput):

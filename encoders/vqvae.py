@@ -55,7 +55,8 @@ class Bottleneck(nn.Module):
         self.mode = config.mode
         self.prefix = prefix
         of_codes = config.mode == "vq"
-        self.summary_width = (prefix + 1) * (config.quantizer.width if of_codes else features)
+        self.held_width = config.quantizer.width if of_codes else features
+        self.summary_width = (prefix + 1) * self.held_width
         self.norm = nn.LayerNorm(features)
         self.position = nn.Parameter(torch.randn(max_tokens, width) * 0.02)
         self.quantizer: Quantizer | None = None
@@ -112,7 +113,8 @@ class Bottleneck(nn.Module):
             tokens = tokens + gate * self.bypass(x)
             metrics["bypass_gate"] = gate.detach().mean()
         summary = self.summarise(held, mask)
-        return EncoderOutput(tokens, codes, mask, summary, losses, metrics), vectors
+        output = EncoderOutput(tokens, codes, mask, summary, losses, metrics, features=Features(held, mask))
+        return output, vectors
 
     def shown(self, x: Tensor, coded: Tensor | None) -> Tensor:
         """What the codes add to the tokens, x (B, T, D): nothing in the rows that are not coded (B,), see `forward`."""
@@ -145,7 +147,7 @@ class Bottleneck(nn.Module):
             features: tokens (B, T, F) and mask (B, T).
 
         Returns:
-            EncoderOutput with summary (B, (P + 1)·F), without tokens and losses.
+            EncoderOutput with summary (B, (P + 1)·F) and features (B, T, F), without tokens and losses.
 
         Raises:
             ValueError: the summary is of codes.
@@ -159,7 +161,8 @@ class Bottleneck(nn.Module):
         scale = self.norm.weight.detach()
         offset = self.norm.bias.detach()
         x = nn.functional.layer_norm(features.tokens, self.norm.normalized_shape, scale, offset, self.norm.eps)
-        return EncoderOutput(tokens, codes, features.mask[:, :0], self.summarise(x, features.mask))
+        summary = self.summarise(x, features.mask)
+        return EncoderOutput(tokens, codes, features.mask[:, :0], summary, features=Features(x, features.mask))
 
     def of_codes(self, codes: Tensor) -> EncoderOutput:
         """What `forward` makes of features with these codes, the features being gone.
@@ -178,7 +181,7 @@ class Bottleneck(nn.Module):
         vectors = self.lookup(codes)
         mask = (codes >= 0).all(-1)
         tokens = self.position[: codes.shape[1]] + self.up(vectors)
-        return EncoderOutput(tokens, codes, mask, self.summarise(vectors, mask))
+        return EncoderOutput(tokens, codes, mask, self.summarise(vectors, mask), features=Features(vectors, mask))
 
     def lookup(self, codes: Tensor) -> Tensor:
         """codes (B, T, Q) -> code vectors (B, T, C). Raises ValueError of a continuous bottleneck."""

@@ -86,10 +86,12 @@ class EvalConfig:
     batch_size: Annotated[int, "[1, inf)"] = 256
     """Samples, or captions, embedded at a time."""
     rerank: Annotated[int, "[0, inf)"] = 0
-    """How many candidates of each image and caption are scored again through cross-modal attention; 0 for none. Up to
-    ten cannot change R@10, and each costs as much as embedding its pair."""
+    """How many candidates of each image and caption are scored again by the match head and by late interaction, as far
+    as the schedule trains them; 0 for none. Up to ten cannot change R@10, and with a match head each costs as much as
+    embedding its pair."""
     rerank_weights: Annotated[tuple[float, float], "[0, inf)"] = (1.0, 1.0)
-    """Weights of the contrastive and of the filip logit, which are added to the match logit when re-ranking."""
+    """Weights of the contrastive and of the filip logit, which are added to the match logit when re-ranking; without a
+    match head they are the score."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "eval")

@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from alignment import DETAILED, has_stage
+from alignment import DETAILED, MATCHED, SUMMARIES_FIRST, has_stage
 from kernels.errors import UserError
 
 
@@ -184,14 +184,22 @@ def _fine(settings: Any) -> bool:
     return settings.schedule.kind in DETAILED
 
 
+def _matched(settings: Any) -> bool:
+    return settings.schedule.kind in MATCHED
+
+
 def _coded_beside_bypass(settings: Any) -> bool:
     return settings.schedule.kind != "codes_later" or settings.bottleneck.mode == "both"
 
 
 def _projections_alone(settings: Any) -> bool:
-    if settings.schedule.kind != "projections_first":
+    if settings.schedule.kind not in SUMMARIES_FIRST:
         return True
     return settings.model.direct and not settings.model.generate and settings.bottleneck.mode != "vq"
+
+
+def _tokens_alone(settings: Any) -> bool:
+    return settings.schedule.kind != "detail_on_top" or settings.model.token_head > 0
 
 
 def _audio_after_anchors(settings: Any) -> bool:
@@ -251,7 +259,13 @@ ALIGN = [
     *READ,
     *ENCODERS,
     *STAGES,
-    Needs("model.head_dropout", lambda c: c.model.head > 0, "model.head > 0", "model.head"),
+    Needs(
+        "model.head_dropout",
+        lambda c: c.model.head > 0 or c.model.token_head > 0,
+        "model.head or model.token_head > 0",
+        "model.head model.token_head",
+    ),
+    Needs("model.token_head", _fine, "a schedule with fine-grained terms, such as detail_on_top", "schedule.kind"),
     Needs(
         "model.backbone.moe.bias_rate model.backbone.moe.balance",
         lambda c: c.model.backbone.moe.top_k < c.model.backbone.moe.num_experts,
@@ -259,11 +273,12 @@ ALIGN = [
         "model.backbone.moe.num_experts model.backbone.moe.top_k",
     ),
     Needs(
-        "loss.filip loss.code_match loss.itm",
+        "loss.filip loss.code_match",
         _fine,
         "a schedule with more than contrastive terms",
         "schedule.kind",
     ),
+    Needs("loss.itm", _matched, "a schedule with matching terms, such as progressive", "schedule.kind"),
     Needs("schedule.kind", _coded_beside_bypass, "codes beside a bypass: bottleneck.mode=both", "bottleneck.mode"),
     Needs(
         "schedule.kind",
@@ -271,9 +286,10 @@ ALIGN = [
         "model.direct=true, model.generate=false and bottleneck.mode=both or continuous: projections that learn alone",
         "model.direct model.generate bottleneck.mode",
     ),
+    Needs("schedule.kind", _tokens_alone, "model.token_head > 0: the tokens that stand alone", "model.token_head"),
     Needs("schedule.kind", _audio_after_anchors, "image, text and audio: what is anchored?", "model.modalities"),
     Needs("loss.filip_rows", lambda c: _fine(c) and c.loss.filip > 0, "the term filip", "schedule.kind loss.filip"),
-    Needs("loss.itm_rows", lambda c: _fine(c) and c.loss.itm > 0, "the term itm", "schedule.kind loss.itm"),
+    Needs("loss.itm_rows", lambda c: _matched(c) and c.loss.itm > 0, "the term itm", "schedule.kind loss.itm"),
     Needs(
         "model.backbone.heads model.backbone.dropout model.backbone.checkpoint model.backbone.moe.*",
         lambda c: c.model.backbone.layers > 0,
@@ -282,6 +298,12 @@ ALIGN = [
     ),
     Needs("loss.caption", lambda c: c.model.generate, "model.generate=true", "model.generate"),
     Needs("loss.continuation", lambda c: c.model.generate, "model.generate=true", "model.generate"),
+    Needs(
+        "eval.rerank",
+        lambda c: c.eval.rerank == 0 or (_matched(c) and c.loss.itm > 0) or (_fine(c) and c.loss.filip > 0),
+        "a schedule with terms that tell pairs apart one by one: matching, or late interaction",
+        "schedule.kind loss.itm loss.filip",
+    ),
     Needs("eval.rerank_weights", lambda c: c.eval.rerank > 0, "eval.rerank > 0", "eval.rerank"),
     Needs(
         "train.evaluate_every",

@@ -87,7 +87,7 @@ DEFAULTS = leaves(asdict(AlignConfig()))
 
 
 def test_a_run_has_few_settings() -> None:
-    assert len(DEFAULTS) <= 105
+    assert len(DEFAULTS) <= 106
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

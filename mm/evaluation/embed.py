@@ -12,18 +12,20 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils._pytree import register_dataclass, tree_map_only
 
-from alignment import Pair
+from alignment import Pair, loss_weights
 from alignment.fine_grained import paired_late_interaction
 from encoders import EncoderOutput
 from kernels.collectives import Group, gather_objects, rank_and_size, sum_over_ranks
+from kernels.errors import UserError
 from mm.artifacts.run import Run
 from mm.batch import Batch
 from mm.data.module import AlignData
 from mm.data.views import EvalView
 from mm.device import autocast, precision_name
 from mm.evaluation.codes import code_counts
-from mm.modalities import MODALITIES
-from mm.model.multimodal import MatchInput, MultimodalModel, select
+from mm.modalities import MODALITIES, pairs_of
+from mm.model.encoding import select
+from mm.model.multimodal import MatchInput, MultimodalModel
 from mm.progress import followed
 
 logger = logging.getLogger(__name__)
@@ -237,11 +239,12 @@ def joint_scores(
     weights: tuple[float, float],
     batch_size: int = 256,
 ) -> Tensor:
-    """Score pairs of samples through cross-modal attention.
+    """Score pairs of samples by what was trained to tell them apart one by one.
 
-    The score is the match logit plus `weights` times the logits of the embeddings and of late interaction (FILIP, Yao
-    et al. 2022), at their learned scales: all three are log-odds up to a constant of the query. Pairs of similar
-    length share a batch, so that little padding is computed, and one batch at a time is on the model's device.
+    The score is the match logit, through cross-modal attention, plus `weights` times the logits of the embeddings and
+    of late interaction (FILIP, Yao et al. 2022), at their learned scales: all three are log-odds up to a constant of
+    the query. A term that the run did not train is left out. Pairs of similar length share a batch, so that little
+    padding is computed, and one batch at a time is on the model's device.
 
     Args:
         run: its model is put into evaluation mode.
@@ -254,29 +257,44 @@ def joint_scores(
 
     Returns:
         scores (P,) float32, on the CPU.
+
+    Raises:
+        ValueError: the run trained neither matching nor late interaction.
     """
     run.eval()
     a, b = pair
-    contrastive_scale = weights[0] * run.loss.contrastive[f"{a}_{b}"].scale
-    filip_scale = weights[1] * run.loss.filip[f"{a}_{b}"].scale
+    name = f"{a}_{b}"
+    matches, interacts = trained_scorers(run, name)
+    if not matches and not interacts:
+        kind = run.config.schedule.kind
+        raise UserError(
+            f"schedule.kind={kind} trained neither matching nor late interaction of {a} and {b}: --rerank 0"
+        )
+    contrastive_scale = weights[0] * run.loss.contrastive[name].scale
+    filip_scale = weights[1] * run.loss.filip[name].scale
     left_rows, right_rows = rows
     scores = torch.empty(len(left_rows))
-    left_lengths = left.encoded.mask.sum(1)
-    right_lengths = right.encoded.mask.sum(1)
-    lengths = left_lengths[left_rows] + right_lengths[right_rows]
+    lengths = left.encoded.mask.sum(1)[left_rows] + right.encoded.mask.sum(1)[right_rows]
     chunks = lengths.argsort().split(batch_size)
     for chunk in followed(chunks, f"evaluation: pairs of {a} and {b}", len(left_rows), batch_size):
         x = _trimmed(left.rows(left_rows[chunk])).to(run.device)
         y = _trimmed(right.rows(right_rows[chunk])).to(run.device)
+        score = contrastive_scale * (x.vectors * y.vectors).sum(1)
         with autocast(run.config.train.precision, run.device):
-            inputs = MatchInput(a, b, x.encoded, y.encoded)
-            matched = run.model.match([inputs])
-            late = paired_late_interaction(x.tokens, x.encoded.mask, y.tokens, y.encoded.mask)
-        logit = matched.logits[0].float()
-        cosine = (x.vectors * y.vectors).sum(1)
-        score = logit + contrastive_scale * cosine + filip_scale * late
+            if matches:
+                matched = run.model.match([MatchInput(a, b, x.encoded, y.encoded)])
+                score = score + matched.logits[0].float()
+            if interacts and weights[1]:
+                late = paired_late_interaction(x.tokens, x.encoded.mask, y.tokens, y.encoded.mask)
+                score = score + filip_scale * late
         scores[chunk] = score.cpu()
     return scores
+
+
+def trained_scorers(run: Run, pair: str) -> tuple[bool, bool]:
+    """Whether a run's training ended with matching of a pair, such as `image_text`, and with its late interaction."""
+    trained = run.loss.term_weights(loss_weights(run.config.schedule, 1.0, pairs_of(run.model.modalities)))
+    return f"itm/{pair}" in trained, f"filip/{pair}" in trained
 
 
 def _trimmed(part: Embedded) -> Embedded:

@@ -29,7 +29,8 @@ from mm.evaluation.reconstructions import caption_pairs
 from mm.infer.decoding import Decoding
 from mm.modalities import MODALITIES
 from mm.model.attention_maps import attends_across, cross_attention_maps
-from mm.model.multimodal import MatchInput, select
+from mm.model.encoding import select
+from mm.model.multimodal import MatchInput
 from mm.readers import LARGEST_SAMPLE, resized
 
 DECODED = 6

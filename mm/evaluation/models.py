@@ -23,7 +23,7 @@ from mm.data.config import DataConfig
 from mm.data.dataset import CaptionDataset, require_readable
 from mm.data.module import AlignData
 from mm.device import Precision, choose_device
-from mm.evaluation.embed import SplitEmbeddings, joint_scores
+from mm.evaluation.embed import SplitEmbeddings, joint_scores, trained_scorers
 from mm.evaluation.exhibits import examples_of, material_of
 from mm.evaluation.kept import embeddings_of
 from mm.evaluation.result import describe
@@ -185,18 +185,25 @@ class FinishedRun:
         return material_of(self.run, self.data, dataset, found.embeddings)
 
     def _evaluated(self, found: SplitEmbeddings) -> EvaluatedSplit:
-        """Embeddings with the match head as a scorer, where there are images and captions."""
+        """Embeddings with what else scores pairs, where there are images and captions: the match head, late interaction
+        beside the embeddings, as far as the run trained them."""
         parts = found.parts
 
-        def match_head(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
-            rows = (torch.from_numpy(images), torch.from_numpy(captions))
-            pair = ("image", "text")
-            scores = joint_scores(self.run, pair, parts["image"], parts["text"], rows, weights=(0.0, 0.0))
-            return scores.numpy()
+        def scorer(weights: tuple[float, float]) -> Scorer:
+            def score(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
+                rows = (torch.from_numpy(images), torch.from_numpy(captions))
+                pair = ("image", "text")
+                return joint_scores(self.run, pair, parts["image"], parts["text"], rows, weights).numpy()
+
+            return score
 
         joint: dict[str, Scorer] = {}
         if "image" in parts and "text" in parts:
-            joint["match head"] = match_head
+            matches, interacts = trained_scorers(self.run, "image_text")
+            if matches:
+                joint["match head"] = scorer((0.0, 0.0))
+            elif interacts:
+                joint["late interaction"] = scorer((1.0, 1.0))
         return EvaluatedSplit(found.arrays(), joint, found)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from encoders.pretraining import pretraining
 from eval.diagnostics import Utilization, code_utilization, expert_utilization
 from eval.figures import Figures, first_protocol, join_figures
-from eval.intervals import Bootstrap, Interval, mean_intervals
+from eval.intervals import Bootstrap, Interval, mean_intervals, paired_test
 from eval.protocols import Protocol, Stated
 from eval.report.history import read_history
 from eval.report.run import write_report
@@ -167,7 +167,8 @@ def split_protocol(evaluation: Evaluation, stated: Stated, rerank_depth: int = 0
 
 
 def evaluation_figures(evaluation: Evaluation, protocol: Protocol, bootstrap: Bootstrap) -> Figures:
-    """Metrics of every direction, with and without re-ranking, and intervals of their recalls.
+    """Metrics of every direction, with and without re-ranking, and intervals of their recalls. What re-ranking gains,
+    `reranked/<direction>/gain@<k>`, has a paired one: of the same queries, drawn by their images.
 
     Args:
         evaluation: of a split.
@@ -180,6 +181,17 @@ def evaluation_figures(evaluation: Evaluation, protocol: Protocol, bootstrap: Bo
         intervals |= recall_intervals(found, f"{direction}/", bootstrap)
     for direction, found in evaluation.reranked.items():
         intervals |= recall_intervals(found, f"reranked/{direction}/", bootstrap)
+        first = evaluation.results[direction]
+        for at, k in enumerate(found.ks):
+            gain = paired_test(
+                100 * first.hits[:, at],
+                100 * found.hits[:, at],
+                found.query_ids,
+                samples=bootstrap.samples,
+                seed=bootstrap.seed,
+            )
+            metrics[f"reranked/{direction}/gain@{k}"] = round(gain.difference, 3)
+            intervals[f"reranked/{direction}/gain@{k}"] = (gain.low, gain.high)
     return Figures(protocol, metrics, intervals)
 
 

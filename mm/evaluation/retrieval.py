@@ -1,4 +1,4 @@
-"""A split's retrieval in every direction, first by embeddings alone, then re-ranked through cross-modal attention."""
+"""A split's retrieval in every direction, first by embeddings alone, then re-ranked pair by pair."""
 
 from dataclasses import dataclass, field
 
@@ -134,14 +134,14 @@ def with_partner(part: Embedded, other: Embedded) -> Embedded:
 
 
 def rerank(run: Run, pair: Pair, x: Embedded, y: Embedded, config: EvalConfig, swap: bool) -> RetrievalResult:
-    """Score each query's best candidates again, through cross-modal attention.
+    """Score each query's best candidates again, see `joint_scores`.
 
     Args:
         run: its model and loss.
         pair: names of the first and the second modality.
         x: embeddings of the first modality.
         y: embeddings of the second modality.
-        config: how many candidates are scored, and the weights of the three logits.
+        config: how many candidates are scored, and the weights of their logits.
         swap: whether the second modality queries the first.
     """
     queries, gallery = (y, x) if swap else (x, y)

@@ -65,10 +65,19 @@ def _retrieval_table(figures: Figures, chances: Mapping[str, float], band: Band 
         cells[0] += f" [dim]({low:.1f}-{high:.1f})[/dim]"
         if depth:
             again = figures.metrics.get(f"reranked/{direction}/R@1")
-            cells.append("—" if again is None else f"{again:.1f}")
+            cells.append("—" if again is None else f"{again:.1f}{_gain(figures, direction)}")
         if band:
             measure = f"{prefix}{direction}/R@1"
             lowest, highest = band.limits(measure)
             cells += [f"{lowest:.1f}-{highest:.1f}", f"{band.linear(measure):.1f}"]
         table.add_row(arrow(direction), *cells, f"{random:.2f}")
     return table
+
+
+def _gain(figures: Figures, direction: str) -> str:
+    """What re-ranking adds to R@1, with its paired interval; nothing of a result that has none."""
+    name = f"reranked/{direction}/gain@1"
+    if name not in figures.intervals:
+        return ""
+    low, high = figures.intervals[name]
+    return f" [dim]({low:+.1f} to {high:+.1f})[/dim]"

@@ -25,7 +25,8 @@ from mm.infer.decoding import Decoding
 from mm.infer.inputs import Inputs, one_of, text_inputs
 from mm.infer.processor import Processor
 from mm.infer.writing import TextWriter, paired_prefixes
-from mm.model.multimodal import MatchInput, select
+from mm.model.encoding import select
+from mm.model.multimodal import MatchInput
 
 
 class Embedder(BaseEmbedder):

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from encoders import Encoder, EncoderOutput, Features
+from kernels.collectives import Group, rows_of_ranks
 from mm.batch import Batch
+from mm.model.packed import Reading, Stream
 
 
 def encode(
@@ -67,3 +69,35 @@ def one_real(mask: Tensor | None, present: Tensor) -> Tensor | None:
         return None
     first = torch.arange(mask.shape[1], device=mask.device) == 0
     return torch.where(present[:, None], mask, first)
+
+
+def streams_of(encoded: Mapping[str, EncoderOutput]) -> Reading:
+    """Encoder outputs (N, T, D) by modality, as the streams of one reading."""
+    return {m: Stream(e.tokens, e.mask, e.term_mask) for m, e in encoded.items()}
+
+
+def select(encoded: EncoderOutput, rows: Tensor, group: Group = None, real: Tensor | None = None) -> EncoderOutput:
+    """Some rows of an encoder's output, for the joint reading: without losses and metrics, which belong to the whole
+    batch, and without the trunk's features, which are wide.
+
+    Args:
+        encoded: tokens (N, T, D).
+        rows: (n,) int64; a row may occur more than once.
+        group: its ranks' outputs are joined, and all of them select the same rows: row i of rank r is r · N + i.
+        real: (n,) bool; no token of the other rows is. None for all.
+
+    Returns:
+        EncoderOutput with tokens (n, T, D).
+    """
+
+    def chosen(x: Tensor) -> Tensor:
+        return rows_of_ranks(x, rows, group)
+
+    term_mask = None if encoded.term_mask is None else chosen(encoded.term_mask)
+    tokens = chosen(encoded.tokens)
+    codes = chosen(encoded.codes)
+    mask = chosen(encoded.mask)
+    if real is not None:
+        mask = mask & real[:, None]
+    summary = chosen(encoded.summary)
+    return EncoderOutput(tokens, codes, mask, summary, term_mask=term_mask)

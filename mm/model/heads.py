@@ -56,7 +56,33 @@ class Center(JointBatchNorm, nn.BatchNorm1d):
         return nn.functional.batch_norm(x, self.running_mean.clone(), self.running_var.clone(), eps=self.eps)
 
 
-class Projection(nn.Module):
+class LinearAndNet(nn.Module):
+    """Project vectors (..., D) onto (..., E) linearly; optionally add what a small network makes of them.
+
+    Args:
+        width: D.
+        embedding: E.
+        hidden: hidden width of the network that is added; 0 for none.
+        dropout: before and inside of that network.
+    """
+
+    def __init__(self, width: int, embedding: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, embedding)
+        self.net: nn.Sequential | None = None
+        if hidden:
+            drop = nn.Dropout(dropout)
+            self.net = nn.Sequential(drop, nn.Linear(width, hidden), nn.GELU(), drop, nn.Linear(hidden, embedding))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., E)."""
+        y = self.linear(x)
+        if self.net is None:
+            return y
+        return y + self.net(x)
+
+
+class Projection(LinearAndNet):
     """Project pooled vectors (N, D) onto the embedding (N, E): centre, scale, multiply; optionally add a small network.
 
     Untrained pooled vectors share one large direction and differ in a small remainder. Centred and scaled, the
@@ -70,22 +96,14 @@ class Projection(nn.Module):
     """
 
     def __init__(self, width: int, embedding: int, hidden: int, dropout: float) -> None:
-        super().__init__()
+        super().__init__(width, embedding, hidden, dropout)
         self.center = Center(width)
-        self.linear = nn.Linear(width, embedding)
-        self.net: nn.Sequential | None = None
-        if hidden:
-            drop = nn.Dropout(dropout)
-            self.net = nn.Sequential(drop, nn.Linear(width, hidden), nn.GELU(), drop, nn.Linear(hidden, embedding))
 
     def zero_initialise(self) -> None:
         """Make the output zero, so that the projection learns what to add to another one."""
-        last = [self.linear]
+        zero_initialise(self.linear)
         if self.net is not None:
-            last.append(self.net[-1])  # type: ignore[arg-type]  # a Linear
-        for layer in last:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            zero_initialise(self.net[-1])  # type: ignore[arg-type]  # a Linear
 
     def forward(self, x: Tensor, use_running_stats: bool = False, present: Tensor | None = None) -> Tensor:
         """Project pooled vectors.
@@ -103,10 +121,13 @@ class Projection(nn.Module):
         else:
             with counted_rows(self.center, present):
                 x = self.center(x)
-        y = self.linear(x)
-        if self.net is None:
-            return y
-        return y + self.net(x)
+        return super().forward(x)
+
+
+def zero_initialise(layer: nn.Linear) -> None:
+    """Make the output zero, so that the layer learns what to add to another one."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
 
 
 def direct_projections(encoders: Mapping[str, Encoder], head: tuple[int, int, float]) -> dict[str, Projection]:
@@ -117,6 +138,25 @@ def direct_projections(encoders: Mapping[str, Encoder], head: tuple[int, int, fl
         head: embedding width, hidden width and dropout of each projection.
     """
     return {m: Projection(encoder.bottleneck.summary_width, *head) for m, encoder in encoders.items()}
+
+
+def token_projections(
+    encoders: Mapping[str, Encoder], width: int, head: tuple[int, int, float]
+) -> tuple[dict[str, nn.Linear], dict[str, LinearAndNet]]:
+    """What projects tokens for late interaction: the backbone's, and those of each encoder's trunk.
+
+    Args:
+        encoders: by modality.
+        width: of the backbone.
+        head: width, hidden width and dropout of the projections of trunks' tokens; with a hidden width of 0 there are
+            none, with some the backbone's begin at zero.
+    """
+    of_backbone = {m: nn.Linear(width, head[0]) for m in encoders}
+    if not head[1]:
+        return of_backbone, {}
+    for layer in of_backbone.values():
+        zero_initialise(layer)
+    return of_backbone, {m: LinearAndNet(encoder.bottleneck.held_width, *head) for m, encoder in encoders.items()}
 
 
 class MatchHead(nn.Module):

@@ -10,16 +10,15 @@ from torch.nn.functional import normalize
 from torch.utils._pytree import register_dataclass
 
 from alignment import Moment, fork
-from encoders import Encoder, EncoderOutput
-from kernels.collectives import Group, rows_of_ranks
+from encoders import Encoder, EncoderOutput, Features
 from kernels.errors import UserError
 from kernels.ranges import check_ranges
 from mm.batch import Batch
 from mm.modalities import MODALITIES
 from mm.model.backbone import Backbone, BackboneConfig
 from mm.model.causal import CausalText
-from mm.model.encoding import encode
-from mm.model.heads import AttentionPool, MatchHead, Projection, direct_projections
+from mm.model.encoding import encode, streams_of
+from mm.model.heads import AttentionPool, MatchHead, Projection, direct_projections, token_projections
 from mm.model.held import held, parameters_of
 from mm.model.packed import Reading, Stream
 from mm.model.shown import forked, rows_with_codes, some_tokens
@@ -46,6 +45,9 @@ class ModelConfig:
     embedding; what the backbone read is added to it, from zero."""
     token_embedding: Annotated[int, "[1, inf)"] = 64
     """Width of the token embeddings of late interaction."""
+    token_head: Annotated[int, "[0, inf)"] = 0
+    """Hidden width of what projects the trunks' own tokens onto them, with the dropout of `head`; what the backbone
+    read is added, from zero. 0 for the backbone's tokens alone, projected linearly."""
     generate: bool = False
     """Learn to write text as well: captions of images and of sounds, token by token."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -144,7 +146,10 @@ class MultimodalModel(nn.Module):
             for projection in project.values():
                 projection.zero_initialise()
         self.project: Any = nn.ModuleDict(project)
-        self.project_tokens = nn.ModuleDict({m: nn.Linear(width, config.token_embedding) for m in encoders})
+        token_head = (config.token_embedding, config.token_head, config.head_dropout)
+        project_tokens, direct_tokens = token_projections(encoders, width, token_head)
+        self.project_tokens = nn.ModuleDict(project_tokens)
+        self.direct_tokens: Any = nn.ModuleDict(direct_tokens)
         self.match_head = MatchHead(config.embedding, width)
         self.terms: Terms | None = None
         self.causal: CausalText | None = None
@@ -197,7 +202,7 @@ class MultimodalModel(nn.Module):
         for m, stream in streams.items():
             whole, fine = fork(stream.x, moment.merge)
             embeddings[m] = self.read(m, replace(stream, x=whole), alone[m].summary, present=batch.present[m])
-            tokens[m] = self.token_vectors(m, replace(stream, x=fine))
+            tokens[m] = self.token_vectors(m, replace(stream, x=fine), alone[m].features)
         masks = {m: stream.mask for m, stream in streams.items()}
         return ModelOutput(matched, embeddings, tokens, masks, out.losses, out.load, out.seen)
 
@@ -209,7 +214,7 @@ class MultimodalModel(nn.Module):
             batch: which rows are present.
 
         Returns:
-            ModelOutput without tokens, losses and load.
+            ModelOutput without losses and load; of tokens the trunks' own, where these are projected.
 
         Raises:
             ValueError: the model has no direct projections, or learns to write, which is of tokens.
@@ -220,6 +225,11 @@ class MultimodalModel(nn.Module):
         embeddings = {m: normalize(x.float(), dim=-1) for m, x in projected.items()}
         tokens = {m: e.tokens for m, e in encoded.items()}
         masks = {m: e.mask for m, e in encoded.items()}
+        for m in self.direct_tokens.keys() & encoded.keys():
+            features = encoded[m].features
+            assert features is not None  # of an encoder's own output
+            tokens[m] = self.token_vectors(m, None, features)
+            masks[m] = features.mask
         return ModelOutput(encoded, embeddings, tokens, masks, {}, self.backbone.no_load(batch.ids.device))
 
     def encode(
@@ -346,10 +356,24 @@ class MultimodalModel(nn.Module):
             x = x + self.direct[modality](summary, use_running_stats, present)
         return normalize(x.float(), dim=-1)
 
-    def token_vectors(self, modality: str, stream: Stream) -> Tensor:
-        """Project the backbone's tokens (N, T, D) onto unit vectors (N, T, P) float32 for late interaction."""
-        projected = self.project_tokens[modality](stream.x)
-        return normalize(projected.float(), dim=-1)
+    def token_vectors(self, modality: str, stream: Stream | None, features: Features | None) -> Tensor:
+        """Project tokens for late interaction.
+
+        Args:
+            modality: selects the projections.
+            stream: the backbone's tokens (N, T, D); None before anything is added to the trunk's.
+            features: the trunk's (N, T, F), read where the model projects these.
+
+        Returns:
+            unit vectors (N, T, P) float32.
+        """
+        parts = []
+        if stream is not None:
+            parts.append(self.project_tokens[modality](stream.x))
+        if modality in self.direct_tokens:
+            assert features is not None  # of an encoder's own output
+            parts.append(self.direct_tokens[modality](features.tokens))
+        return normalize(sum(parts).float(), dim=-1)
 
     def add_term_bias(self, sequences: Tensor) -> None:
         """Give every attention head a learned bias towards the tokens of terms.
@@ -366,34 +390,3 @@ class MultimodalModel(nn.Module):
         for block in self.backbone.blocks:
             block.self_attention.add_term_bias()
             block.cross_attention.add_term_bias()
-
-
-def streams_of(encoded: Mapping[str, EncoderOutput]) -> Reading:
-    """Encoder outputs (N, T, D) by modality, as the streams of one reading."""
-    return {m: Stream(e.tokens, e.mask, e.term_mask) for m, e in encoded.items()}
-
-
-def select(encoded: EncoderOutput, rows: Tensor, group: Group = None, real: Tensor | None = None) -> EncoderOutput:
-    """Some rows of an encoder's output, without its losses and metrics, which belong to the whole batch.
-
-    Args:
-        encoded: tokens (N, T, D).
-        rows: (n,) int64; a row may occur more than once.
-        group: its ranks' outputs are joined, and all of them select the same rows: row i of rank r is r · N + i.
-        real: (n,) bool; no token of the other rows is. None for all.
-
-    Returns:
-        EncoderOutput with tokens (n, T, D).
-    """
-
-    def chosen(x: Tensor) -> Tensor:
-        return rows_of_ranks(x, rows, group)
-
-    term_mask = None if encoded.term_mask is None else chosen(encoded.term_mask)
-    tokens = chosen(encoded.tokens)
-    codes = chosen(encoded.codes)
-    mask = chosen(encoded.mask)
-    if real is not None:
-        mask = mask & real[:, None]
-    summary = chosen(encoded.summary)
-    return EncoderOutput(tokens, codes, mask, summary, term_mask=term_mask)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alignment import Merge, fork
-from encoders import EncoderOutput
+from encoders import EncoderOutput, Features
 from kernels.collectives import rank_and_size, step_group
 from kernels.draws import uniform
 
@@ -43,18 +43,18 @@ def rows_with_codes(rows: int, share: Tensor, draws: torch.Generator | None) -> 
 def some_tokens(encoded: EncoderOutput, share: float, draws: torch.Generator | None, prefix: int = 0) -> EncoderOutput:
     """Draw a share of each row's real tokens and leave out the others, which then cost nothing (FLIP, Li et al. 2023).
 
-    Losses, metrics and the trunk's summary stay those of all tokens.
+    Losses, metrics and the trunk's summary stay those of all tokens; features are those of the same tokens.
 
     Args:
         encoded: tokens (N, T, D).
-        share: of the real tokens of a row, in (0, 1]; rounded up.
+        share: of the real tokens of a row, rounded up; with 1, and with 0, of which there are none, nothing is drawn.
         draws: see `own_uniform`.
         prefix: how many of the first tokens (CLS) stay.
 
     Returns:
         EncoderOutput with tokens (N, ⌈share·T⌉, D), in an order of their own: real ones first.
     """
-    if share == 1:
+    if share in (0, 1):
         return encoded
     mask = encoded.mask
     length = mask.shape[1]
@@ -73,7 +73,8 @@ def some_tokens(encoded: EncoderOutput, share: float, draws: torch.Generator | N
     term_mask = None if encoded.term_mask is None else chosen(encoded.term_mask)
     tokens = chosen(encoded.tokens)
     codes = torch.where(real[..., None], chosen(encoded.codes), -1)
-    return replace(encoded, tokens=tokens, codes=codes, mask=real, term_mask=term_mask)
+    features = None if encoded.features is None else Features(chosen(encoded.features.tokens), real)
+    return replace(encoded, tokens=tokens, codes=codes, mask=real, term_mask=term_mask, features=features)
 
 
 def forked(encoded: EncoderOutput, merge: Merge) -> tuple[EncoderOutput, EncoderOutput]:

@@ -18,6 +18,7 @@ from alignment import (
     highest_temperature,
     loss_weights,
     moment,
+    on_top,
     stage,
     still_sides,
 )
@@ -27,7 +28,8 @@ from kernels.errors import UserError
 from mm.artifacts.run import Run
 from mm.batch import Batch
 from mm.modalities import pairs_of
-from mm.model.multimodal import MatchInput, MatchOutput, ModelOutput, select
+from mm.model.encoding import select
+from mm.model.multimodal import MatchInput, MatchOutput, ModelOutput
 from mm.model.writer import Writer
 from mm.train.captions import Written, write_captions
 from mm.train.captured import CapturedStep, StepOutcome
@@ -148,7 +150,9 @@ class AlignTask(LightningModule):
         weights = self.term_weights()
         sides = aligned_sides(output, batch)
         rows = self.loss.rows(sides)
-        terms = self.loss(sides, rows, batch.ids, weights, still_sides(self.config.schedule, self.stages))
+        schedule = self.config.schedule
+        still = still_sides(schedule, self.stages)
+        terms = self.loss(sides, rows, batch.ids, weights, still, on_top(schedule))
         drawn = self.loss.draw(sides, rows, batch.ids, weights, self.draws)
         matched = self.match(drawn, output)
         if matched:

@@ -128,6 +128,21 @@ def test_the_temperature_is_of_one_dimension_and_the_loss_of_none() -> None:
     assert loss(a, mask, a, mask, torch.arange(6)).shape == ()
 
 
+def test_given_logits_are_added_to_scaled_similarities() -> None:
+    (a, mask_a), (b, mask_b) = ragged(5, 4, 0), ragged(5, 3, 1)
+    term = LateInteraction(0.25)
+    logits = torch.randn(5, 5)  # fewer than a shortlist: all of them are told apart
+    expected = dense_info_nce(4 * late_interaction(a, mask_a, b, mask_b) + logits, torch.arange(5))
+    torch.testing.assert_close(term(a, mask_a, b, mask_b, torch.arange(5), logits=logits), expected)
+    real = torch.tensor([True, True, False, True, True])
+    some = [x[real] for x in (a, mask_a, b, mask_b)]
+    expected = term(*some, torch.arange(4), logits=logits[real][:, real])
+    found = term(a, mask_a, b, mask_b, torch.arange(5), real, logits)
+    torch.testing.assert_close(found, expected)
+    # Where the logits have told all pairs already, nothing is left to learn.
+    assert term(a, mask_a, b, mask_b, torch.arange(5), logits=50 * torch.eye(5)) < 1e-6
+
+
 def test_equal_ids_are_not_negatives() -> None:
     """Two rows that cannot be told apart cost log 2 each, unless they are the same image."""
     logits = torch.tensor([[9.0, 9.0, -9.0], [9.0, 9.0, -9.0], [-9.0, -9.0, 9.0]])

@@ -14,6 +14,7 @@ from alignment import (
     highest_temperature,
     learning_rate_factor,
     moment,
+    on_top,
     ramp,
     stage,
     still_sides,
@@ -137,6 +138,17 @@ def test_projections_come_first_until_the_last_stage() -> None:
     config = of_kind("projections_first")
     assert [moment(config, p).tokens for p in (0.0, 0.3, 0.59, 0.6, 1.0)] == [0] * 3 + [1] * 2
     assert [flat(loss_weights(config, p)) for p in (0.0, 1.0)] == [[1] * 3 + [0] * 6] * 2
+
+
+def test_detail_on_top_adds_late_interaction_and_nothing_to_match() -> None:
+    config = of_kind("detail_on_top")
+    assert [moment(config, p).tokens for p in (0.0, 0.3, 0.59, 0.6, 1.0)] == [0] * 3 + [1] * 2
+    assert [flat(loss_weights(config, p)) for p in (0.0, 0.3, 1.0)] == [
+        [1] * 3 + [0] * 6,
+        [1] * 6 + [0] * 3,
+        [1] * 6 + [0] * 3,
+    ]
+    assert on_top(config) and not any(on_top(of_kind(kind)) for kind in ("projections_first", "detail_later"))
 
 
 def test_codes_come_in_between_the_stages() -> None:

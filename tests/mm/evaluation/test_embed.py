@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from alignment.fine_grained import late_interaction
+from alignment import ProgressiveAlignment, ScheduleConfig
+from alignment.fine_grained import late_interaction, paired_late_interaction
 from mm.artifacts.run import Run, build_run
 from mm.config import AlignConfig
 from mm.data.module import AlignData
 from mm.evaluation.embed import SplitEmbeddings, count_codes, embed_split, joint_scores
-from mm.model.multimodal import MatchInput, select
+from mm.model.encoding import select
+from mm.model.multimodal import MatchInput
 
 Built = tuple[Run, AlignData, SplitEmbeddings]
 
@@ -75,6 +77,22 @@ def test_joint_scores_are_match_plus_weighed_first_stage(embedded: Built) -> Non
         contrastive, fine = run.loss.contrastive["image_text"].scale, run.loss.filip["image_text"].scale
         expected = match + 0.5 * contrastive * cosine + 0.25 * fine * late[i, j]
         torch.testing.assert_close(scores[k : k + 1], expected, rtol=1e-3, atol=2e-2)  # tokens are kept in bf16
+
+
+@torch.inference_mode()
+def test_a_term_that_was_not_trained_scores_nothing(embedded: Built) -> None:
+    run, _, found = embedded
+    image, text = found.parts["image"], found.parts["text"]
+    rows = (torch.arange(5), torch.arange(5, 10))
+    loss = replace(run.config.loss, itm=0)
+    run = replace(run, config=replace(run.config, loss=loss), loss=ProgressiveAlignment(loss, 8, run.loss.pairs))
+    left, right = image.rows(rows[0]), text.rows(rows[1])
+    late = paired_late_interaction(left.tokens, left.encoded.mask, right.tokens, right.encoded.mask)
+    scores = joint_scores(run, ("image", "text"), image, text, rows, (0.0, 1.0))
+    torch.testing.assert_close(scores, run.loss.filip["image_text"].scale * late, rtol=1e-3, atol=2e-2)
+    run.config = replace(run.config, schedule=ScheduleConfig("contrastive_only"))
+    with pytest.raises(ValueError, match=r"schedule\.kind=contrastive_only trained neither"):
+        joint_scores(run, ("image", "text"), image, text, rows, (1.0, 1.0))
 
 
 @pytest.mark.parametrize(("precision", "reduced"), [("fp32", False), ("auto", True)])

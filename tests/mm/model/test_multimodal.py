@@ -12,8 +12,9 @@ from alignment.matching import matching_loss
 from encoders import EncoderOutput
 from mm.batch import Batch
 from mm.config import AlignConfig
+from mm.model.encoding import select
 from mm.model.heads import AttentionPool, MatchHead
-from mm.model.multimodal import MatchInput, ModelConfig, select
+from mm.model.multimodal import MatchInput, ModelConfig
 from mm.train.task import AlignTask
 
 
@@ -153,6 +154,25 @@ def test_projections_that_come_first_are_what_the_rest_adds_to(
     taught = {name for name, p in model.named_parameters() if p.grad is not None}
     allowed = ("direct.", "encoders.image.trunk.", "encoders.audio.trunk.", "encoders.text.trunk.")
     assert "direct.text.linear.weight" in taught and all(name.startswith(allowed) for name in taught)
+
+
+def test_token_vectors_begin_as_the_trunks_own(
+    tiny: AlignConfig, tiny_task: Callable[..., AlignTask], tiny_batch: Callable[..., Batch]
+) -> None:
+    """With and without the backbone; padding is no token in either."""
+    model = tiny_task(model=replace(tiny.model, direct=True, token_head=8)).model
+    batch = tiny_batch()
+    batch.present["audio"][1] = False
+    alone = model(batch, moment=Moment(tokens=0.0))
+    whole = model(batch)
+    for m, mask in whole.masks.items():
+        assert torch.equal(alone.masks[m], mask) and alone.tokens[m].shape == (*mask.shape, 8)
+    torch.testing.assert_close(alone.tokens, whole.tokens)
+    with torch.no_grad():
+        model.project_tokens["text"].weight += 1
+    moved = model(batch).tokens
+    assert (moved["text"] - whole.tokens["text"]).abs().max() > 0.1
+    torch.testing.assert_close(moved["image"], whole.tokens["image"])
 
 
 @pytest.mark.parametrize("change", [{"direct": False}, {"generate": True}])

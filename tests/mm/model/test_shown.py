@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from encoders import EncoderOutput
+from encoders import EncoderOutput, Features
 from mm.model.shown import own_uniform, rows_with_codes, some_tokens
 
 REAL = (10, 4, 1, 0)
@@ -23,7 +23,9 @@ def encoded() -> EncoderOutput:
     place = torch.arange(10).expand(4, -1)
     tokens = place[..., None].repeat(1, 1, 3).float()
     codes = torch.where(mask, place, -1)[..., None]
-    return EncoderOutput(tokens, codes, mask, torch.randn(4, 5), term_mask=place == 2)
+    return EncoderOutput(
+        tokens, codes, mask, torch.randn(4, 5), term_mask=place == 2, features=Features(10 * tokens, mask)
+    )
 
 
 def test_every_row_keeps_its_share_of_real_tokens_and_no_padding_counts(encoded: EncoderOutput) -> None:
@@ -37,6 +39,8 @@ def test_every_row_keeps_its_share_of_real_tokens_and_no_padding_counts(encoded:
         assert (found.codes[row, ~found.mask[row]] == -1).all()
     assert found.term_mask is not None and torch.equal(found.term_mask, found.tokens[..., 0] == 2)
     assert torch.equal(found.summary, encoded.summary)
+    assert found.features is not None and torch.equal(found.features.tokens, 10 * found.tokens)
+    assert torch.equal(found.features.mask, found.mask)
 
 
 def test_a_token_that_is_left_out_has_no_gradient_and_changes_nothing(encoded: EncoderOutput) -> None:
@@ -55,9 +59,10 @@ def test_prefix_tokens_stay(encoded: EncoderOutput) -> None:
         assert {0.0, 1.0} <= set(found.tokens[0, found.mask[0], 0].tolist())
 
 
-def test_all_tokens_are_what_there_was_and_nothing_is_drawn(encoded: EncoderOutput) -> None:
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_all_tokens_or_none_are_what_there_was_and_nothing_is_drawn(encoded: EncoderOutput, share: float) -> None:
     draws = generator()
-    assert some_tokens(encoded, 1.0, draws) is encoded
+    assert some_tokens(encoded, share, draws) is encoded
     assert torch.equal(draws.get_state(), generator().get_state())
 
 

@@ -130,6 +130,11 @@ def cases(tiny: AlignConfig) -> list[Case]:
         found.append((kind, 5, PARTLY, 2, {"schedule": schedule}))
     alone = ScheduleConfig("projections_first", stage3=1.0)
     found.append(("projections_first", 5, PARTLY, 2, {"schedule": alone, "model": replace(tiny.model, direct=True)}))
+    detail = {
+        "schedule": ScheduleConfig("detail_on_top", stage2=0.0, stage3=1.0),
+        "model": replace(tiny.model, direct=True, token_head=8),
+    }
+    found.append(("detail_on_top", 5, PARTLY, 2, detail))
     for kind in QUANTIZERS:
         if kind != tiny.bottleneck.quantizer.kind:
             depth = 2 if kind == "residual" else 1

@@ -101,6 +101,22 @@ def test_where_gradients_meet_the_detail_alone_changes_by_the_fork_only(
     assert reaches == (kind == "detail_projected")
 
 
+def test_detail_on_top_teaches_the_trunks_tokens_and_no_embedding(
+    tiny: AlignConfig, tiny_run: Callable[..., Run], tiny_batch: Callable[..., Batch]
+) -> None:
+    loss = replace(tiny.loss, filip_rows=3, code_match=0)
+    model = replace(tiny.model, direct=True, token_head=8)
+    task = AtStep(tiny_run(loss=loss, model=model, schedule=ScheduleConfig("detail_on_top", stage2=0.0, stage3=0.9)))
+    task.train()
+    task.step = 5
+    found = taught(task, tiny_batch(6), ("filip",))
+    heads = {name.split(".")[1] for name in found if name.startswith("model.") and ".encoders." not in name}
+    assert heads == {"direct_tokens"} and any(name.startswith("loss.filip") for name in found)
+    assert not any(name.startswith("loss.contrastive") for name in found)
+    task.step = 9  # the backbone's tokens are added, from zero
+    assert "model.project_tokens.text.weight" in taught(task, tiny_batch(6), ("filip",))
+
+
 def test_audio_reads_anchors_that_hold_still(tiny_run: Callable[..., Run], tiny_batch: Callable[..., Batch]) -> None:
     task = AtStep(tiny_run(schedule=ScheduleConfig("anchor_first", stage2=0.0)))
     task.train()
