@@ -11,7 +11,7 @@ An .npz file holds image (N, D), text (M, D), image_ids (N,), caption_image_ids 
 audio (A, D), audio_image_ids (A,). With --data.ground_truth (ECCV Caption's files) CxC and ECCV are evaluated too. With
 --data.validation, which fixes its threshold, balanced matching is evaluated: accuracy, AUC, pairwise forced choice and
 calibration error, with random negatives and, with --data.retriever, hard ones; a run by its cosine and by the logits of
-its match head. A run's retrieval is evaluated with and without re-ranking through its cross-modal attention.
+its match head or late interaction. A run's retrieval is evaluated with and without re-ranking by these.
 A report (.html) is written beside each result: that of --json, and a run's own.
 """
 
