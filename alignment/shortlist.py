@@ -1,5 +1,6 @@
 """Late interaction of each row with a few columns of its own, the hardest, in place of all: what a re-ranking asks."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,7 +9,9 @@ from torch import Tensor
 from kernels.dispatch import compute_dtype
 
 ROWS = 8
-"""Rows whose columns' tokens are gathered at once: they and their similarities stay in the cache."""
+"""Rows whose columns' tokens are gathered at once: they and their similarities stay in a CPU's cache."""
+ROWS_ELSEWHERE = 128
+"""The same on other devices, which wait for launches."""
 
 
 def hardest(logits: Tensor, ids: Tensor, count: int, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -62,8 +65,7 @@ class _Shortlist(torch.autograd.Function):
         found = a.new_empty(n, k, dtype=share_a.dtype)
         best_b = columns.new_empty(n, s, k, dtype=torch.int16)
         best_a = columns.new_empty(n, k, t, dtype=torch.int16)
-        for start in range(0, n, ROWS):
-            rows = slice(start, start + ROWS)
+        for rows in _blocks(a):
             chosen = columns[rows]
             similarity = torch.bmm(a[rows], b[chosen].flatten(1, 2).transpose(1, 2)).float().view(-1, s, k, t)
             best, place = similarity.masked_fill(~mask_b[chosen][:, None], -1).max(3)
@@ -79,15 +81,14 @@ class _Shortlist(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, mask_a, b, mask_b, columns, best_b, best_a = ctx.saved_tensors
-        n, k = columns.shape
+        k = columns.shape[1]
         s, t = a.shape[1], b.shape[1]
         share_a, share_b = _share(mask_a), _share(mask_b)
         # Who has no tokens has no partners.
         grad = grad * mask_a.any(1)[:, None] * mask_b.any(1)[columns]
         d_a = torch.empty_like(a)
         d_b = torch.zeros_like(b, dtype=grad.dtype)
-        for start in range(0, n, ROWS):
-            rows = slice(start, start + ROWS)
+        for rows in _blocks(a):
             chosen = columns[rows]
             g = grad[rows]
             d = g.new_zeros(len(g), s, k, t)
@@ -100,6 +101,11 @@ class _Shortlist(torch.autograd.Function):
             of_chosen = torch.bmm(d.transpose(1, 2), a[rows]).to(grad.dtype)
             d_b.index_add_(0, chosen.flatten(), of_chosen.view(-1, *b.shape[1:]))
         return d_a, None, d_b.to(b.dtype), None, None
+
+
+def _blocks(a: Tensor) -> Iterator[slice]:
+    size = ROWS if a.device.type == "cpu" else ROWS_ELSEWHERE
+    return (slice(start, start + size) for start in range(0, len(a), size))
 
 
 def _share(mask: Tensor) -> Tensor:

@@ -264,12 +264,9 @@ def joint_scores(
     run.eval()
     a, b = pair
     name = f"{a}_{b}"
-    matches, interacts = trained_scorers(run, name)
+    matches, interacts = trained_scorers(run, pair)
     if not matches and not interacts:
-        kind = run.config.schedule.kind
-        raise UserError(
-            f"schedule.kind={kind} trained neither matching nor late interaction of {a} and {b}: --rerank 0"
-        )
+        raise UserError(nothing_to_score_by(run, pair))
     contrastive_scale = weights[0] * run.loss.contrastive[name].scale
     filip_scale = weights[1] * run.loss.filip[name].scale
     left_rows, right_rows = rows
@@ -291,10 +288,17 @@ def joint_scores(
     return scores
 
 
-def trained_scorers(run: Run, pair: str) -> tuple[bool, bool]:
-    """Whether a run's training ended with matching of a pair, such as `image_text`, and with its late interaction."""
+def trained_scorers(run: Run, pair: Pair) -> tuple[bool, bool]:
+    """Whether a run's training ended with matching of a pair of modalities, and with its late interaction."""
     trained = run.loss.term_weights(loss_weights(run.config.schedule, 1.0, pairs_of(run.model.modalities)))
-    return f"itm/{pair}" in trained, f"filip/{pair}" in trained
+    name = "_".join(pair)
+    return f"itm/{name}" in trained, f"filip/{name}" in trained
+
+
+def nothing_to_score_by(run: Run, pair: Pair) -> str:
+    """What is said of a run that cannot re-rank."""
+    kind = run.config.schedule.kind
+    return f"schedule.kind={kind} trains neither matching nor late interaction of {' and '.join(pair)}: not re-ranked"
 
 
 def _trimmed(part: Embedded) -> Embedded:

@@ -23,11 +23,11 @@ from mm.data.config import DataConfig
 from mm.data.dataset import CaptionDataset, require_readable
 from mm.data.module import AlignData
 from mm.device import Precision, choose_device
-from mm.evaluation.embed import SplitEmbeddings, joint_scores, trained_scorers
+from mm.evaluation.embed import SplitEmbeddings, joint_scores, nothing_to_score_by, trained_scorers
 from mm.evaluation.exhibits import examples_of, material_of
 from mm.evaluation.kept import embeddings_of
 from mm.evaluation.result import describe
-from mm.evaluation.retrieval import evaluate_embedded
+from mm.evaluation.retrieval import RERANKED, evaluate_embedded
 from mm.infer.towers import OpenClip
 from mm.progress import followed
 
@@ -96,7 +96,7 @@ class FinishedRun:
         precision: in which it computes; None for the run's own.
 
     Raises:
-        ValueError: the folder holds no finished run.
+        ValueError: the folder holds no finished run, or one that trained nothing to re-rank by and is asked to.
     """
 
     def __init__(
@@ -111,6 +111,8 @@ class FinishedRun:
     ) -> None:
         self.device = choose_device()
         self.run = load_run(folder).to(self.device)
+        if rerank and not any(trained_scorers(self.run, RERANKED)):
+            raise UserError(f"{folder}: {nothing_to_score_by(self.run, RERANKED)} (--rerank 0)")
         if precision is not None:
             train = replace(self.run.config.train, precision=precision)
             self.run.config = replace(self.run.config, train=train)
@@ -192,14 +194,13 @@ class FinishedRun:
         def scorer(weights: tuple[float, float]) -> Scorer:
             def score(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
                 rows = (torch.from_numpy(images), torch.from_numpy(captions))
-                pair = ("image", "text")
-                return joint_scores(self.run, pair, parts["image"], parts["text"], rows, weights).numpy()
+                return joint_scores(self.run, RERANKED, parts["image"], parts["text"], rows, weights).numpy()
 
             return score
 
         joint: dict[str, Scorer] = {}
         if "image" in parts and "text" in parts:
-            matches, interacts = trained_scorers(self.run, "image_text")
+            matches, interacts = trained_scorers(self.run, RERANKED)
             if matches:
                 joint["match head"] = scorer((0.0, 0.0))
             elif interacts:

@@ -1,5 +1,6 @@
 """A split's retrieval in every direction, first by embeddings alone, then re-ranked pair by pair."""
 
+import logging
 from dataclasses import dataclass, field
 
 import torch
@@ -13,9 +14,17 @@ from mm.artifacts.run import Run
 from mm.config import EvalConfig
 from mm.data.dataset import CaptionDataset
 from mm.data.module import AlignData
-from mm.evaluation.embed import Embedded, SplitEmbeddings, embed_split, joint_scores
+from mm.evaluation.embed import (
+    Embedded,
+    SplitEmbeddings,
+    embed_split,
+    joint_scores,
+    nothing_to_score_by,
+    trained_scorers,
+)
 from mm.modalities import pairs_of
 
+logger = logging.getLogger(__name__)
 RERANKED: Pair = ("image", "text")
 """The pair that is scored again jointly."""
 
@@ -93,7 +102,9 @@ def evaluate_embedded(run: Run, embeddings: SplitEmbeddings, name: str, config: 
         forward, backward = retrieval_both(x.vectors.to(run.device), y.vectors.to(run.device), x.ids, y.ids)
         evaluation.results[f"{a}_to_{b}"] = forward
         evaluation.results[f"{b}_to_{a}"] = backward
-        if config.rerank and (a, b) == RERANKED:
+        if config.rerank and (a, b) == RERANKED and not any(trained_scorers(run, RERANKED)):
+            logger.warning("%s", nothing_to_score_by(run, RERANKED))
+        elif config.rerank and (a, b) == RERANKED:
             evaluation.reranked[f"{a}_to_{b}"] = rerank(run, (a, b), x, y, config, swap=False)
             evaluation.reranked[f"{b}_to_{a}"] = rerank(run, (a, b), x, y, config, swap=True)
     if not evaluation.results:

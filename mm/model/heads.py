@@ -160,7 +160,9 @@ def token_projections(
 
 
 class MatchHead(nn.Module):
-    """Score pairs of unit vectors (N, E) -> logits (N,): a scaled cosine, and what a small network adds to it.
+    """Score pairs of unit vectors (N, E) -> logits (N,): a scaled cosine, and what a small network adds to it, from zero.
+
+    Where nothing trains it, pairs are ordered by their cosine.
 
     The logit starts at zero for a cosine of a half. Matching is trained on hard negatives, whose cosines lie there and
     above: a head that called them pairs with confidence would undo in its first steps what the contrastive terms have
@@ -178,6 +180,7 @@ class MatchHead(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor([scale]).log())
         self.bias = nn.Parameter(torch.tensor([-scale / 2]))
         self.net = nn.Sequential(nn.Linear(3 * embedding, hidden), nn.GELU(), nn.Linear(hidden, 1))
+        zero_initialise(self.net[-1])  # type: ignore[arg-type]  # a Linear
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Log-odds that x[i] and y[i] are a pair.

@@ -80,6 +80,7 @@ SCHEDULES: tuple[Any, ...] = (
     "few_tokens",
     "codes_later",
     "projections_first",
+    "detail_on_top",
     "anchor_first",
     "detail_apart",
     "detail_projected",
@@ -102,7 +103,7 @@ def settings(scenes: Path, cache: Path) -> AlignConfig:
     backbone = BackboneConfig(width=32, layers=2, heads=2, dropout=0.1, moe=moe)
     return AlignConfig(
         data=DataConfig(root=str(scenes), cache=str(cache)),
-        model=ModelConfig(embedding=16, token_embedding=8, head=16, direct=True, backbone=backbone),
+        model=ModelConfig(embedding=16, token_embedding=8, token_head=8, head=16, direct=True, backbone=backbone),
         image=ImageConfig(size=32, width=16, frozen=True),
         audio=AudioConfig(seconds=0.32, width=16),
         text=TextConfig(width=16, depth=1, heads=2, max_tokens=24),

@@ -251,7 +251,8 @@ def run(world: Path, script: Callable[..., None], monkeypatch: pytest.MonkeyPatc
 def runs(run: Callable[[str], None], world: Path) -> Path:
     """Finished runs under every name that is written: the first command's; runs/a and runs/b are adapted from it."""
     if not (world / "runs" / "a").is_dir():
-        run("python scripts/train_align.py --model.modalities '[image,text]' --name default --eval.rerank 2")
+        words = "--model.modalities '[image,text]' --name default --schedule.kind joint --eval.rerank 2"
+        run(f"python scripts/train_align.py {words}")
         for name in ("default", "X", "flickr8k", "flickr8k_recipe"):
             shutil.copytree(world / "trained" / "default", world / "runs" / name)
         run("python scripts/finetune.py --run runs/X --data.root DIR --strategy full --name a")

@@ -91,7 +91,7 @@ def test_a_term_that_was_not_trained_scores_nothing(embedded: Built) -> None:
     scores = joint_scores(run, ("image", "text"), image, text, rows, (0.0, 1.0))
     torch.testing.assert_close(scores, run.loss.filip["image_text"].scale * late, rtol=1e-3, atol=2e-2)
     run.config = replace(run.config, schedule=ScheduleConfig("contrastive_only"))
-    with pytest.raises(ValueError, match=r"schedule\.kind=contrastive_only trained neither"):
+    with pytest.raises(ValueError, match=r"schedule\.kind=contrastive_only trains neither"):
         joint_scores(run, ("image", "text"), image, text, rows, (1.0, 1.0))
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from alignment import ScheduleConfig
 from encoders import EncoderOutput
 from mm.artifacts.run import build_run
 from mm.config import AlignConfig, EvalConfig
@@ -41,6 +42,13 @@ def test_all_six_directions_with_and_without_the_joint_head(evaluate: Callable[.
 def test_without_reranking_there_is_none(evaluate: Callable[..., Evaluation]) -> None:
     found = evaluate(EvalConfig(rerank=0))
     assert not found.reranked and not any(k.startswith("reranked") for k in found.metrics())
+
+
+def test_what_was_not_trained_to_re_rank_says_so_and_does_not(
+    evaluate: Callable[..., Evaluation], caplog: pytest.LogCaptureFixture
+) -> None:
+    found = evaluate(EvalConfig(rerank=2), schedule=ScheduleConfig("contrastive_only"))
+    assert not found.reranked and "schedule.kind=contrastive_only trains neither" in caplog.text
 
 
 def test_two_modalities_have_two_directions(evaluate: Callable[..., Evaluation], tiny: AlignConfig) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from alignment import Moment
 from alignment.matching import matching_loss
@@ -154,6 +155,11 @@ def test_projections_that_come_first_are_what_the_rest_adds_to(
     taught = {name for name, p in model.named_parameters() if p.grad is not None}
     allowed = ("direct.", "encoders.image.trunk.", "encoders.audio.trunk.", "encoders.text.trunk.")
     assert "direct.text.linear.weight" in taught and all(name.startswith(allowed) for name in taught)
+
+
+def test_an_untrained_match_head_orders_by_the_cosine() -> None:
+    x, y = (normalize(torch.randn(9, 6), dim=-1) for _ in range(2))
+    assert torch.equal(MatchHead(6, 4)(x, y).argsort(), (x * y).sum(-1).argsort())
 
 
 def test_token_vectors_begin_as_the_trunks_own(
