@@ -160,9 +160,9 @@ def token_projections(
 
 
 class MatchHead(nn.Module):
-    """Score pairs of unit vectors (N, E) -> logits (N,): a scaled cosine, and what a small network adds to it, from zero.
+    """Score pairs of unit vectors (N, E) -> logits (N,): a scaled cosine, and what a small network adds to it.
 
-    Where nothing trains it, pairs are ordered by their cosine.
+    The network adds from zero: where nothing trains it, pairs are ordered by their cosine.
 
     The logit starts at zero for a cosine of a half. Matching is trained on hard negatives, whose cosines lie there and
     above: a head that called them pairs with confidence would undo in its first steps what the contrastive terms have
