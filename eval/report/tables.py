@@ -71,7 +71,7 @@ def retrieval_table(figures: Figures, chances: Mapping[str, float], baseline: Ba
 
 
 def _note(figures: Figures, baseline: Baseline | None) -> str:
-    """RSUM, and what the columns mean."""
+    """RSUM, what re-ranking adds, and what the columns mean."""
     parts = []
     for name in ("RSUM", "reranked/RSUM", "rsum"):
         if name in figures.metrics:
@@ -79,6 +79,12 @@ def _note(figures: Figures, baseline: Baseline | None) -> str:
                 f" ({baseline.name} {baseline.metrics[name]:.1f})" if baseline and name in baseline.metrics else ""
             )
             parts.append(f"{name.replace('/', ' ')} {figures.metrics[name]:.1f}{against}.")
+    gains = []
+    for name, (low, high) in figures.intervals.items():
+        if name.startswith("reranked/") and name.endswith("/gain@1"):
+            gains.append(f"{arrow(name.split('/')[1])} {figures.metrics[name]:+.1f} [{low:+.1f}, {high:+.1f}]")
+    if gains:
+        parts.append(f"Re-ranking adds to R@1: {', '.join(gains)}.")
     parts.append("Small print: 95 % intervals, bootstraps over images. Chance: a random ranking.")
     if baseline is None:
         parts.append("No baseline: no other result of this protocol is stored.")

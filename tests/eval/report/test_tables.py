@@ -44,6 +44,13 @@ def test_directions_are_rows_beside_chance_and_the_baseline():
     assert again[0] == "image → text, best 2 re-ranked" and again[1] == "70.0"
     assert "RSUM 400.0 (best 410.0)" in table.note
     assert "No baseline" in retrieval_table(FIGURES, {}, None).note
+    gain = "reranked/image_to_text/gain@1"
+    figures = replace(
+        FIGURES,
+        metrics=FIGURES.metrics | {gain: 8.8},
+        intervals=FIGURES.intervals | {gain: (-1.2, 17.0)},
+    )
+    assert "Re-ranking adds to R@1: image → text +8.8 [-1.2, +17.0]." in retrieval_table(figures, {}, None).note
 
 
 @pytest.mark.parametrize(

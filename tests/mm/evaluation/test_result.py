@@ -1,19 +1,22 @@
 """What a number means: protocol, chance and use, by cases that can be counted on fingers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from encoders import EncoderOutput
-from eval.retrieval import retrieval_both
+from eval.intervals import Bootstrap
+from eval.protocols import Protocol
+from eval.retrieval import RetrievalResult, retrieval_both
 from mm.config import AlignConfig
 from mm.data.media import pixels_of
 from mm.data.module import AlignData
 from mm.evaluation.embed import Embedded, SplitEmbeddings
 from mm.evaluation.exhibits import examples_of
-from mm.evaluation.result import chance, split_protocol, stated_of, utilization
+from mm.evaluation.result import chance, evaluation_figures, split_protocol, stated_of, utilization
 from mm.evaluation.retrieval import Evaluation, with_partner
 from mm.modalities import pairs_of
 
@@ -83,6 +86,25 @@ def test_the_protocol_counts_samples_what_they_have_and_the_galleries(
     protocol = split_protocol(without_text, stated_of(dataset, "val", "", without_text.embeddings.arrays()))
     assert (protocol.images, protocol.captions) == (0, 0) and "2 audio clips x 2 images" in str(protocol)
     assert protocol.skipped == {"sample without image": 3, "sample without audio": 4}
+
+
+def test_what_re_ranking_gains_has_an_interval_of_the_same_queries() -> None:
+    ids = np.arange(40)
+    before = (ids % 2).astype(float)[:, None]
+    after = before.copy()
+    after[:8] = 1  # four queries more
+
+    def found(hits: np.ndarray) -> RetrievalResult:
+        return RetrievalResult((1,), np.ones(40), hits, hits, ids)
+
+    images = evaluated(image=ids.tolist(), audio=ids.tolist())
+    evaluation = replace(images, results={"image_to_audio": found(before)}, reranked={"image_to_audio": found(after)})
+    figures = evaluation_figures(evaluation, Protocol("toy", "val", 40, 0, "0"), Bootstrap(200))
+    assert figures.metrics["reranked/image_to_audio/gain@1"] == 10
+    low, high = figures.intervals["reranked/image_to_audio/gain@1"]
+    assert 0 < low < 10 < high
+    apart = [figures.intervals[f"{prefix}image_to_audio/R@1"] for prefix in ("", "reranked/")]
+    assert apart[0][1] > apart[1][0]  # intervals that are not paired overlap
 
 
 def test_use_is_percent_used_and_perplexity_over_layers(evaluation: Evaluation) -> None:
