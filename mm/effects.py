@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from alignment import DETAILED, MATCHED, SUMMARIES_FIRST, has_stage
+from alignment import DETAILED, MATCHED, SUMMARIES_FIRST, has_stage, moment
 from kernels.errors import UserError
 
 
@@ -188,6 +188,10 @@ def _matched(settings: Any) -> bool:
     return settings.schedule.kind in MATCHED
 
 
+def _fine_and_joined(settings: Any) -> bool:
+    return _fine(settings) and moment(settings.schedule, 0.0).merge == "sum"
+
+
 def _coded_beside_bypass(settings: Any) -> bool:
     return settings.schedule.kind != "codes_later" or settings.bottleneck.mode == "both"
 
@@ -265,7 +269,12 @@ ALIGN = [
         "model.head or model.token_head > 0",
         "model.head model.token_head",
     ),
-    Needs("model.token_head", _fine, "a schedule with fine-grained terms, such as detail_on_top", "schedule.kind"),
+    Needs(
+        "model.token_head",
+        _fine_and_joined,
+        "a schedule with fine-grained terms whose gradients are added, such as detail_on_top",
+        "schedule.kind",
+    ),
     Needs(
         "model.backbone.moe.bias_rate model.backbone.moe.balance",
         lambda c: c.model.backbone.moe.top_k < c.model.backbone.moe.num_experts,

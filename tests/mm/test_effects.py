@@ -69,6 +69,7 @@ ALIGNED = [
     ("--schedule.kind detail_on_top --model.token_head 8 --model.direct false", "schedule.kind"),
     ("--schedule.kind detail_on_top --model.token_head 8 --loss.itm 1", "loss.itm"),
     ("--schedule.kind contrastive_only --model.token_head 8", "model.token_head"),
+    ("--schedule.kind detail_apart --model.token_head 8", "model.token_head"),
     ("--schedule.kind contrastive_only --eval.rerank 5", "eval.rerank"),
     ("--schedule.kind joint --loss.itm 0 --loss.filip 0 --eval.rerank 5", "eval.rerank"),
     ("--schedule.kind anchor_first --model.modalities [image,text]", "schedule.kind"),
