@@ -225,11 +225,10 @@ class MultimodalModel(nn.Module):
         embeddings = {m: normalize(x.float(), dim=-1) for m, x in projected.items()}
         tokens = {m: e.tokens for m, e in encoded.items()}
         masks = {m: e.mask for m, e in encoded.items()}
-        for m in self.direct_tokens.keys() & encoded.keys():
-            features = encoded[m].features
-            assert features is not None  # of an encoder's own output
-            tokens[m] = self.token_vectors(m, None, features)
-            masks[m] = features.mask
+        for m, e in encoded.items():
+            if m in self.direct_tokens and e.features is not None:
+                tokens[m] = self.token_vectors(m, None, e.features)
+                masks[m] = e.features.mask
         return ModelOutput(encoded, embeddings, tokens, masks, {}, self.backbone.no_load(batch.ids.device))
 
     def encode(
