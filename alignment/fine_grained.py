@@ -1,13 +1,13 @@
 """The fine-grained terms: token-level late interaction, and agreement of code distributions over a shared codebook."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from alignment.contrastive import initial_log_scale, inverse_temperature
-from alignment.shortlist import hardest, shortlist_interaction
+from alignment.matching import mean_of
+from alignment.shortlist import blocks, hardest, shares, shortlist_interaction
 from kernels.collectives import gather, world
 from kernels.dispatch import compute_dtype
 
@@ -43,11 +43,11 @@ class _LateInteraction(torch.autograd.Function):
         left = torch.cat([a, torch.ones_like(a[..., :1]), hidden_a], 2).to(a.dtype)
         right = torch.cat([b, hidden_b, torch.ones_like(b[..., :1])], 2).to(b.dtype)
         right = right.flatten(0, 1).T.contiguous()
-        share_a, share_b = _shares(mask_a, mask_b)
+        share_a, share_b = shares(mask_a, mask_b)
         found = a.new_empty(n, m, dtype=share_a.dtype)
         best_b = mask_a.new_empty(n, s, m, dtype=torch.int32)
         best_a = mask_a.new_empty(n, m, t, dtype=torch.int32)
-        for rows in _blocks(n, block):
+        for rows in blocks(n, block):
             similarity = (left[rows].flatten(0, 1) @ right).view(-1, s, m, t)
             best, best_b[rows] = similarity.max(3)
             found[rows] = (best.clamp(min=-1) * share_a[rows, :, None]).sum(1)
@@ -63,11 +63,11 @@ class _LateInteraction(torch.autograd.Function):
         a, mask_a, b, mask_b, best_b, best_a = ctx.saved_tensors
         n, s, _ = a.shape
         m, t, _ = b.shape
-        share_a, share_b = _shares(mask_a, mask_b)
+        share_a, share_b = shares(mask_a, mask_b)
         grad = grad * mask_a.any(1)[:, None] * mask_b.any(1)  # who has no tokens has no partners
         d_a = torch.empty_like(a)
         d_b = torch.zeros_like(b, dtype=grad.dtype)
-        for rows in _blocks(n, ctx.block):
+        for rows in blocks(n, ctx.block):
             g = grad[rows]
             d = g.new_zeros(len(g), s, m, t)
             of_best_b = (g[:, None] * share_a[rows, :, None])[..., None]
@@ -78,15 +78,6 @@ class _LateInteraction(torch.autograd.Function):
             d_a[rows] = (d @ b.flatten(0, 1)).view_as(a[rows])
             d_b += (d.T @ a[rows].flatten(0, 1)).view_as(b)
         return d_a, None, d_b.to(b.dtype), None, None
-
-
-def _blocks(rows: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, rows, size))
-
-
-def _shares(*masks: Tensor) -> list[Tensor]:
-    """Half of one over the number of real tokens, at each of them: (N, S) float32."""
-    return [0.5 * mask / mask.sum(1, keepdim=True).clamp(min=1) for mask in masks]
 
 
 def paired_late_interaction(a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor) -> Tensor:
@@ -143,7 +134,7 @@ class LateInteraction(nn.Module):
         forward = shortlist_interaction(a, mask_a, b, mask_b, columns) * self.scale + of_columns
         backward = shortlist_interaction(b, mask_b, a, mask_a, rows) * self.scale + of_rows
         losses = 0.5 * (own_against_all(forward) + own_against_all(backward))
-        return losses.mean() if real is None else (losses * real).sum() / real.sum().clamp(min=1)
+        return losses.mean() if real is None else mean_of(losses, real)
 
 
 def own_against_all(scores: Tensor) -> Tensor:

@@ -61,11 +61,11 @@ class _Shortlist(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, columns: Tensor) -> Tensor:
         n, k = columns.shape
         s, t = a.shape[1], b.shape[1]
-        share_a, share_b = _share(mask_a), _share(mask_b)
+        share_a, share_b = shares(mask_a, mask_b)
         found = a.new_empty(n, k, dtype=share_a.dtype)
         best_b = columns.new_empty(n, s, k, dtype=torch.int16)
         best_a = columns.new_empty(n, k, t, dtype=torch.int16)
-        for rows in _blocks(a):
+        for rows in blocks(len(a), _size(a)):
             chosen = columns[rows]
             similarity = torch.bmm(a[rows], b[chosen].flatten(1, 2).transpose(1, 2)).float().view(-1, s, k, t)
             best, place = similarity.masked_fill(~mask_b[chosen][:, None], -1).max(3)
@@ -83,12 +83,12 @@ class _Shortlist(torch.autograd.Function):
         a, mask_a, b, mask_b, columns, best_b, best_a = ctx.saved_tensors
         k = columns.shape[1]
         s, t = a.shape[1], b.shape[1]
-        share_a, share_b = _share(mask_a), _share(mask_b)
+        share_a, share_b = shares(mask_a, mask_b)
         # Who has no tokens has no partners.
         grad = grad * mask_a.any(1)[:, None] * mask_b.any(1)[columns]
         d_a = torch.empty_like(a)
         d_b = torch.zeros_like(b, dtype=grad.dtype)
-        for rows in _blocks(a):
+        for rows in blocks(len(a), _size(a)):
             chosen = columns[rows]
             g = grad[rows]
             d = g.new_zeros(len(g), s, k, t)
@@ -103,11 +103,15 @@ class _Shortlist(torch.autograd.Function):
         return d_a, None, d_b.to(b.dtype), None, None
 
 
-def _blocks(a: Tensor) -> Iterator[slice]:
-    size = ROWS if a.device.type == "cpu" else ROWS_ELSEWHERE
-    return (slice(start, start + size) for start in range(0, len(a), size))
+def _size(a: Tensor) -> int:
+    return ROWS if a.device.type == "cpu" else ROWS_ELSEWHERE
 
 
-def _share(mask: Tensor) -> Tensor:
+def blocks(rows: int, size: int) -> Iterator[slice]:
+    """All rows, `size` at a time."""
+    return (slice(start, start + size) for start in range(0, rows, size))
+
+
+def shares(*masks: Tensor) -> list[Tensor]:
     """Half of one over the number of real tokens, at each of them: (N, S) float32."""
-    return 0.5 * mask / mask.sum(1, keepdim=True).clamp(min=1)
+    return [0.5 * mask / mask.sum(1, keepdim=True).clamp(min=1) for mask in masks]

@@ -14,6 +14,7 @@ from torch.utils._pytree import register_dataclass, tree_map_only
 
 from alignment import Pair, loss_weights
 from alignment.fine_grained import paired_late_interaction
+from alignment.progressive import name_of
 from encoders import EncoderOutput
 from kernels.collectives import Group, gather_objects, rank_and_size, sum_over_ranks
 from kernels.errors import UserError
@@ -263,7 +264,7 @@ def joint_scores(
     """
     run.eval()
     a, b = pair
-    name = f"{a}_{b}"
+    name = name_of(pair)
     matches, interacts = trained_scorers(run, pair)
     if not matches and not interacts:
         raise UserError(nothing_to_score_by(run, pair))
@@ -291,7 +292,7 @@ def joint_scores(
 def trained_scorers(run: Run, pair: Pair) -> tuple[bool, bool]:
     """Whether a run's training ended with matching of a pair of modalities, and with its late interaction."""
     trained = run.loss.term_weights(loss_weights(run.config.schedule, 1.0, pairs_of(run.model.modalities)))
-    name = "_".join(pair)
+    name = name_of(pair)
     return f"itm/{name}" in trained, f"filip/{name}" in trained
 
 

@@ -102,11 +102,13 @@ def evaluate_embedded(run: Run, embeddings: SplitEmbeddings, name: str, config: 
         forward, backward = retrieval_both(x.vectors.to(run.device), y.vectors.to(run.device), x.ids, y.ids)
         evaluation.results[f"{a}_to_{b}"] = forward
         evaluation.results[f"{b}_to_{a}"] = backward
-        if config.rerank and (a, b) == RERANKED and not any(trained_scorers(run, RERANKED)):
-            logger.warning("%s", nothing_to_score_by(run, RERANKED))
-        elif config.rerank and (a, b) == RERANKED:
+        if not config.rerank or (a, b) != RERANKED:
+            continue
+        if any(trained_scorers(run, RERANKED)):
             evaluation.reranked[f"{a}_to_{b}"] = rerank(run, (a, b), x, y, config, swap=False)
             evaluation.reranked[f"{b}_to_{a}"] = rerank(run, (a, b), x, y, config, swap=True)
+        else:
+            logger.warning("%s", nothing_to_score_by(run, RERANKED))
     if not evaluation.results:
         raise UserError(f"{name}: no sample has two of {', '.join(run.model.modalities)} to retrieve between")
     return evaluation
